@@ -1,0 +1,10 @@
+//! `cargo xtask setup`: installs what a fresh Debian machine lacks.
+
+use anyhow::Result;
+
+#[derive(clap::Args)]
+pub struct Args {}
+
+pub fn run(_args: Args) -> Result<()> {
+    Ok(())
+}

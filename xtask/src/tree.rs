@@ -1,0 +1,20 @@
+//! Where things are in the source tree. Every subcommand asks here, so that none depends on the
+//! directory it was started from.
+
+use std::path::{Path, PathBuf};
+
+/// The repository's top directory.
+pub fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// `target/`, or where `CARGO_TARGET_DIR` puts it.
+pub fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// The compiled kernel programs, as `mesh-node` looks for them.
+pub fn bpf_object() -> PathBuf {
+    target_dir().join("bpf/mesh-ebpf.o")
+}

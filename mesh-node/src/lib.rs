@@ -1,1 +1,7 @@
-//! The node proxy.
+//! The node proxy: steers the pods of a node to itself and proxies them at L4 and L7.
+//!
+//! Modules in data-flow order; each stage imports only the stages after it, plus `model` and `telemetry`.
+
+pub mod http;
+pub mod model;
+pub mod telemetry;

@@ -1,0 +1,4 @@
+//! HTTP codecs: bytes on a connection to and from messages with streaming bodies. They know nothing of
+//! routes, clusters or configuration resources beyond protocol options.
+
+pub mod body;

@@ -1,0 +1,192 @@
+//! Clusters and endpoints as configured (`envoy.config.cluster.v3`, `endpoint.v3`). What is learned at run
+//! time (health, outliers, resolved addresses, load) lives in the `cluster/` stage.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Str;
+use super::network::{Http1Options, Http2Options};
+use super::tls::UpstreamTls;
+use crate::telemetry::stats::ClusterStats;
+
+/// A compiled `Cluster`.
+#[derive(Debug)]
+pub struct Cluster {
+    pub name: Str,
+    /// `alt_stat_name`, or the name: the `X` in `cluster.X.upstream_rq_total`.
+    pub stat_name: Str,
+    pub discovery: Discovery,
+    /// Static endpoints, or hosts to resolve, by locality.
+    pub load_assignment: Vec<Locality>,
+    pub overprovisioning_factor_percent: u32,
+    pub lb: LbPolicy,
+    /// `common_lb_config.healthy_panic_threshold`, percent; default 50.
+    pub panic_threshold_percent: f64,
+    /// Default 5 s.
+    pub connect_timeout: Duration,
+    /// `upstream_bind_config.source_address`.
+    pub bind_source: Option<SocketAddr>,
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    /// In `transport_socket_matches` order; the first that matches the endpoint wins.
+    pub transport_socket_matches: Vec<TransportSocketMatch>,
+    pub transport_socket: Transport,
+    pub protocol: UpstreamProtocol,
+    pub http1: Http1Options,
+    pub http2: Http2Options,
+    /// `common_http_protocol_options.idle_timeout` of pooled connections; default one hour.
+    pub idle_timeout: Option<Duration>,
+    /// 0 is no limit.
+    pub max_requests_per_connection: u32,
+    pub max_stream_duration: Option<Duration>,
+    pub auto_sni: bool,
+    pub auto_san_validation: bool,
+    /// Default and high priority.
+    pub circuit_breakers: [Thresholds; 2],
+    /// Default 1 MiB.
+    pub per_connection_buffer_limit_bytes: u32,
+    pub close_connections_on_host_health_failure: bool,
+    pub stats: Arc<ClusterStats>,
+    /// Hash of the resource: an equal resource keeps its run-time state and pools.
+    pub content_hash: u64,
+}
+
+/// `Cluster.type`.
+#[derive(Debug, Clone)]
+pub enum Discovery {
+    Static,
+    StrictDns(DnsOptions),
+    LogicalDns(DnsOptions),
+    OriginalDst { http_header: Option<http::HeaderName>, port_override: Option<u16> },
+}
+
+/// DNS settings of a cluster.
+#[derive(Debug, Clone)]
+pub struct DnsOptions {
+    /// Default 5 s.
+    pub refresh: Duration,
+    pub respect_ttl: bool,
+    pub family: DnsFamily,
+}
+
+/// `Cluster.DnsLookupFamily`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DnsFamily {
+    #[default]
+    Auto,
+    V4Only,
+    V6Only,
+    V4Preferred,
+    All,
+}
+
+/// `LbPolicy`.
+#[derive(Debug, Clone)]
+pub enum LbPolicy {
+    RoundRobin,
+    /// `choice_count`, default 2.
+    LeastRequest {
+        choices: u32,
+    },
+    Random,
+    /// Original destination.
+    ClusterProvided,
+}
+
+/// `LocalityLbEndpoints`.
+#[derive(Debug, Clone)]
+pub struct Locality {
+    pub region: Str,
+    pub zone: Str,
+    pub sub_zone: Str,
+    pub priority: u32,
+    /// 0: no locality weight given.
+    pub weight: u32,
+    pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+/// `LbEndpoint`.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    pub address: EndpointAddress,
+    /// `Endpoint.hostname`.
+    pub hostname: Option<Str>,
+    /// At least 1.
+    pub weight: u32,
+    pub health: HealthStatus,
+    /// `metadata.filter_metadata["envoy.transport_socket_match"]`, string values.
+    pub transport_match: Vec<(String, String)>,
+}
+
+/// An endpoint's address: ready, or a host to resolve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndpointAddress {
+    Socket(SocketAddr),
+    Host(Str, u16),
+}
+
+/// `core.v3.HealthStatus`, as far as balancing cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HealthStatus {
+    Healthy,
+    Degraded,
+    Unhealthy,
+    Draining,
+}
+
+/// `TransportSocketMatch`: all pairs must be in the endpoint's metadata.
+#[derive(Debug, Clone)]
+pub struct TransportSocketMatch {
+    pub name: Str,
+    pub matches: Vec<(String, String)>,
+    pub transport: Transport,
+}
+
+/// How bytes travel to an endpoint.
+#[derive(Debug, Clone)]
+pub enum Transport {
+    Raw,
+    Tls(Arc<UpstreamTls>),
+}
+
+/// Which HTTP version a cluster speaks (`HttpProtocolOptions`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    Http1,
+    Http2,
+    /// `use_downstream_protocol_config`.
+    Downstream,
+    /// `auto_config`: by ALPN.
+    Auto,
+}
+
+/// `core.v3.TcpKeepalive`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TcpKeepalive {
+    pub probes: Option<u32>,
+    pub time: Option<Duration>,
+    pub interval: Option<Duration>,
+}
+
+/// `CircuitBreakers.Thresholds` of one priority. Envoy's defaults are 1,024 each and 3 retries.
+#[derive(Debug, Clone, Copy)]
+pub struct Thresholds {
+    pub max_connections: u32,
+    pub max_pending_requests: u32,
+    pub max_requests: u32,
+    pub max_retries: u32,
+    /// Percent of active requests, and the least number of retries always allowed.
+    pub retry_budget: Option<(f64, u32)>,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            max_connections: 1024,
+            max_pending_requests: 1024,
+            max_requests: 1024,
+            max_retries: 3,
+            retry_budget: None,
+        }
+    }
+}

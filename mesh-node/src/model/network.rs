@@ -1,0 +1,203 @@
+//! Network filters: a closed set, compiled when configuration changes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Str;
+use super::route::RouteTable;
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::stats::{HttpStats, TcpStats};
+
+/// A compiled network filter. A filter that is not here rejects its listener by name.
+#[derive(Debug, Clone)]
+pub enum NetworkFilter {
+    TcpProxy(Arc<TcpProxy>),
+    HttpConnectionManager(Arc<HttpConnectionManager>),
+}
+
+/// `envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy`.
+#[derive(Debug)]
+pub struct TcpProxy {
+    pub stat_prefix: Str,
+    pub cluster: TcpClusters,
+    /// `None` is no timeout (`0s`). Envoy's default is one hour.
+    pub idle_timeout: Option<Duration>,
+    pub max_downstream_connection_duration: Option<Duration>,
+    /// At least 1.
+    pub max_connect_attempts: u32,
+    /// `hash_policy: [{source_ip: {}}]`.
+    pub hash_source_ip: bool,
+    pub access_log: Vec<Arc<AccessLog>>,
+    pub stats: Arc<TcpStats>,
+}
+
+/// Where a TCP proxy sends connections.
+#[derive(Debug)]
+pub enum TcpClusters {
+    Single(Str),
+    /// Cluster and weight; the sum of weights is at least 1.
+    Weighted {
+        clusters: Vec<(Str, u32)>,
+        total: u32,
+    },
+}
+
+/// `HttpConnectionManager.codec_type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    Auto,
+    Http1,
+    Http2,
+}
+
+/// `HttpConnectionManager` (`envoy.extensions.filters.network.http_connection_manager.v3`).
+/// A `None` timeout is "no limit"; Envoy's defaults are applied by the converter.
+#[derive(Debug)]
+pub struct HttpConnectionManager {
+    pub stat_prefix: Str,
+    pub codec: Codec,
+    pub routes: Arc<RouteTable>,
+    /// The last one is `Router`.
+    pub http_filters: Vec<HttpFilter>,
+    /// `server_name`; default `envoy`.
+    pub server_name: Str,
+    pub server_header: ServerHeader,
+    pub use_remote_address: bool,
+    pub xff_num_trusted_hops: u32,
+    pub skip_xff_append: bool,
+    pub via: Option<Str>,
+    pub generate_request_id: bool,
+    pub preserve_external_request_id: bool,
+    pub always_set_request_id_in_response: bool,
+    /// Default 5 minutes.
+    pub stream_idle_timeout: Option<Duration>,
+    pub request_timeout: Option<Duration>,
+    pub request_headers_timeout: Option<Duration>,
+    /// Default 5 s.
+    pub drain_timeout: Duration,
+    /// Default 1 s.
+    pub delayed_close_timeout: Option<Duration>,
+    /// `common_http_protocol_options.idle_timeout`; default one hour.
+    pub idle_timeout: Option<Duration>,
+    pub max_connection_duration: Option<Duration>,
+    pub max_stream_duration: Option<Duration>,
+    /// 0 is no limit.
+    pub max_requests_per_connection: u32,
+    /// Default 100.
+    pub max_headers_count: u32,
+    pub underscores: UnderscoresAction,
+    /// Default 60.
+    pub max_request_headers_kib: u32,
+    pub http1: Http1Options,
+    pub http2: Http2Options,
+    /// Lower-case upgrade types that are allowed (`websocket`, `connect`), unless a route says otherwise.
+    pub upgrades: Vec<(Str, bool)>,
+    pub normalize_path: bool,
+    pub merge_slashes: bool,
+    pub escaped_slashes: EscapedSlashes,
+    pub strip_any_host_port: bool,
+    pub strip_matching_host_port: bool,
+    pub forward_client_cert: ForwardClientCert,
+    pub set_client_cert: ClientCertDetails,
+    pub proxy_100_continue: bool,
+    pub access_log: Vec<Arc<AccessLog>>,
+    pub stats: Arc<HttpStats>,
+}
+
+/// `server_header_transformation`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ServerHeader {
+    #[default]
+    Overwrite,
+    AppendIfAbsent,
+    PassThrough,
+}
+
+/// `HttpProtocolOptions.HeadersWithUnderscoresAction`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UnderscoresAction {
+    #[default]
+    Allow,
+    RejectRequest,
+    DropHeader,
+}
+
+/// `path_with_escaped_slashes_action`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EscapedSlashes {
+    #[default]
+    KeepUnchanged,
+    RejectRequest,
+    UnescapeAndRedirect,
+    UnescapeAndForward,
+}
+
+/// `forward_client_cert_details`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ForwardClientCert {
+    #[default]
+    Sanitize,
+    ForwardOnly,
+    AppendForward,
+    SanitizeSet,
+    AlwaysForwardOnly,
+}
+
+/// `set_current_client_cert_details`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ClientCertDetails {
+    pub subject: bool,
+    pub cert: bool,
+    pub chain: bool,
+    pub dns: bool,
+    pub uri: bool,
+}
+
+/// `Http1ProtocolOptions`, of a listener or of a cluster.
+#[derive(Debug, Clone, Default)]
+pub struct Http1Options {
+    pub accept_http_10: bool,
+    pub default_host_for_http_10: Option<Str>,
+    pub allow_absolute_url: bool,
+    /// Write header names as `Proper-Case`.
+    pub proper_case: bool,
+    pub enable_trailers: bool,
+    pub allow_chunked_length: bool,
+}
+
+/// `Http2ProtocolOptions`, of a listener or of a cluster.
+#[derive(Debug, Clone)]
+pub struct Http2Options {
+    pub max_concurrent_streams: u32,
+    pub initial_stream_window_bytes: u32,
+    pub initial_connection_window_bytes: u32,
+    /// Interval and timeout of keepalive PINGs.
+    pub keepalive: Option<(Duration, Duration)>,
+    pub allow_connect: bool,
+}
+
+impl Default for Http2Options {
+    /// Envoy 1.40's defaults: 1,024 streams, 16 MiB stream window, 24 MiB connection window.
+    fn default() -> Self {
+        Self {
+            max_concurrent_streams: 1024,
+            initial_stream_window_bytes: 16 << 20,
+            initial_connection_window_bytes: 24 << 20,
+            keepalive: None,
+            allow_connect: false,
+        }
+    }
+}
+
+/// A compiled HTTP filter. A filter that is not here rejects its listener by name.
+#[derive(Debug, Clone)]
+pub enum HttpFilter {
+    Router(Arc<RouterFilter>),
+}
+
+/// `envoy.extensions.filters.http.router.v3.Router`.
+#[derive(Debug, Default)]
+pub struct RouterFilter {
+    pub suppress_envoy_headers: bool,
+    pub upstream_log: Vec<Arc<AccessLog>>,
+}

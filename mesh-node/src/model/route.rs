@@ -1,0 +1,253 @@
+//! Route tables (`envoy.config.route.v3`). The router is pure: it reads this and a request head.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use regex::Regex;
+
+use super::Str;
+use super::format::Format;
+use super::headers::HeaderMutations;
+use super::matcher::{HeaderMatcher, QueryMatcher};
+
+/// A `RouteConfiguration`.
+#[derive(Debug, Default)]
+pub struct RouteTable {
+    pub name: Str,
+    pub virtual_hosts: Vec<Arc<VirtualHost>>,
+    /// Exact domains, lower case → index into `virtual_hosts`.
+    pub exact: std::collections::HashMap<String, usize, ahash::RandomState>,
+    /// `*.suffix` domains as (`.suffix`, index), longest first.
+    pub suffix: Vec<(String, usize)>,
+    /// `prefix.*` domains as (`prefix.`, index), longest first.
+    pub prefix: Vec<(String, usize)>,
+    /// The virtual host with domain `*`.
+    pub catch_all: Option<usize>,
+    pub headers: HeaderMutations,
+    /// Request headers of these names (lower case) are removed from internal-only use.
+    pub internal_only_headers: Vec<Str>,
+    pub ignore_port_in_host_matching: bool,
+    pub most_specific_header_mutations_wins: bool,
+}
+
+/// A `VirtualHost`.
+#[derive(Debug)]
+pub struct VirtualHost {
+    pub name: Str,
+    pub domains: Vec<Str>,
+    pub routes: Vec<Arc<Route>>,
+    pub require_tls: RequireTls,
+    pub headers: HeaderMutations,
+    pub retry: Option<Arc<RetryPolicy>>,
+    pub include_request_attempt_count: bool,
+    pub include_attempt_count_in_response: bool,
+}
+
+/// `VirtualHost.TlsRequirementType`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RequireTls {
+    #[default]
+    None,
+    ExternalOnly,
+    All,
+}
+
+/// One `Route`: match and what to do.
+#[derive(Debug)]
+pub struct Route {
+    pub name: Str,
+    pub matches: RouteMatch,
+    pub action: Action,
+    pub headers: HeaderMutations,
+}
+
+/// `RouteMatch`. All parts must match.
+#[derive(Debug)]
+pub struct RouteMatch {
+    pub path: PathMatch,
+    pub case_sensitive: bool,
+    pub headers: Vec<HeaderMatcher>,
+    pub query: Vec<QueryMatcher>,
+    /// Share of requests that match, as (numerator, denominator).
+    pub runtime_fraction: Option<(u32, u32)>,
+    /// `grpc: {}`: only requests with an `application/grpc` content type.
+    pub grpc: bool,
+}
+
+/// The path part of a match. The query string never takes part.
+#[derive(Debug)]
+pub enum PathMatch {
+    Prefix(String),
+    Exact(String),
+    /// Whole path.
+    Regex(Regex),
+    /// `/a` matches `/a` and `/a/…`.
+    SeparatedPrefix(String),
+    /// CONNECT requests.
+    Connect,
+}
+
+/// What a matched route does.
+#[derive(Debug)]
+pub enum Action {
+    Forward(Box<Forward>),
+    Redirect(Redirect),
+    Direct(DirectResponse),
+}
+
+/// `RouteAction`.
+#[derive(Debug)]
+pub struct Forward {
+    pub cluster: ClusterChoice,
+    /// 503 or 404 (`cluster_not_found_response_code`).
+    pub cluster_not_found_status: u16,
+    pub path_rewrite: PathRewrite,
+    pub host_rewrite: HostRewrite,
+    pub append_x_forwarded_host: bool,
+    /// Default 15 s; `None` is no limit.
+    pub timeout: Option<Duration>,
+    pub idle_timeout: Option<Duration>,
+    /// `max_stream_duration`; `Some(None)` turns the connection manager's off.
+    pub max_stream_duration: Option<Option<Duration>>,
+    /// `max_grpc_timeout` or `grpc_timeout_header_max`; `Some(None)` takes any `grpc-timeout`.
+    pub max_grpc_timeout: Option<Option<Duration>>,
+    pub retry: Option<Arc<RetryPolicy>>,
+    pub upgrades: Vec<(Str, bool)>,
+    pub hash_policy: Vec<HashPolicy>,
+    pub priority_high: bool,
+}
+
+/// The cluster of a route.
+#[derive(Debug)]
+pub enum ClusterChoice {
+    Single(Str),
+    /// The cluster's name is in this request header.
+    Header(http::HeaderName),
+    Weighted {
+        clusters: Vec<WeightedCluster>,
+        total: u32,
+    },
+}
+
+/// One entry of `weighted_clusters`.
+#[derive(Debug)]
+pub struct WeightedCluster {
+    pub name: Str,
+    pub weight: u32,
+    pub headers: HeaderMutations,
+    pub host_rewrite: Option<Str>,
+}
+
+/// How the path is rewritten before forwarding.
+#[derive(Debug, Default)]
+pub enum PathRewrite {
+    #[default]
+    None,
+    /// Replaces the matched prefix (or whole path for an exact match).
+    Prefix(String),
+    /// Pattern and substitution, with `\N` already translated to the regex crate's `${N}`.
+    Regex(Regex, String),
+}
+
+/// How `:authority` is rewritten before forwarding.
+#[derive(Debug, Default)]
+pub enum HostRewrite {
+    #[default]
+    None,
+    Literal(Str),
+    /// The host name of the chosen endpoint (DNS clusters).
+    Auto,
+    Header(http::HeaderName),
+    PathRegex(Regex, String),
+}
+
+/// `RedirectAction`.
+#[derive(Debug, Default)]
+pub struct Redirect {
+    pub scheme: Option<String>,
+    /// `https_redirect: true`.
+    pub https: bool,
+    pub host: Option<String>,
+    pub port: Option<u32>,
+    pub path: RedirectPath,
+    pub strip_query: bool,
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+}
+
+/// The path of a redirect.
+#[derive(Debug, Default)]
+pub enum RedirectPath {
+    #[default]
+    Keep,
+    /// May contain a query string of its own.
+    Replace(String),
+    PrefixRewrite(String),
+    Regex(Regex, String),
+}
+
+/// `DirectResponseAction`.
+#[derive(Debug)]
+pub struct DirectResponse {
+    pub status: u16,
+    pub body: bytes::Bytes,
+    /// Format of the body when it has substitutions.
+    pub body_format: Option<Format>,
+}
+
+/// `RouteAction.HashPolicy`.
+#[derive(Debug)]
+pub struct HashPolicy {
+    pub on: HashOn,
+    pub terminal: bool,
+}
+
+/// What a hash policy hashes.
+#[derive(Debug)]
+pub enum HashOn {
+    Header(http::HeaderName),
+    SourceIp,
+    QueryParameter(String),
+    /// Name, path and lifetime of a cookie that is set when absent (`ttl` given).
+    Cookie {
+        name: String,
+        path: String,
+        ttl: Option<Duration>,
+    },
+}
+
+/// `RetryPolicy`.
+#[derive(Debug, Clone)]
+pub struct RetryPolicy {
+    pub on: RetryOn,
+    pub num_retries: u32,
+    pub per_try_timeout: Option<Duration>,
+    pub per_try_idle_timeout: Option<Duration>,
+    pub retriable_status_codes: Vec<u16>,
+    pub retriable_headers: Vec<HeaderMatcher>,
+    /// `envoy.retry_host_predicates.previous_hosts`.
+    pub previous_hosts: bool,
+    pub host_selection_retry_max_attempts: u32,
+    /// Base and maximum; Envoy's default is 25 ms and ten times that.
+    pub back_off: (Duration, Duration),
+}
+
+/// The conditions of `retry_on`, one flag each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RetryOn {
+    pub server_error: bool,
+    pub gateway_error: bool,
+    pub reset: bool,
+    pub reset_before_request: bool,
+    pub connect_failure: bool,
+    pub envoy_ratelimited: bool,
+    pub retriable_4xx: bool,
+    pub refused_stream: bool,
+    pub retriable_status_codes: bool,
+    pub retriable_headers: bool,
+    pub grpc_cancelled: bool,
+    pub grpc_deadline_exceeded: bool,
+    pub grpc_internal: bool,
+    pub grpc_resource_exhausted: bool,
+    pub grpc_unavailable: bool,
+}

@@ -1,0 +1,5 @@
+//! What the node tells about itself: statistics, access logs, and the per-stream facts they are made of.
+
+pub mod access_log;
+pub mod stats;
+pub mod stream_info;

@@ -1,0 +1,144 @@
+//! What is known of one stream (an HTTP request, or a TCP connection), gathered as it passes the stages.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::model::Str;
+use crate::model::listener::Direction;
+use crate::model::workload::Workload;
+
+/// Facts of the downstream connection, shared by its streams.
+#[derive(Debug)]
+pub struct ConnectionInfo {
+    pub id: u64,
+    /// The peer, or who it says it speaks for (PROXY protocol).
+    pub remote: SocketAddr,
+    /// The original destination where there is one, else the local address.
+    pub local: SocketAddr,
+    pub original_dst: Option<SocketAddr>,
+    pub direction: Direction,
+    pub workload: Option<Arc<Workload>>,
+    pub tls: Option<TlsInfo>,
+    /// From the TLS inspector or the handshake.
+    pub requested_server_name: Option<String>,
+}
+
+/// Facts of a TLS session.
+#[derive(Debug, Clone, Default)]
+pub struct TlsInfo {
+    pub version: &'static str,
+    pub cipher: &'static str,
+    pub alpn: Option<String>,
+    pub peer_uri_sans: Vec<String>,
+    pub peer_dns_sans: Vec<String>,
+    /// RFC 2253 text.
+    pub peer_subject: Option<String>,
+    pub peer_issuer: Option<String>,
+    /// DER, leaf first.
+    pub peer_chain: Vec<Vec<u8>>,
+    pub local_uri_sans: Vec<Str>,
+}
+
+/// Facts of one stream. The data path fills it; access logs and header formats read it.
+#[derive(Debug)]
+pub struct StreamInfo {
+    pub connection: Arc<ConnectionInfo>,
+    pub start: Instant,
+    pub start_wall: SystemTime,
+    /// `HTTP/1.1` and so on; `None` for TCP.
+    pub protocol: Option<http::Version>,
+    /// The address after X-Forwarded-For is honoured.
+    pub remote: SocketAddr,
+    pub route_name: Option<Str>,
+    pub virtual_host: Option<Str>,
+    pub flags: ResponseFlags,
+    /// Envoy's response code details, such as `via_upstream`.
+    pub response_code: Option<u16>,
+    pub response_code_details: Option<&'static str>,
+    pub connection_termination_details: Option<&'static str>,
+    pub bytes_received: u64,
+    pub bytes_sent: u64,
+    pub upstream: UpstreamInfo,
+    /// Times since `start`.
+    pub last_downstream_rx: Option<Duration>,
+    pub first_upstream_tx: Option<Duration>,
+    pub last_upstream_tx: Option<Duration>,
+    pub first_upstream_rx: Option<Duration>,
+    pub last_upstream_rx: Option<Duration>,
+    pub first_downstream_tx: Option<Duration>,
+    pub last_downstream_tx: Option<Duration>,
+    pub end: Option<Duration>,
+}
+
+/// Where a stream went.
+#[derive(Debug, Clone, Default)]
+pub struct UpstreamInfo {
+    pub cluster: Option<Str>,
+    pub host: Option<SocketAddr>,
+    pub local: Option<SocketAddr>,
+    pub protocol: Option<http::Version>,
+    pub transport_failure: Option<String>,
+    pub attempts: u32,
+}
+
+impl StreamInfo {
+    /// Facts of a stream that begins now.
+    pub fn new(connection: Arc<ConnectionInfo>) -> Self {
+        let remote = connection.remote;
+        Self {
+            connection,
+            start: Instant::now(),
+            start_wall: SystemTime::now(),
+            protocol: None,
+            remote,
+            route_name: None,
+            virtual_host: None,
+            flags: ResponseFlags::default(),
+            response_code: None,
+            response_code_details: None,
+            connection_termination_details: None,
+            bytes_received: 0,
+            bytes_sent: 0,
+            upstream: UpstreamInfo::default(),
+            last_downstream_rx: None,
+            first_upstream_tx: None,
+            last_upstream_tx: None,
+            first_upstream_rx: None,
+            last_upstream_rx: None,
+            first_downstream_tx: None,
+            last_downstream_tx: None,
+            end: None,
+        }
+    }
+}
+
+/// Envoy's response flags, a set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ResponseFlags(pub u32);
+
+impl ResponseFlags {
+    pub const NO_HEALTHY_UPSTREAM: Self = Self(1 << 0);
+    pub const UPSTREAM_CONNECTION_FAILURE: Self = Self(1 << 1);
+    pub const UPSTREAM_OVERFLOW: Self = Self(1 << 2);
+    pub const NO_ROUTE_FOUND: Self = Self(1 << 3);
+    pub const UPSTREAM_RETRY_LIMIT_EXCEEDED: Self = Self(1 << 4);
+    pub const DOWNSTREAM_CONNECTION_TERMINATION: Self = Self(1 << 5);
+    pub const UPSTREAM_CONNECTION_TERMINATION: Self = Self(1 << 6);
+    pub const UPSTREAM_REQUEST_TIMEOUT: Self = Self(1 << 7);
+    pub const UPSTREAM_REMOTE_RESET: Self = Self(1 << 8);
+    pub const LOCAL_RESET: Self = Self(1 << 9);
+    pub const STREAM_IDLE_TIMEOUT: Self = Self(1 << 10);
+    pub const DOWNSTREAM_PROTOCOL_ERROR: Self = Self(1 << 11);
+    pub const UPSTREAM_PROTOCOL_ERROR: Self = Self(1 << 12);
+    pub const DURATION_TIMEOUT: Self = Self(1 << 13);
+    pub const NO_CLUSTER_FOUND: Self = Self(1 << 14);
+    pub const OVERLOAD_MANAGER: Self = Self(1 << 15);
+
+    pub fn set(&mut self, flag: Self) {
+        self.0 |= flag.0;
+    }
+    pub fn contains(self, flag: Self) -> bool {
+        self.0 & flag.0 == flag.0
+    }
+}

@@ -1,0 +1,85 @@
+//! The two ends of a test connection, as a program, because a socket belongs to the control group of
+//! the process that made it. What the commands print is read by `mesh_tests::peer`.
+
+mod client;
+mod many;
+mod server;
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+
+#[derive(Parser)]
+#[command(about = "Test servers and clients that report the addresses they see")]
+enum Command {
+    /// Accept connections and report them; prints `listening` once it does.
+    Serve {
+        #[arg(long, required = true)]
+        listen: Vec<SocketAddr>,
+        #[arg(long)]
+        name: String,
+        #[arg(long, value_enum)]
+        mode: Mode,
+    },
+    /// One connection, one exchange; prints the outcome as one line of JSON.
+    Call(client::CallArgs),
+    /// One connection; lines of standard input are sent, answers are printed after `> `.
+    Session {
+        #[arg(long)]
+        to: SocketAddr,
+    },
+    /// Many connections that exchange lines until the end of standard input.
+    Hold {
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long)]
+        connections: usize,
+    },
+    /// Many short connections.
+    Churn {
+        #[arg(long, required = true)]
+        to: Vec<SocketAddr>,
+        #[arg(long)]
+        count: u64,
+    },
+    /// Wait for the end of standard input, then remove what dead runs left behind.
+    Janitor {
+        /// The process whose end the end of standard input means.
+        #[arg(long)]
+        of: u32,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    Report,
+    First,
+    Http,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Command::parse() {
+        Command::Serve { listen, name, mode } => server::serve(&listen, &name, mode),
+        Command::Call(args) => {
+            println!("{}", serde_json::json!(client::call(&args)));
+            Ok(())
+        }
+        Command::Session { to } => client::session(to),
+        Command::Hold { to, connections } => many::hold(to, connections),
+        Command::Churn { to, count } => many::churn(&to, count),
+        Command::Janitor { of } => {
+            std::io::stdin().read_to_end(&mut Vec::new()).ok();
+            mesh_tests::run::sweep(Some(of));
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! What the mesh promises about connections, checked on real kernels in network namespaces.
+
+mod plain;

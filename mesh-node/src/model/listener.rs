@@ -39,6 +39,8 @@ pub struct Listener {
     /// Envoy's default is 1 MiB.
     pub per_connection_buffer_limit_bytes: u32,
     pub stats: Arc<ListenerStats>,
+    /// Started when the listener is replaced, removed or the process stops; `Default` when compiled.
+    pub drain: Arc<crate::drain::Signal>,
     /// Hash of the resource: equal resources keep their connections when configuration changes.
     pub content_hash: u64,
 }

@@ -15,6 +15,7 @@ pub mod tls;
 pub mod workload;
 
 use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -27,13 +28,42 @@ pub type Str = Arc<str>;
 pub struct Snapshot {
     /// Grows by one with every published snapshot; 0 is "nothing published yet".
     pub version: u64,
-    /// Listeners by name, in configuration order.
+    /// Listeners in configuration order.
     pub listeners: Vec<Arc<listener::Listener>>,
+    /// Index into `listeners` by address, for `use_original_dst`.
+    pub by_address: HashMap<SocketAddr, usize, ahash::RandomState>,
     /// Clusters by name.
     pub clusters: HashMap<Str, Arc<cluster::Cluster>, ahash::RandomState>,
 }
 
 impl Snapshot {
+    /// A snapshot of these resources. Of listeners with equal addresses the first is found by address.
+    pub fn new(
+        version: u64,
+        listeners: Vec<Arc<listener::Listener>>,
+        clusters: impl IntoIterator<Item = Arc<cluster::Cluster>>,
+    ) -> Self {
+        let mut by_address = HashMap::default();
+        for (index, listener) in listeners.iter().enumerate() {
+            by_address.entry(listener.address).or_insert(index);
+        }
+        let clusters = clusters.into_iter().map(|c| (c.name.clone(), c)).collect();
+        Self { version, listeners, by_address, clusters }
+    }
+
+    /// The listener that a `use_original_dst` listener hands a connection to: `IP:port`, then the wildcard
+    /// address with that port (Envoy: `ActiveTcpListener::newConnection`).
+    pub fn by_original_dst(&self, original_dst: SocketAddr) -> Option<&Arc<listener::Listener>> {
+        let port = original_dst.port();
+        let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let wildcards = if original_dst.is_ipv4() { [v4, v6] } else { [v6, v4] };
+        std::iter::once(original_dst)
+            .chain(wildcards)
+            .find_map(|address| self.by_address.get(&address))
+            .map(|&index| &self.listeners[index])
+    }
+
     /// The listener that steered connections of `direction` enter: the one with that
     /// `traffic_direction` and `use_original_dst`, or (inbound) the first with that direction.
     pub fn entry(&self, direction: listener::Direction) -> Option<&Arc<listener::Listener>> {

@@ -22,6 +22,8 @@ pub struct ConnectionInfo {
     pub tls: Option<TlsInfo>,
     /// From the TLS inspector or the handshake.
     pub requested_server_name: Option<String>,
+    /// Started when the connection should end: its listener is replaced, or the process stops.
+    pub drain: Arc<crate::drain::Signal>,
 }
 
 /// Facts of a TLS session.

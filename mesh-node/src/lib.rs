@@ -5,4 +5,5 @@
 pub mod drain;
 pub mod http;
 pub mod model;
+pub mod readiness;
 pub mod telemetry;

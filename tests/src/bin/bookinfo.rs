@@ -89,8 +89,9 @@ async fn main() -> Result<()> {
                 async move { Ok::<_, Infallible>(app.answer(request).await) }
             });
             // A client that goes away mid-request is its own affair.
-            let _ =
-                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
         });
     }
 }
@@ -105,7 +106,11 @@ impl App {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let path = request.uri().path().to_owned();
         if request.method() != Method::GET {
-            return self.reply(StatusCode::METHOD_NOT_ALLOWED, "application/json", json!({"error": "GET only"}));
+            return self.reply(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "application/json",
+                json!({"error": "GET only"}),
+            );
         }
         if path == "/health" {
             return self.reply(StatusCode::OK, "application/json", json!({"status": "healthy"}));
@@ -181,14 +186,16 @@ impl App {
                 json!({"error": format!("{error:#}")})
             }
         };
-        let body = json!({"title": "The Comedy of Errors", "details": part(details), "reviews": part(reviews)});
+        let body =
+            json!({"title": "The Comedy of Errors", "details": part(details), "reviews": part(reviews)});
         (status, body)
     }
 
     async fn call(&self, name: &str, path: &str, headers: &HeaderMap) -> Result<(StatusCode, Value)> {
         let upstream =
             self.upstreams.get(name).ok_or_else(|| anyhow!("start with --upstream {name}=address:port"))?;
-        let (status, body) = upstream.get(name, path, headers).await.with_context(|| format!("calling {name}"))?;
+        let (status, body) =
+            upstream.get(name, path, headers).await.with_context(|| format!("calling {name}"))?;
         Ok((status, serde_json::from_slice(&body).unwrap_or(Value::Null)))
     }
 

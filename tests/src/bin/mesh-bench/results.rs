@@ -86,7 +86,12 @@ impl Measured {
     pub fn of(row: &Row, path: Path, samples: &[Sample]) -> Measured {
         let all = |field: fn(&Sample) -> Option<f64>| samples.iter().filter_map(field).collect::<Vec<_>>();
         let percentile = |field: fn(&Latency) -> f64| {
-            median(&samples.iter().filter_map(|sample| sample.latency_us.as_ref().map(field)).collect::<Vec<_>>())
+            median(
+                &samples
+                    .iter()
+                    .filter_map(|sample| sample.latency_us.as_ref().map(field))
+                    .collect::<Vec<_>>(),
+            )
         };
         let requests_per_s = spread(&all(|s| s.requests_per_s));
         let new_tls = row.load == Load::NewConnections && path == Path::SidecarL4;

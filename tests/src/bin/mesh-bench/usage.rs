@@ -23,7 +23,8 @@ impl Usage {
         for pid in pids {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
                 .with_context(|| format!("the proxy with pid {pid} is gone"))?;
-            total.cpu_s += cpu_ticks(&stat).context("cannot read utime and stime of /proc/PID/stat")? / TICKS_PER_SECOND;
+            total.cpu_s +=
+                cpu_ticks(&stat).context("cannot read utime and stime of /proc/PID/stat")? / TICKS_PER_SECOND;
             for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
                 // A thread that ends while we look has no file any more.
                 let Ok(status) = fs::read_to_string(task.path().join("status")) else { continue };

@@ -1,0 +1,234 @@
+//! What a run says: the table, and the measured ratios beside the goals.
+//!
+//! Exists so that a figure is never shown without what it is compared with. Absolute figures depend on
+//! the machine; every row therefore has its ratio to direct and to the sidecar of the same run.
+
+use std::fmt::Write as _;
+
+use crate::results::{Measured, Results};
+use crate::rows::{Path, Placement, Row};
+
+/// The figure that says what kind of machine and run this was.
+pub fn headline(results: &Results) -> Option<String> {
+    let pair = rate(results, "same-node-http1", 64, Path::Sidecar)?;
+    let direct = rate(results, "same-node-http1", 64, Path::Direct)?;
+    Some(format!(
+        "sidecar pair ÷ direct of this run: {:.3} (same-node-http1 c=64, requests/s); compare ratios within one run only",
+        pair / direct
+    ))
+}
+
+/// A goal of the project: a ratio between two measured figures of one row, without acceleration.
+struct Goal {
+    scenario: &'static str,
+    connections: u32,
+    figure: Figure,
+    path: Path,
+    against: Path,
+    bound: Bound,
+}
+
+#[derive(Clone, Copy)]
+enum Figure {
+    Rate,
+    P50,
+}
+
+#[derive(Clone, Copy)]
+enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+const fn goal(
+    scenario: &'static str,
+    connections: u32,
+    figure: Figure,
+    path: Path,
+    against: Path,
+    bound: Bound,
+) -> Goal {
+    Goal { scenario, connections, figure, path, against, bound }
+}
+
+const GOALS: [Goal; 7] = [
+    goal("same-node-http1", 64, Figure::Rate, Path::MeshOut, Path::Sidecar, Bound::AtLeast(3.5)),
+    goal("same-node-http1", 64, Figure::Rate, Path::Mesh, Path::Sidecar, Bound::AtLeast(2.2)),
+    goal("same-node-http1", 1, Figure::P50, Path::MeshOut, Path::Sidecar, Bound::AtMost(1.0 / 2.0)),
+    goal("same-node-http1", 1, Figure::P50, Path::Mesh, Path::Sidecar, Bound::AtMost(2.0 / 3.0)),
+    goal("connect-rate", 16, Figure::Rate, Path::Mesh, Path::Sidecar, Bound::AtLeast(1.5)),
+    goal("same-node-tcp", 64, Figure::Rate, Path::MeshL4Out, Path::Direct, Bound::AtLeast(0.4)),
+    goal("bulk", 1, Figure::Rate, Path::MeshL4Out, Path::Direct, Bound::AtLeast(0.5)),
+];
+
+/// Resident memory at 64 connections stays below this.
+const RSS_GOAL_MIB: f64 = 30.0;
+
+/// One line per goal whose figures were measured.
+pub fn goals(results: &Results) -> Vec<String> {
+    let mut lines = Vec::new();
+    for goal in &GOALS {
+        let of = |path| match goal.figure {
+            Figure::Rate => rate(results, goal.scenario, goal.connections, path),
+            Figure::P50 => {
+                results.find(goal.scenario, goal.connections, path)?.latency_us.map(|latency| latency.p50)
+            }
+        };
+        let (Some(measured), Some(against)) = (of(goal.path), of(goal.against)) else { continue };
+        let ratio = measured / against;
+        let (met, bound) = match goal.bound {
+            Bound::AtLeast(bound) => (ratio >= bound, format!("at least {bound:.2}")),
+            Bound::AtMost(bound) => (ratio <= bound, format!("at most {bound:.2}")),
+        };
+        let figure = match goal.figure {
+            Figure::Rate => "rate",
+            Figure::P50 => "p50",
+        };
+        lines.push(format!(
+            "{}  {} c={} {figure}: {} ÷ {} = {ratio:.2} (goal: {bound})",
+            if met { "met   " } else { "MISSED" },
+            goal.scenario,
+            goal.connections,
+            goal.path,
+            goal.against,
+        ));
+    }
+    if let Some((row, rss)) = largest_mesh_rss(results) {
+        lines.push(format!(
+            "{}  resident memory at c=64: {rss:.1} MiB ({} {}) (goal: below {RSS_GOAL_MIB:.0})",
+            if rss < RSS_GOAL_MIB { "met   " } else { "MISSED" },
+            row.scenario,
+            row.path,
+        ));
+    }
+    if let (Some(one_hop), Some(mesh)) = (
+        rate(results, "same-node-http1", 64, Path::Haproxy),
+        rate(results, "same-node-http1", 64, Path::MeshOut),
+    ) {
+        lines.push(format!(
+            "        same-node-http1 c=64 rate: mesh-out ÷ haproxy = {:.2} (no goal; one hop each)",
+            mesh / one_hop
+        ));
+    }
+    lines
+}
+
+/// The goal is about one mesh-node, so only rows on one node count.
+fn largest_mesh_rss(results: &Results) -> Option<(&Measured, f64)> {
+    results
+        .rows
+        .iter()
+        .filter(|row| row.path.is_mesh() && row.connections == 64 && row.scenario.starts_with("same-node"))
+        .filter_map(|row| Some((row, row.proxy_rss_mib?)))
+        .max_by(|a, b| a.1.total_cmp(&b.1))
+}
+
+fn rate(results: &Results, scenario: &str, connections: u32, path: Path) -> Option<f64> {
+    Some(results.find(scenario, connections, path)?.rate()?.median)
+}
+
+/// The whole run as a page of Markdown.
+pub fn markdown(results: &Results) -> String {
+    let mut text = String::from("# Results of `cargo xtask bench`\n\n");
+    let machine: Vec<String> = results.machine.iter().map(|(key, value)| format!("{key}: {value}")).collect();
+    let versions: Vec<String> =
+        results.versions.iter().map(|(key, value)| format!("{key} {value}")).collect();
+    let _ = writeln!(text, "{}; {}. {}.\n", results.date, machine.join(", "), versions.join(", "));
+    if let Some(line) = headline(results) {
+        let _ = writeln!(text, "{line}\n");
+    }
+    let goals = goals(results);
+    if !goals.is_empty() {
+        let _ = writeln!(text, "```\n{}\n```\n", goals.join("\n"));
+    }
+    text += &table(results);
+    if !results.failed.is_empty() {
+        let _ = writeln!(text, "\nNot measured:\n");
+        for line in &results.failed {
+            let _ = writeln!(text, "- {line}");
+        }
+    }
+    text
+}
+
+/// One line per row and path. `rate` is requests/s, or Gbit/s where the row is a stream.
+pub fn table(results: &Results) -> String {
+    let mut text = String::from(
+        "| scenario | c | path | rate (min – max) | ÷ direct | ÷ sidecar | p50 | p90 | p99 | p99.9 µs | \
+         CPU s per 10k | switches per request | RSS MiB |\n\
+         | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+    );
+    for row in &results.rows {
+        let Some(spread) = row.rate() else { continue };
+        let number = |value: f64| match row.gbit_per_s {
+            Some(_) => format!("{value:.1}"),
+            None => format!("{value:.0}"),
+        };
+        let unit = if row.gbit_per_s.is_some() { " Gbit/s" } else { "" };
+        let connections = match row.streams_per_connection {
+            Some(streams) => format!("{}×{streams}", row.connections),
+            None => row.connections.to_string(),
+        };
+        let ratio = |against: Option<f64>| {
+            against.map_or_else(|| "-".to_owned(), |against| format!("{:.2}", spread.median / against))
+        };
+        let of = |path| rate(results, &row.scenario, row.connections, path);
+        let sidecar = sidecar_of(row).and_then(of).filter(|_| row.path != Path::Direct);
+        let latency = |field: fn(&crate::results::Latency) -> f64| {
+            row.latency_us.as_ref().map_or_else(|| "-".to_owned(), |latency| format!("{:.0}", field(latency)))
+        };
+        let plain = |value: Option<f64>, digits: usize| {
+            value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+        };
+        let _ = writeln!(
+            text,
+            "| {} | {connections} | {} | {}{unit} ({} – {}) | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            row.scenario,
+            row.path,
+            number(spread.median),
+            number(spread.min),
+            number(spread.max),
+            ratio(of(Path::Direct)),
+            ratio(sidecar),
+            latency(|l| l.p50),
+            latency(|l| l.p90),
+            latency(|l| l.p99),
+            latency(|l| l.p999),
+            plain(row.proxy_cpu_s_per_10k, 2),
+            plain(row.context_switches_per_request, 2),
+            plain(row.proxy_rss_mib, 1),
+        );
+    }
+    text
+}
+
+/// The sidecar that a path replaces: of the same layer, and with TLS where Istio has it by default. A
+/// row between nodes in plaintext has only the plaintext pair.
+fn sidecar_of(row: &Measured) -> Option<Path> {
+    match row.path {
+        path if !path.is_l7() => Some(Path::SidecarL4),
+        _ if row.scenario == "two-node-http1" => Some(Path::SidecarPlain),
+        _ if row.scenario.starts_with("same-node-tcp") || row.scenario == "bulk" => None,
+        _ => Some(Path::Sidecar),
+    }
+}
+
+/// One line while the bench runs.
+pub fn progress(row: &Row, measured: &Measured) -> String {
+    let rate = match (measured.requests_per_s, measured.gbit_per_s) {
+        (Some(spread), _) => format!("{:>9.0} requests/s", spread.median),
+        (_, Some(spread)) => format!("{:>9.1} Gbit/s", spread.median),
+        _ => String::new(),
+    };
+    let mut line = format!("  {:<14}{rate}", measured.path);
+    if let Some(latency) = measured.latency_us {
+        let _ = write!(line, "   p50 {:>7.0} µs   p99 {:>7.0} µs", latency.p50, latency.p99);
+    }
+    if let Some(rss) = measured.proxy_rss_mib {
+        let _ = write!(line, "   {rss:>6.1} MiB");
+    }
+    if row.placement != Placement::SameNode && measured.path.is_mtls(row.placement) {
+        line += "   mTLS";
+    }
+    line
+}

@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path as FilePath, PathBuf};
 
 use anyhow::{Context, Result};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, SanType};
 
 use crate::redirect::PROXY_ID;
 
@@ -23,11 +23,14 @@ impl Certificates {
     /// Makes them in `folder`, readable by the sidecar's user.
     pub fn make(folder: &FilePath) -> Result<Certificates> {
         let mut params = CertificateParams::default();
+        // Without names of their own, issuer and subject would be equal: a self-signed certificate.
+        params.distinguished_name.push(DnType::OrganizationName, "bench authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority_key = KeyPair::generate()?;
         let authority = params.self_signed(&authority_key)?;
         let issuer = Issuer::new(params, authority_key);
         let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names =
             vec![SanType::URI("spiffe://cluster.local/ns/default/sa/default".try_into()?)];
         let key = KeyPair::generate()?;

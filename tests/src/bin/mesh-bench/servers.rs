@@ -92,7 +92,7 @@ pub fn start(pod: &Pod, folder: &FilePath) -> Result<Vec<Process>> {
 pub fn start_haproxy(node: &Node, server: &Pod, folder: &FilePath) -> Result<Process> {
     let address = server.v4();
     let mut config = String::from(
-        "global\n  nbthread 2\n  maxconn 20000\n\
+        "global\n  nbthread 2\n  maxconn 8192\n\
          defaults\n  mode http\n  timeout connect 10s\n  timeout client 1h\n  timeout server 1h\n",
     );
     for (port, proto) in [(Port::Http1, ""), (Port::Http2, " proto h2")] {

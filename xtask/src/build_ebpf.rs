@@ -13,7 +13,7 @@ use crate::tree;
 
 const TARGET: &str = "bpfel-unknown-none";
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Args {
     /// Rebuild even if the object is newer than every source file
     #[arg(long)]

@@ -28,9 +28,10 @@ const BESIDE: [(&str, &[&str]); 9] = [
     ("xds", &["model", "identity", "telemetry"]),
     ("admin", &["cluster", "http", "model", "identity", "telemetry", "drain", "readiness"]),
     ("dns", &["model", "telemetry"]),
-    ("telemetry", &["model", "identity"]),
+    ("telemetry", &["model", "identity", "drain"]),
     ("identity", &["model"]),
-    ("model", &["identity"]),
+    // A compiled resource carries the handles of its statistics and of its drain.
+    ("model", &["identity", "telemetry", "drain"]),
     ("drain", &[]),
     ("readiness", &[]),
 ];

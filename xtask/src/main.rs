@@ -3,7 +3,11 @@
 //! One file per subcommand; this file only names them. It must not hold logic of its own, so that a
 //! subcommand can be read without the others.
 
+mod bench;
 mod build_ebpf;
+mod demo;
+mod layers;
+mod programs;
 mod setup;
 mod tree;
 
@@ -20,6 +24,12 @@ struct Cli {
 enum Command {
     /// Compile the kernel programs to target/bpf/mesh-ebpf.o
     BuildEbpf(build_ebpf::Args),
+    /// Show the mesh at work on the Bookinfo services in network namespaces
+    Demo(demo::Args),
+    /// Measure mesh-node beside Envoy sidecars, HAProxy and no mesh
+    Bench(bench::Args),
+    /// Check the order of mesh-node's stages and of the crates
+    Layers,
     /// Install what a fresh Debian machine lacks for building, testing and measuring
     Setup(setup::Args),
 }
@@ -27,6 +37,9 @@ enum Command {
 fn main() {
     let result = match Cli::parse().command {
         Command::BuildEbpf(args) => build_ebpf::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Layers => layers::run(&tree::root()),
         Command::Setup(args) => setup::run(args),
     };
     if let Err(error) = result {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Args {}
 
 pub fn run(_args: Args) -> Result<()> {

@@ -9,7 +9,9 @@ mod demo;
 mod layers;
 mod programs;
 mod setup;
+mod test;
 mod tree;
+mod vm;
 
 use clap::{Parser, Subcommand};
 
@@ -32,6 +34,10 @@ enum Command {
     Layers,
     /// Install what a fresh Debian machine lacks for building, testing and measuring
     Setup(setup::Args),
+    /// Run the tests: unit, netns and differential, or one of them
+    Test(test::Args),
+    /// Run the steering tests in another kernel, under QEMU
+    Vm(vm::Args),
 }
 
 fn main() {
@@ -41,6 +47,8 @@ fn main() {
         Command::Bench(args) => bench::run(args),
         Command::Layers => layers::run(&tree::root()),
         Command::Setup(args) => setup::run(args),
+        Command::Test(args) => test::run(args),
+        Command::Vm(args) => vm::run(args),
     };
     if let Err(error) = result {
         eprintln!("xtask: {error:#}");

@@ -18,3 +18,8 @@ pub fn target_dir() -> PathBuf {
 pub fn bpf_object() -> PathBuf {
     target_dir().join("bpf/mesh-ebpf.o")
 }
+
+/// The cargo that runs this program, or the one on `PATH`.
+pub fn cargo() -> std::ffi::OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}

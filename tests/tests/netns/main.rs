@@ -1,3 +1,4 @@
 //! What the mesh promises about connections, checked on real kernels in network namespaces.
 
 mod plain;
+mod vm;

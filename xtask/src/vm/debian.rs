@@ -1,0 +1,254 @@
+//! Debian's kernel packages of other releases, by the machine's own mirror.
+//!
+//! The source list is made from the machine's: same mirror, other suite. Everything is kept below
+//! `.local/vm`; the machine's own package lists are not touched.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::tree;
+
+/// A kernel and its modules, unpacked.
+pub struct Kernel {
+    /// As `uname -r`.
+    pub release: String,
+    pub image: PathBuf,
+    modules: PathBuf,
+}
+
+/// Kernel versions and the Debian release that has them.
+const SUITES: [(&str, &str); 4] =
+    [("5.10", "bullseye"), ("6.1", "bookworm"), ("6.12", "trixie"), ("7", "sid")];
+
+/// Finds the kernel in the cache, or fetches it.
+pub fn kernel(version: &str) -> Result<Kernel> {
+    let known = || SUITES.map(|(version, _)| version).join(", ");
+    let (_, suite) = SUITES
+        .iter()
+        .find(|(v, _)| *v == version)
+        .with_context(|| format!("no kernel {version}; known: {}", known()))?;
+    let folder = tree::root().join(".local/vm").join(suite);
+    let unpacked = folder.join("root");
+    if !unpacked.join("complete").exists() {
+        fetch(&folder, suite)?;
+    }
+    open(&unpacked)
+}
+
+fn open(unpacked: &Path) -> Result<Kernel> {
+    let image = fs::read_dir(unpacked.join("boot"))?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("vmlinuz-")))
+        .context("the kernel package holds no vmlinuz")?;
+    let name = image.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let release = name.trim_start_matches("vmlinuz-").to_owned();
+    let candidates = ["lib/modules", "usr/lib/modules"].map(|f| unpacked.join(f).join(&release));
+    let modules =
+        candidates.into_iter().find(|f| f.is_dir()).context("the kernel package holds no modules")?;
+    Ok(Kernel { release, image, modules })
+}
+
+/// Fetches and unpacks the newest kernel package of a suite.
+fn fetch(folder: &Path, suite: &str) -> Result<()> {
+    eprintln!("vm: fetching Debian {suite}'s kernel package (once, about 60 MB)");
+    fs::remove_dir_all(folder).ok();
+    for sub in ["lists/partial", "cache/archives/partial", "root"] {
+        fs::create_dir_all(folder.join(sub)).with_context(|| format!("creating {}", folder.display()))?;
+    }
+    fs::write(folder.join("sources.list"), source_line(suite)?)?;
+    apt(folder, "apt-get", &["-q", "update"])?;
+    let meta = apt(folder, "apt-cache", &["depends", "linux-image-amd64"])?;
+    let package = meta
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "))
+        .find(|name| name.starts_with("linux-image-"))
+        .with_context(|| format!("linux-image-amd64 of {suite} names no kernel"))?
+        .to_owned();
+    // Newer releases keep the modules in packages of their own.
+    let parts = apt(folder, "apt-cache", &["depends", &package])?;
+    let mut packages = vec![package];
+    packages.extend(
+        parts
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .filter(|name| name.starts_with("linux-modules-") || name.starts_with("linux-binary-"))
+            .map(str::to_owned),
+    );
+    for package in &packages {
+        apt(folder, "apt-get", &["-q", "download", package])?;
+    }
+    for entry in fs::read_dir(folder)?.flatten() {
+        if entry.path().extension().is_some_and(|e| e == "deb") {
+            let mut unpack = Command::new("dpkg-deb");
+            unpack.arg("-x").arg(entry.path()).arg(folder.join("root"));
+            output(&mut unpack)?;
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::write(folder.join("root/complete"), "")?;
+    Ok(())
+}
+
+/// Runs an apt tool in `folder` with lists, cache and sources of its own.
+fn apt(folder: &Path, tool: &str, args: &[&str]) -> Result<String> {
+    let at = |name: &str| folder.join(name).display().to_string();
+    let mut command = Command::new(tool);
+    for option in [
+        format!("Dir::Etc::sourcelist={}", at("sources.list")),
+        "Dir::Etc::sourceparts=-".to_owned(),
+        format!("Dir::State::lists={}", at("lists")),
+        "Dir::State::status=/dev/null".to_owned(),
+        format!("Dir::Cache={}", at("cache")),
+        "APT::Sandbox::User=root".to_owned(),
+    ] {
+        command.args(["-o", &option]);
+    }
+    command.args(args).current_dir(folder);
+    output(&mut command)
+}
+
+fn output(command: &mut Command) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let out = command.output().with_context(|| format!("could not start {name}"))?;
+    ensure!(out.status.success(), "{name}: {}", String::from_utf8_lossy(&out.stderr).trim());
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// A source list of `suite` from the mirror that this machine uses for its own release.
+fn source_line(suite: &str) -> Result<String> {
+    let uri = machine_mirror()?;
+    let keyring =
+        ["/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"]
+            .into_iter()
+            .find(|path| Path::new(path).exists());
+    let signed = keyring.map(|path| format!("[signed-by={path}] ")).unwrap_or_default();
+    Ok(format!("deb {signed}{uri} {suite} main\n"))
+}
+
+/// The first Debian archive (no security or snapshot archive) in the machine's apt sources.
+fn machine_mirror() -> Result<String> {
+    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
+    if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
+        files.extend(entries.flatten().map(|entry| entry.path()));
+    }
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        if let Some(uri) = text.lines().filter_map(mirror_in).next() {
+            return Ok(uri);
+        }
+    }
+    bail!("no Debian mirror in /etc/apt/sources.list or sources.list.d: kernel packages come from there")
+}
+
+/// The archive named by one line, of either format of source lists.
+fn mirror_in(line: &str) -> Option<String> {
+    let line = line.trim();
+    let words = line.strip_prefix("URIs:").or_else(|| line.strip_prefix("deb "))?;
+    let uri = words.split_whitespace().find(|word| word.contains("://"))?;
+    uri.trim_end_matches('/').ends_with("/debian").then(|| uri.to_owned())
+}
+
+impl Kernel {
+    /// The named modules and what they depend on, in loading order; a module that the kernel has built
+    /// in is left out.
+    pub fn modules(&self, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut files = Vec::new();
+        collect(&self.modules, &mut files)?;
+        let mut loaded = BTreeSet::new();
+        let mut order = Vec::new();
+        for name in names {
+            self.add_module(name, &files, &mut loaded, &mut order)?;
+        }
+        Ok(order)
+    }
+
+    fn add_module(
+        &self,
+        name: &str,
+        files: &[PathBuf],
+        loaded: &mut BTreeSet<String>,
+        order: &mut Vec<(String, Vec<u8>)>,
+    ) -> Result<()> {
+        let Some(path) = files.iter().find(|path| module_name(path) == name) else { return Ok(()) };
+        if !loaded.insert(name.to_owned()) {
+            return Ok(());
+        }
+        let bytes = read_module(path)?;
+        for needed in dependencies(&bytes) {
+            self.add_module(&needed, files, loaded, order)?;
+        }
+        order.push((name.to_owned(), bytes));
+        Ok(())
+    }
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder)?.flatten() {
+        match entry.file_type()?.is_dir() {
+            true => collect(&entry.path(), files)?,
+            false => files.push(entry.path()),
+        }
+    }
+    Ok(())
+}
+
+/// `nf_tables` of `.../nf-tables.ko.xz`; an empty name if the file is no module.
+fn module_name(path: &Path) -> String {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    match name.split_once(".ko") {
+        Some((stem, _)) => stem.replace('-', "_"),
+        None => String::new(),
+    }
+}
+
+/// A module's content, uncompressed.
+fn read_module(path: &Path) -> Result<Vec<u8>> {
+    let tool = match path.extension().and_then(|e| e.to_str()) {
+        Some("xz") => "xz",
+        Some("zst") => "zstd",
+        _ => return fs::read(path).with_context(|| format!("reading {}", path.display())),
+    };
+    let out = Command::new(tool)
+        .arg("-dc")
+        .arg(path)
+        .output()
+        .with_context(|| format!("could not start {tool}"))?;
+    ensure!(out.status.success(), "{tool} cannot read {}", path.display());
+    Ok(out.stdout)
+}
+
+/// The `depends=` entry of a module's information section.
+fn dependencies(module: &[u8]) -> Vec<String> {
+    let key = b"\0depends=";
+    let Some(start) = module.windows(key.len()).position(|w| w == key) else { return Vec::new() };
+    let rest = &module[start + key.len()..];
+    let end = rest.iter().position(|b| *b == 0).unwrap_or(rest.len());
+    let names = String::from_utf8_lossy(&rest[..end]).into_owned();
+    names.split(',').filter(|n| !n.is_empty()).map(|n| n.replace('-', "_")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mirror_is_found_in_both_formats_of_source_lists() {
+        let mirror = Some("http://mirror.example/debian".to_owned());
+        assert_eq!(mirror_in("URIs: http://mirror.example/debian"), mirror);
+        assert_eq!(mirror_in("deb [arch=amd64] http://mirror.example/debian bookworm main"), mirror);
+        assert_eq!(mirror_in("URIs: http://mirror.example/debian-security"), None);
+        assert_eq!(mirror_in("# URIs: http://mirror.example/debian"), None);
+    }
+
+    #[test]
+    fn a_module_is_loaded_after_those_it_depends_on() {
+        assert_eq!(dependencies(b"x\0depends=stp,llc\0y"), ["stp", "llc"]);
+        assert_eq!(dependencies(b"x\0depends=\0y"), Vec::<String>::new());
+        assert_eq!(module_name(Path::new("/m/nf-tables.ko.xz")), "nf_tables");
+    }
+}

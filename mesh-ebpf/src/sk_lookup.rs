@@ -1,0 +1,135 @@
+//! Gives a new connection inside a pod's network namespace to one of the proxy's listeners there.
+//! Runs for listener lookups only: established flows, TIME_WAIT and SYN cookies stay TCP's own.
+
+use aya_ebpf::{
+    bindings::{bpf_sk_lookup, sk_action},
+    macros::sk_lookup,
+    programs::SkLookupContext,
+};
+use mesh_common::{
+    Address, FlowKey, Settings, direction, hook, kind, listener_index, reason, settings_flags,
+};
+
+use crate::{
+    maps::{FLOWS, HAS_INGRESS_IFINDEX, LISTENERS, SLOT, count, pod, proxy_alive, settings},
+    verdict,
+};
+
+const AF_INET: u32 = 2;
+const IPPROTO_TCP: u32 = 6;
+const LOOPBACK_IFINDEX: u32 = 1;
+
+const PASS: u32 = sk_action::SK_PASS;
+/// The lookup finds nothing, which TCP answers with a reset.
+const DROP: u32 = sk_action::SK_DROP;
+
+/// The interface a connection came in on, as far as the kernel tells.
+#[derive(PartialEq)]
+enum Ingress {
+    Loopback,
+    Outside,
+    Unknown,
+}
+
+#[sk_lookup]
+pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
+    // SAFETY: the kernel hands a valid context; fields are read at their own width.
+    let protocol = unsafe { (*ctx.lookup).protocol };
+    if protocol != IPPROTO_TCP {
+        return PASS;
+    }
+    let slot = SLOT.load();
+    let (Some(pod), Some(settings)) = (pod(slot), settings()) else { return PASS };
+    let flow = flow_of(&ctx, slot);
+    if flow.local.is_loopback() {
+        return PASS;
+    }
+    let ingress = ingress(&ctx);
+    // SAFETY: the value is copied at once.
+    let noted = unsafe { FLOWS.get(&flow) }.copied().unwrap_or(0);
+    if noted == kind::APPLICATION && ingress != Ingress::Outside {
+        count(slot, hook::SK_LOOKUP, reason::PASSED_OWN);
+        return PASS;
+    }
+    if noted == kind::HOST && ingress != Ingress::Loopback {
+        count(slot, hook::SK_LOOKUP, reason::PASSED_HOST);
+        return PASS;
+    }
+    // Nothing but the steering route delivers a foreign destination locally.
+    if ingress != Ingress::Outside && !verdict::is_address_of(slot, &flow.local) {
+        return assign(&ctx, settings, slot, direction::OUTBOUND, reason::STEERED_OUTBOUND);
+    }
+    if ingress != Ingress::Outside && verdict::is_address_of(slot, &flow.remote) && !from_proxy(&flow) {
+        count(slot, hook::SK_LOOKUP, reason::PASSED_LOCAL);
+        return PASS;
+    }
+    if verdict::inbound_excluded(slot, pod, &flow.remote, flow.local_port) {
+        count(slot, hook::SK_LOOKUP, reason::PASSED_EXCLUDED);
+        return PASS;
+    }
+    assign(&ctx, settings, slot, direction::INBOUND, reason::STEERED_INBOUND)
+}
+
+/// Whether a flow between two addresses of the pod is the proxy's way to the network, which came
+/// back because the chosen endpoint is the pod itself.
+#[inline(always)]
+fn from_proxy(flow: &FlowKey) -> bool {
+    let mirrored = FlowKey {
+        slot: flow.slot,
+        local: flow.remote,
+        remote: flow.local,
+        local_port: flow.remote_port,
+        remote_port: flow.local_port,
+    };
+    // SAFETY: the value is copied at once.
+    unsafe { FLOWS.get(&mirrored) }.copied() == Some(kind::NETWORK)
+}
+
+#[inline(always)]
+fn assign(ctx: &SkLookupContext, settings: &Settings, slot: u32, direction: u16, reason: u16) -> u32 {
+    if proxy_alive(settings) && LISTENERS.redirect_sk_lookup(ctx, listener_index(slot, direction), 0).is_ok()
+    {
+        count(slot, hook::SK_LOOKUP, reason);
+        return PASS;
+    }
+    if settings.flags & settings_flags::FAIL_OPEN != 0 {
+        count(slot, hook::SK_LOOKUP, reason::PASSED_PROXY_AWAY);
+        return PASS;
+    }
+    count(slot, hook::SK_LOOKUP, reason::REFUSED_PROXY_AWAY);
+    DROP
+}
+
+#[inline(always)]
+fn flow_of(ctx: &SkLookupContext, slot: u32) -> FlowKey {
+    let lookup: *const bpf_sk_lookup = ctx.lookup;
+    // SAFETY: as in the caller; each word is read by itself, as the verifier asks.
+    unsafe {
+        let (local, remote) = if (*lookup).family == AF_INET {
+            (Address::from_v4((*lookup).local_ip4), Address::from_v4((*lookup).remote_ip4))
+        } else {
+            let (l, r) = (&raw const (*lookup).local_ip6, &raw const (*lookup).remote_ip6);
+            (Address([(*l)[0], (*l)[1], (*l)[2], (*l)[3]]), Address([(*r)[0], (*r)[1], (*r)[2], (*r)[3]]))
+        };
+        FlowKey {
+            slot,
+            local,
+            remote,
+            local_port: (*lookup).local_port as u16,
+            remote_port: u16::from_be((*lookup).remote_port),
+        }
+    }
+}
+
+#[inline(always)]
+fn ingress(ctx: &SkLookupContext) -> Ingress {
+    if HAS_INGRESS_IFINDEX.load() == 0 {
+        return Ingress::Unknown;
+    }
+    // SAFETY: as in the caller.
+    if unsafe { (*ctx.lookup).ingress_ifindex } == LOOPBACK_IFINDEX {
+        Ingress::Loopback
+    } else {
+        Ingress::Outside
+    }
+}

@@ -1,0 +1,87 @@
+//! Notes the four-tuple of flows that must be known before their first packet is judged: the
+//! proxy's own, which `sk_lookup` and the guard let pass, and the host's. Forgets them at close.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops,
+    },
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+use mesh_common::{Address, FlowKey, SocketTag, kind};
+
+use crate::maps::{FLOWS, SOCKETS};
+
+const AF_INET: u32 = 2;
+const TCP_CLOSE: u32 = 7;
+
+#[sock_ops]
+pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
+    let op = ctx.op();
+    if op != BPF_SOCK_OPS_TCP_CONNECT_CB
+        && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
+        && op != BPF_SOCK_OPS_STATE_CB
+    {
+        return 1;
+    }
+    // SAFETY: the kernel hands a valid context.
+    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return 1;
+    }
+    // SAFETY: checked for null; the ops above run on full sockets.
+    let Some(tag) = (unsafe { SOCKETS.get(sk) }) else { return 1 };
+    match op {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => match tag.kind {
+            kind::NETWORK | kind::APPLICATION | kind::HOST => note(&ctx, tag),
+            _ => {}
+        },
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
+            if tag.kind == kind::INBOUND {
+                note(&ctx, tag);
+            }
+        }
+        _ => {
+            if ctx.arg(1) == TCP_CLOSE {
+                let _ = FLOWS.remove(&key(&ctx, tag));
+            }
+        }
+    }
+    1
+}
+
+#[inline(always)]
+fn note(ctx: &SockOpsContext, tag: &SocketTag) {
+    // The map evicts its oldest entry when full, so this fails only for want of memory; then the
+    // guard refuses the flow, which is the safe side.
+    let _ = FLOWS.insert(&key(ctx, tag), &tag.kind, 0);
+    let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+}
+
+/// The flow as the pod sees it: for connections *to* the pod the socket's remote end is the pod's.
+#[inline(always)]
+fn key(ctx: &SockOpsContext, tag: &SocketTag) -> FlowKey {
+    let ops: *const bpf_sock_ops = ctx.ops;
+    // SAFETY: the kernel hands a valid context; each word is read by itself, as the verifier asks.
+    let (local, remote, local_port, remote_port) = unsafe {
+        let (local, remote) = if (*ops).family == AF_INET {
+            (Address::from_v4((*ops).local_ip4), Address::from_v4((*ops).remote_ip4))
+        } else {
+            let (l, r) = (&raw const (*ops).local_ip6, &raw const (*ops).remote_ip6);
+            (Address([(*l)[0], (*l)[1], (*l)[2], (*l)[3]]), Address([(*r)[0], (*r)[1], (*r)[2], (*r)[3]]))
+        };
+        (local, remote, (*ops).local_port as u16, u32::from_be((*ops).remote_port) as u16)
+    };
+    if tag.kind == kind::NETWORK || tag.kind == kind::INBOUND {
+        FlowKey { slot: tag.slot, local, remote, local_port, remote_port }
+    } else {
+        FlowKey {
+            slot: tag.slot,
+            local: remote,
+            remote: local,
+            local_port: remote_port,
+            remote_port: local_port,
+        }
+    }
+}

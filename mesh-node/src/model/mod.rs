@@ -11,6 +11,7 @@ pub mod listener;
 pub mod matcher;
 pub mod network;
 pub mod route;
+pub mod settings;
 pub mod tls;
 pub mod workload;
 

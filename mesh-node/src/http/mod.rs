@@ -2,3 +2,4 @@
 //! routes, clusters or configuration resources beyond protocol options.
 
 pub mod body;
+pub mod service;

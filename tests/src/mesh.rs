@@ -159,9 +159,14 @@ impl MeshNode {
         replace(&self.folder.join("pods.yaml"), &json!({"pods": entries}).to_string())
     }
 
+    /// The bootstrap file, which the running process watches.
+    pub fn bootstrap_path(&self) -> PathBuf {
+        self.folder.join("bootstrap.yaml")
+    }
+
     /// Replaces the bootstrap file at once, as a rename.
     pub fn set_bootstrap(&self, text: &str) -> Result<()> {
-        replace(&self.folder.join("bootstrap.yaml"), text)
+        replace(&self.bootstrap_path(), text)
     }
 
     /// Replaces the pods file and waits until the proxy reports the enrolment of exactly these pods.

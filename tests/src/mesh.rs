@@ -20,6 +20,9 @@ use crate::run;
 /// The administration port of every started proxy, in its node's namespace.
 pub const ADMIN_PORT: u16 = 15000;
 
+/// The counters of the kernel programs, with labels `hook`, `reason` and the pod.
+const KERNEL_COUNTER: &str = "mesh_kernel_total";
+
 /// The configuration of a proxy.
 #[derive(Clone, Debug)]
 pub struct MeshConfig {
@@ -44,6 +47,11 @@ impl MeshConfig {
 
 /// A bootstrap that sends every connection where it was going: steering and nothing else.
 pub fn passthrough_bootstrap() -> String {
+    passthrough_with(Vec::new(), Vec::new())
+}
+
+/// The same with more listeners and clusters before those that take the rest.
+pub fn passthrough_with(mut listeners: Vec<Value>, mut clusters: Vec<Value>) -> String {
     let listener = |name: &str, port: u16, direction: &str, cluster: &str| {
         json!({
             "name": name,
@@ -68,15 +76,14 @@ pub fn passthrough_bootstrap() -> String {
             "connect_timeout": "10s",
         })
     };
+    listeners.extend([
+        listener("virtualOutbound", 15001, "OUTBOUND", "PassthroughCluster"),
+        listener("virtualInbound", 15006, "INBOUND", "InboundPassthroughCluster"),
+    ]);
+    clusters.extend([cluster("PassthroughCluster"), cluster("InboundPassthroughCluster")]);
     let bootstrap = json!({
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": ADMIN_PORT}}},
-        "static_resources": {
-            "listeners": [
-                listener("virtualOutbound", 15001, "OUTBOUND", "PassthroughCluster"),
-                listener("virtualInbound", 15006, "INBOUND", "InboundPassthroughCluster"),
-            ],
-            "clusters": [cluster("PassthroughCluster"), cluster("InboundPassthroughCluster")],
-        },
+        "static_resources": {"listeners": listeners, "clusters": clusters},
     });
     bootstrap.to_string() // JSON is YAML
 }
@@ -184,6 +191,11 @@ impl MeshNode {
         &self.instance
     }
 
+    /// This instance's folder in bpffs.
+    pub fn pins(&self) -> PathBuf {
+        PathBuf::from("/sys/fs/bpf/mesh-node").join(&self.instance)
+    }
+
     pub fn process(&mut self) -> Result<&mut Process> {
         self.process.as_mut().context("the proxy is not running")
     }
@@ -242,6 +254,39 @@ impl MeshNode {
             line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])) && line.contains(labels)
         });
         Ok(series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
+    /// A counter or gauge as `/stats` names it; zero if it does not exist yet.
+    pub fn stat(&self, name: &str) -> Result<u64> {
+        let (status, text) = self.get("/stats")?;
+        ensure!(status == 200, "/stats answers {status}");
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        value.map_or(Ok(0), |v| v.trim().parse().with_context(|| format!("{name} is {v}")))
+    }
+
+    /// How often a kernel program (`connect`, `sk_lookup`, `sockops`, `tc_steer`, `tc_guard`) counted a
+    /// reason.
+    pub fn count(&self, hook: &str, reason: &str) -> Result<f64> {
+        let (status, text) = self.get("/stats/prometheus")?;
+        ensure!(status == 200, "/stats/prometheus answers {status}");
+        let (hook, reason) = (format!("hook=\"{hook}\""), format!("reason=\"{reason}\""));
+        let series = text
+            .lines()
+            .filter(|l| l.starts_with(KERNEL_COUNTER) && l.contains(&hook) && l.contains(&reason));
+        Ok(series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
+    /// Waits until a kernel program has counted a reason at least `least` times.
+    pub fn wait_count(&mut self, hook: &str, reason: &str, least: f64) -> Result<()> {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let value = self.count(hook, reason)?;
+            if value >= least {
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "{hook} counted {reason} {value} times, not {least}");
+            std::thread::sleep(Duration::from_millis(20)); // the period of the poll
+        }
     }
 
     /// Waits until a metric (all series) satisfies `wanted`.

@@ -1,5 +1,5 @@
 //! The few system calls of the harness: entering a namespace on a thread of its own, starting a process
-//! in a namespace and a control group, and where the control groups are. The only file with `unsafe`.
+//! in a namespace and a control group, and where the control groups are. Besides this, `packet` and `foreign` are the files with `unsafe`.
 
 use std::ffi::CString;
 use std::fs::{self, File};

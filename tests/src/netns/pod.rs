@@ -64,6 +64,11 @@ impl PodSpec {
         self
     }
 
+    /// Opts out of the mesh, although the pods file lists the pod.
+    pub fn opt_out(self) -> PodSpec {
+        self.annotation("sidecar.istio.io/inject", "false")
+    }
+
     pub fn index(mut self, index: u8) -> PodSpec {
         self.index = Some(index);
         self

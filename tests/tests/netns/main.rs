@@ -1,4 +1,9 @@
-//! What the mesh promises about connections, checked on real kernels in network namespaces.
+//! What the mesh promises about connections, checked on the running kernel in network namespaces.
 
+mod guard;
+mod lifecycle;
 mod plain;
+mod services;
+mod stage;
+mod steering;
 mod vm;

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Result;
+use mesh_tests::foreign::Foreign;
 use mesh_tests::kube_proxy::{KubeProxy, Service};
 use mesh_tests::need_root;
 use mesh_tests::netns::{Link, Node, Pod, PodSpec};
@@ -123,5 +124,25 @@ fn many_short_and_some_held_connections_all_succeed() -> Result<()> {
     let mut session = client.session(at(&server, 8080)[1])?;
     assert_eq!(session.exchange("hello")?, "hello");
     assert_eq!(session.who()?.peer.ip(), IpAddr::V6(client.v6()));
+    Ok(())
+}
+
+#[test]
+fn foreign_programs_run_and_let_everything_pass() -> Result<()> {
+    need_root!();
+    let node = Node::new("node", 1)?;
+    let (client, server) = (node.pod("client")?, node.pod("server")?);
+    let _server = server.serve("server", Server::Report, &["[::]:8080".parse()?])?;
+    let programs = [
+        ("connect", Foreign::connect4(node.cgroup())?),
+        ("sock_ops", Foreign::sock_ops(client.cgroup())?),
+        ("sk_lookup", Foreign::sk_lookup(server.netns())?),
+        ("tc of the pod", Foreign::tc(client.netns(), "eth0", "egress", 10)?),
+        ("tc of the host", Foreign::tc(node.netns(), client.host_device(), "ingress", 10)?),
+    ];
+    client.call(at(&server, 8080)[0])?.ok()?;
+    for (name, program) in &programs {
+        assert!(program.runs()? > 0, "{name}");
+    }
     Ok(())
 }

@@ -1,0 +1,254 @@
+//! Outbound and inbound steering between pods, in both address families, over both kinds of pod network.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use mesh_tests::mesh::{MeshConfig, MeshNode, passthrough_with};
+use mesh_tests::need_root;
+use mesh_tests::netns::{Link, Node, PodSpec};
+use mesh_tests::peer::{CallOptions, ForeignCgroup, HostNetworkPod, Place};
+use serde_json::json;
+
+use crate::stage::{FIRST_PORT, Stage, Taken, WAYS, Way, ends_are_true, serve, taken_during};
+
+const OUTBOUND: Taken = Taken { outbound: 1, inbound: 0 };
+const INBOUND: Taken = Taken { outbound: 0, inbound: 1 };
+const BOTH: Taken = Taken { outbound: 1, inbound: 1 };
+const NEITHER: Taken = Taken { outbound: 0, inbound: 0 };
+
+/// Calls the server in every family and by both protocols, and checks what each end sees and what
+/// the proxy took.
+fn check(stage: &Stage, mesh: &MeshNode, from: &impl Place, expected: Taken) -> Result<()> {
+    for way in WAYS {
+        let to = stage.target(way);
+        let (call, taken) = taken_during(mesh, || from.call_with(to, &way.options()))?;
+        ends_are_true(&call, way.of(&stage.client), to).with_context(|| format!("{way:?}"))?;
+        assert_eq!(taken, expected, "{way:?}");
+        let to = SocketAddr::new(to.ip(), FIRST_PORT);
+        let first = CallOptions { server_first: true, ..way.options() };
+        ends_are_true(&from.call_with(to, &first)?, way.of(&stage.client), to)
+            .with_context(|| format!("{way:?}, server first"))?;
+    }
+    Ok(())
+}
+
+fn outbound_by_the_connect_hook(stage: &Stage) -> Result<()> {
+    let mesh = stage.mesh(&MeshConfig::default(), &[&stage.client])?;
+    check(stage, &mesh, &stage.client, OUTBOUND)?;
+    assert!(mesh.count("connect", "steered_outbound")? >= 6.0, "the connect hook steered");
+    assert_eq!(mesh.count("tc_guard", "refused_unsteered")?, 0.0);
+    Ok(())
+}
+
+#[test]
+fn outbound_of_a_routed_pod_is_steered_by_the_connect_hook_unnoticed_by_both_ends() -> Result<()> {
+    need_root!();
+    outbound_by_the_connect_hook(&Stage::routed()?)
+}
+
+#[test]
+fn outbound_of_a_bridged_pod_is_steered_by_the_connect_hook_unnoticed_by_both_ends() -> Result<()> {
+    need_root!();
+    outbound_by_the_connect_hook(&Stage::bridged()?)
+}
+
+fn outbound_by_tc(stage: &Stage) -> Result<()> {
+    let config = MeshConfig::default().setting("steering", "tc");
+    let mesh = stage.mesh(&config, &[&stage.client])?;
+    check(stage, &mesh, &stage.client, OUTBOUND)?;
+    assert_eq!(mesh.count("connect", "steered_outbound")?, 0.0);
+    assert!(mesh.count("tc_steer", "steered_outbound")? >= 6.0, "TC steered");
+    Ok(())
+}
+
+#[test]
+fn outbound_of_a_routed_pod_is_steered_by_tc_where_the_connect_hook_is_off() -> Result<()> {
+    need_root!();
+    outbound_by_tc(&Stage::routed()?)
+}
+
+#[test]
+fn outbound_of_a_bridged_pod_is_steered_by_tc_where_the_connect_hook_is_off() -> Result<()> {
+    need_root!();
+    outbound_by_tc(&Stage::bridged()?)
+}
+
+#[test]
+fn a_process_outside_the_pods_cgroup_is_steered_by_tc() -> Result<()> {
+    need_root!();
+    let stage = Stage::routed()?;
+    let mesh = stage.mesh(&MeshConfig::default(), &[&stage.client])?;
+    check(&stage, &mesh, &ForeignCgroup(&stage.client), OUTBOUND)?;
+    assert!(mesh.count("tc_steer", "steered_outbound")? >= 6.0, "TC steered");
+    Ok(())
+}
+
+fn inbound(stage: &Stage) -> Result<()> {
+    let mesh = stage.mesh(&MeshConfig::default(), &[&stage.server])?;
+    check(stage, &mesh, &stage.client, INBOUND)?;
+    assert!(mesh.count("sk_lookup", "steered_inbound")? >= 6.0);
+    Ok(())
+}
+
+#[test]
+fn inbound_of_a_routed_pod_is_steered_and_the_server_sees_the_client() -> Result<()> {
+    need_root!();
+    inbound(&Stage::routed()?)
+}
+
+#[test]
+fn inbound_of_a_bridged_pod_is_steered_and_the_server_sees_the_client() -> Result<()> {
+    need_root!();
+    inbound(&Stage::bridged()?)
+}
+
+#[test]
+fn between_two_enrolled_pods_of_a_node_both_halves_run() -> Result<()> {
+    need_root!();
+    for stage in [Stage::routed()?, Stage::bridged()?] {
+        let mesh = stage.mesh(&MeshConfig::default(), &[&stage.client, &stage.server])?;
+        check(&stage, &mesh, &stage.client, BOTH)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn between_two_nodes_each_proxy_takes_its_half() -> Result<()> {
+    need_root!();
+    let (one, two) = (Node::new("one", 1)?, Node::new("two", 2)?);
+    let _link = Link::new(&one, &two)?;
+    let client = one.pod("client")?;
+    let server = two.pod_with(PodSpec::new("server").bridged())?;
+    let _servers = serve(&server, "server")?;
+    let near = MeshNode::start(&one, &MeshConfig::default(), &[&client])?;
+    let far = MeshNode::start(&two, &MeshConfig::default(), &[&server])?;
+    for way in WAYS {
+        let to = SocketAddr::new(way.of(&server), crate::stage::PORT);
+        let ((call, there), here) =
+            taken_during(&near, || taken_during(&far, || client.call_with(to, &way.options())))?;
+        ends_are_true(&call, way.of(&client), to)?;
+        assert_eq!((here, there), (OUTBOUND, INBOUND), "{way:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_service_address_reaches_its_listener_as_original_destination() -> Result<()> {
+    need_root!();
+    let stage = Stage::routed()?;
+    let vips = ["10.96.0.20", "fd10:96::20"];
+    let listeners: Vec<_> = vips
+        .iter()
+        .enumerate()
+        .map(|(i, vip)| {
+            json!({
+                "name": vip,
+                "address": {"socket_address": {"address": vip, "port_value": 80}},
+                "bind_to_port": false,
+                "traffic_direction": "OUTBOUND",
+                "filter_chains": [{"filters": [{
+                    "name": "envoy.filters.network.tcp_proxy",
+                    "typed_config": {
+                        "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+                        "stat_prefix": format!("vip{i}"),
+                        "cluster": format!("vip{i}"),
+                    },
+                }]}],
+            })
+        })
+        .collect();
+    let clusters: Vec<_> = stage.server.addresses().iter().enumerate().map(|(i, ip)| json!({
+        "name": format!("vip{i}"),
+        "type": "STATIC",
+        "connect_timeout": "5s",
+        "load_assignment": {"cluster_name": format!("vip{i}"), "endpoints": [{"lb_endpoints": [{"endpoint":
+            {"address": {"socket_address": {"address": ip, "port_value": crate::stage::PORT}}}}]}]},
+    })).collect();
+    let config = MeshConfig { bootstrap: passthrough_with(listeners, clusters), ..MeshConfig::default() };
+    let mesh = stage.mesh(&config, &[&stage.client])?;
+    for (way, i) in [(Way::V4, 0), (Way::V6, 1), (Way::Mapped, 0)] {
+        let vip = SocketAddr::new(vips[i].parse()?, 80);
+        let before = mesh.stat(&format!("tcp.vip{i}.downstream_cx_total"))?;
+        let call = stage.client.call_with(vip, &way.options())?;
+        let seen = call.ok().with_context(|| format!("{way:?}"))?;
+        assert_eq!(seen.local, stage.target(way), "the listener of the service took the connection");
+        assert_eq!(seen.peer.ip(), way.of(&stage.client));
+        assert_eq!(call.peer.map(|p| p.ip().to_canonical()), Some(vip.ip()), "the client sees the service");
+        assert_eq!(mesh.stat(&format!("tcp.vip{i}.downstream_cx_total"))?, before + 1);
+    }
+    Ok(())
+}
+
+#[test]
+fn probes_of_the_kubelet_pass_and_host_network_pods_do_not() -> Result<()> {
+    need_root!();
+    for stage in [Stage::routed()?, Stage::bridged()?] {
+        let mesh = stage.mesh(&MeshConfig::default(), &[&stage.server])?;
+        for way in WAYS {
+            let to = stage.target(way);
+            let (call, taken) = taken_during(&mesh, || stage.node.call_with(to, &way.options()))?;
+            call.ok().with_context(|| format!("probe, {way:?}"))?;
+            assert_eq!(taken, NEITHER, "a probe is not steered, {way:?}");
+            let pod = HostNetworkPod(&stage.node);
+            let (call, taken) = taken_during(&mesh, || pod.call_with(to, &way.options()))?;
+            call.ok().with_context(|| format!("host-network pod, {way:?}"))?;
+            assert_eq!(taken, INBOUND, "a host-network pod is steered, {way:?}");
+        }
+        assert!(mesh.count("sk_lookup", "passed_host")? >= 3.0);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_opted_out_is_left_alone() -> Result<()> {
+    need_root!();
+    let stage = Stage::routed()?;
+    let out = stage.node.pod_with(PodSpec::new("out").opt_out())?;
+    let _servers = serve(&out, "out")?;
+    let mesh = stage.mesh(&MeshConfig::default(), &[&out])?;
+    let to = SocketAddr::new(Way::V4.of(&out), crate::stage::PORT);
+    let (call, taken) = taken_during(&mesh, || stage.client.call(to))?;
+    call.ok()?;
+    assert_eq!(taken, NEITHER, "inbound");
+    let (call, taken) = taken_during(&mesh, || out.call(stage.target(Way::V6)))?;
+    call.ok()?;
+    assert_eq!(taken, NEITHER, "outbound");
+    Ok(())
+}
+
+#[test]
+fn excluded_ports_and_addresses_are_left_alone_and_others_are_not() -> Result<()> {
+    need_root!();
+    let stage = Stage::routed()?;
+    let (client, server) = (&stage.client, stage.node.pod("other")?);
+    let _servers = serve(&server, "other")?;
+    let config = MeshConfig::default()
+        .setting("exclude_outbound_ports", vec![FIRST_PORT])
+        .setting("exclude_outbound_cidrs", vec![format!("{}/128", stage.server.v6())])
+        .setting("exclude_inbound_ports", vec![FIRST_PORT]);
+    let mesh = stage.mesh(&config, &[client, &server])?;
+    let first = CallOptions { server_first: true, ..Way::V4.options() };
+    let port = |ip, port| SocketAddr::new(ip, port);
+
+    let plain = Way::V4.options();
+    let outbound = [
+        (port(Way::V4.of(&stage.server), FIRST_PORT), &first, NEITHER, "excluded port"),
+        (stage.target(Way::V4), &plain, OUTBOUND, "other port"),
+        (stage.target(Way::V6), &plain, NEITHER, "excluded address"),
+    ];
+    for (to, options, expected, what) in outbound {
+        let (call, taken) = taken_during(&mesh, || client.call_with(to, options))?;
+        call.ok().context(what)?;
+        assert_eq!(taken, expected, "{what}");
+    }
+    let inbound = [
+        (port(Way::V4.of(&server), FIRST_PORT), &first, NEITHER, "excluded port"),
+        (port(Way::V6.of(&server), crate::stage::PORT), &plain, INBOUND, "other port"),
+    ];
+    for (to, options, expected, what) in inbound {
+        let (call, taken) = taken_during(&mesh, || stage.server.call_with(to, options))?;
+        call.ok().context(what)?;
+        assert_eq!(taken, expected, "{what}, inbound");
+    }
+    Ok(())
+}

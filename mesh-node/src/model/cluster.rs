@@ -23,6 +23,8 @@ pub struct Cluster {
     pub lb: LbPolicy,
     /// `common_lb_config.healthy_panic_threshold`, percent; default 50.
     pub panic_threshold_percent: f64,
+    /// `common_lb_config.locality_weighted_lb_config` is set: localities share the load by their weights.
+    pub locality_weighted: bool,
     /// Default 5 s.
     pub connect_timeout: Duration,
     /// `upstream_bind_config.source_address`.
@@ -57,14 +59,24 @@ pub enum Discovery {
     Static,
     StrictDns(DnsOptions),
     LogicalDns(DnsOptions),
-    OriginalDst { http_header: Option<http::HeaderName>, port_override: Option<u16> },
+    OriginalDst {
+        /// `original_dst_lb_config.http_header_name`, when `use_http_header` is set
+        /// (default `x-envoy-original-dst-host`).
+        http_header: Option<http::HeaderName>,
+        port_override: Option<u16>,
+        /// `cleanup_interval`, default 5 s: a host not used for that long is forgotten.
+        cleanup_interval: Duration,
+    },
 }
 
 /// DNS settings of a cluster.
 #[derive(Debug, Clone)]
 pub struct DnsOptions {
-    /// Default 5 s.
+    /// `dns_refresh_rate`, default 5 s.
     pub refresh: Duration,
+    /// `dns_failure_refresh_rate`, base and maximum; `None` keeps to `refresh`.
+    pub failure_refresh: Option<(Duration, Duration)>,
+    /// `respect_dns_ttl`.
     pub respect_ttl: bool,
     pub family: DnsFamily,
 }
@@ -84,9 +96,11 @@ pub enum DnsFamily {
 #[derive(Debug, Clone)]
 pub enum LbPolicy {
     RoundRobin,
-    /// `choice_count`, default 2.
     LeastRequest {
+        /// `choice_count`, default 2.
         choices: u32,
+        /// `active_request_bias`, default 1.0: how much load counts against a host when weights differ.
+        active_request_bias: f64,
     },
     Random,
     /// Original destination.

@@ -1,0 +1,130 @@
+//! The load balancing policies over one group of hosts (`Cluster.lb_policy`).
+//!
+//! As in Envoy each worker balances on its own, from a random start: workers share nothing but the hosts'
+//! counts of active requests.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::edf::Edf;
+use super::{Host, Random};
+use crate::model::cluster::LbPolicy;
+
+/// How many picks into a weighted schedule a worker may start.
+const MAX_START: u64 = 1 << 16;
+
+/// The state of balancing between equal things, one part per worker.
+#[derive(Debug)]
+pub(crate) struct Shards(Box<[Shard]>);
+
+/// On a cache line of its own, for workers on different cores.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Shard {
+    next: AtomicUsize,
+    /// Made at the first weighted pick. Only its own worker takes the lock.
+    schedule: Mutex<Option<Edf>>,
+}
+
+impl Shards {
+    pub(crate) fn new(workers: usize, random: &dyn Random) -> Self {
+        let start = |_| Shard { next: AtomicUsize::new(random.next() as usize), ..Shard::default() };
+        Self((0..workers.max(1)).map(start).collect())
+    }
+
+    fn mine(&self) -> &Shard {
+        &self.0[worker_index() % self.0.len()]
+    }
+
+    /// The next of `0..n` in turn.
+    fn in_turn(&self, n: usize) -> usize {
+        self.mine().next.fetch_add(1, Ordering::Relaxed) % n
+    }
+
+    /// The next of `0..n` by weight; `None` when nothing has weight.
+    pub(crate) fn by_weight(
+        &self,
+        n: usize,
+        weight: impl Fn(usize) -> f64,
+        random: &dyn Random,
+    ) -> Option<usize> {
+        let mut schedule = self.mine().schedule.lock().unwrap_or_else(PoisonError::into_inner);
+        schedule.get_or_insert_with(|| Edf::new((0..n).map(&weight), random.next() % MAX_START)).pick(weight)
+    }
+}
+
+/// A small number that is the calling thread's own, so that its state is found without a lock.
+fn worker_index() -> usize {
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
+    thread_local!(static INDEX: Cell<usize> = Cell::new(THREADS.fetch_add(1, Ordering::Relaxed)));
+    INDEX.with(Cell::get)
+}
+
+/// Hosts that one choice is made from.
+#[derive(Debug)]
+pub(crate) struct Group {
+    hosts: Vec<Arc<Host>>,
+    equal_weights: bool,
+    shards: Shards,
+}
+
+impl Group {
+    pub(crate) fn new(hosts: Vec<Arc<Host>>, workers: usize, random: &dyn Random) -> Self {
+        let equal_weights = hosts.windows(2).all(|w| w[0].weight() == w[1].weight());
+        Self { hosts, equal_weights, shards: Shards::new(workers, random) }
+    }
+
+    pub(crate) fn hosts(&self) -> &[Arc<Host>] {
+        &self.hosts
+    }
+
+    /// The next host; `None` when the group is empty.
+    pub(crate) fn pick(&self, policy: &LbPolicy, random: &dyn Random) -> Option<&Arc<Host>> {
+        let n = self.hosts.len();
+        if n == 0 {
+            return None;
+        }
+        let index = match policy {
+            LbPolicy::RoundRobin if self.equal_weights => self.shards.in_turn(n),
+            LbPolicy::RoundRobin => {
+                self.shards.by_weight(n, |i| f64::from(self.hosts[i].weight()), random)?
+            }
+            LbPolicy::LeastRequest { choices, .. } if self.equal_weights => self.least_of(*choices, random),
+            LbPolicy::LeastRequest { active_request_bias, .. } => {
+                self.shards.by_weight(n, |i| loaded_weight(&self.hosts[i], *active_request_bias), random)?
+            }
+            LbPolicy::Random | LbPolicy::ClusterProvided => below(n, random),
+        };
+        self.hosts.get(index)
+    }
+
+    /// The least loaded of `choices` random hosts; of equals the one drawn first. A host may be drawn twice.
+    fn least_of(&self, choices: u32, random: &dyn Random) -> usize {
+        let mut best = below(self.hosts.len(), random);
+        let mut least = self.hosts[best].active_requests();
+        for _ in 1..choices {
+            let candidate = below(self.hosts.len(), random);
+            let active = self.hosts[candidate].active_requests();
+            if active < least {
+                (best, least) = (candidate, active);
+            }
+        }
+        best
+    }
+}
+
+fn below(n: usize, random: &dyn Random) -> usize {
+    (random.next() % n as u64) as usize
+}
+
+/// `weight / (active requests + 1) ^ bias` (Envoy: weighted least request).
+fn loaded_weight(host: &Host, bias: f64) -> f64 {
+    let weight = f64::from(host.weight());
+    let load = host.active_requests() as f64 + 1.0;
+    match bias {
+        b if b == 0.0 => weight,
+        b if b == 1.0 => weight / load,
+        b => weight / load.powf(b),
+    }
+}

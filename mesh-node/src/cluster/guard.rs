@@ -1,0 +1,126 @@
+//! Guards: what is in use for as long as the guard lives. Dropping one gives its share of the circuit
+//! breaker back and lowers the gauges, on every way out.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::breakers::give_back;
+use super::{ClusterState, Host, Outcome, RoutingPriority};
+
+/// One connection to a host, from the attempt to the close.
+#[derive(Debug)]
+pub struct ConnectionGuard {
+    cluster: Arc<ClusterState>,
+    host: Arc<Host>,
+    priority: RoutingPriority,
+}
+
+impl ConnectionGuard {
+    /// Counts a connection whose share of the breaker is already taken.
+    pub(crate) fn begin(cluster: Arc<ClusterState>, host: Arc<Host>, priority: RoutingPriority) -> Self {
+        cluster.stats.upstream_cx_total.inc();
+        cluster.stats.upstream_cx_active.inc();
+        host.counters.cx_total.fetch_add(1, Ordering::Relaxed);
+        host.counters.cx_active.fetch_add(1, Ordering::Relaxed);
+        Self { cluster, host, priority }
+    }
+
+    /// The attempt failed before the connection (TLS included) stood.
+    pub fn connect_failed(&self) {
+        self.cluster.stats.upstream_cx_connect_fail.inc();
+        self.host.counters.cx_connect_fail.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The attempt failed because `connect_timeout` passed: a failure of its own kind.
+    pub fn connect_timed_out(&self) {
+        self.cluster.stats.upstream_cx_connect_timeout.inc();
+        self.connect_failed();
+    }
+
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+}
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        give_back(&self.cluster.breakers.of(self.priority).connections);
+        self.cluster.stats.upstream_cx_active.dec();
+        self.cluster.stats.upstream_cx_destroy.inc();
+        self.host.counters.cx_active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One request on a connection, from the first byte of its head to the end of its response.
+#[derive(Debug)]
+pub struct RequestGuard {
+    cluster: Arc<ClusterState>,
+    host: Arc<Host>,
+    priority: RoutingPriority,
+}
+
+impl RequestGuard {
+    /// Counts a request whose share of the breaker is already taken.
+    pub(crate) fn begin(cluster: Arc<ClusterState>, host: Arc<Host>, priority: RoutingPriority) -> Self {
+        cluster.stats.upstream_rq_total.inc();
+        cluster.stats.upstream_rq_active.inc();
+        host.counters.rq_total.fetch_add(1, Ordering::Relaxed);
+        host.counters.rq_active.fetch_add(1, Ordering::Relaxed);
+        Self { cluster, host, priority }
+    }
+
+    /// Counts how the request ended, for `/clusters`. At most once per request.
+    pub fn finish(&self, outcome: Outcome) {
+        self.host.counters.finish(outcome);
+    }
+
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+}
+
+impl Drop for RequestGuard {
+    fn drop(&mut self) {
+        give_back(&self.cluster.breakers.of(self.priority).requests);
+        self.cluster.stats.upstream_rq_active.dec();
+        self.host.counters.rq_active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One request that waits for a connection.
+#[derive(Debug)]
+pub struct PendingGuard {
+    cluster: Arc<ClusterState>,
+    priority: RoutingPriority,
+}
+
+impl PendingGuard {
+    pub(crate) fn begin(cluster: Arc<ClusterState>, priority: RoutingPriority) -> Self {
+        Self { cluster, priority }
+    }
+}
+
+impl Drop for PendingGuard {
+    fn drop(&mut self) {
+        give_back(&self.cluster.breakers.of(self.priority).pending);
+    }
+}
+
+/// One retry, from the decision to the end of the retried request.
+#[derive(Debug)]
+pub struct RetryGuard {
+    cluster: Arc<ClusterState>,
+    priority: RoutingPriority,
+}
+
+impl RetryGuard {
+    pub(crate) fn begin(cluster: Arc<ClusterState>, priority: RoutingPriority) -> Self {
+        Self { cluster, priority }
+    }
+}
+
+impl Drop for RetryGuard {
+    fn drop(&mut self) {
+        give_back(&self.cluster.breakers.of(self.priority).retries);
+    }
+}

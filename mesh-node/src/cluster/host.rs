@@ -1,0 +1,170 @@
+//! One endpoint at one address, with what is counted of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::drain::Signal;
+use crate::model::Str;
+use crate::model::cluster::{Cluster, Endpoint, HealthStatus, Locality, Transport};
+
+/// An address that connections can go to.
+#[derive(Debug)]
+pub struct Host {
+    pub address: SocketAddr,
+    /// `Endpoint.hostname`, or the name that was resolved.
+    pub hostname: Option<Str>,
+    /// `None` for a host of an original destination cluster.
+    pub endpoint: Option<Arc<Endpoint>>,
+    pub priority: u32,
+    pub locality: Arc<LocalityName>,
+    /// The first transport socket match of the cluster that fits the endpoint, else the cluster's own.
+    pub transport: Transport,
+    /// Name of the transport socket match; `None` for the cluster's own transport socket.
+    pub transport_name: Option<Str>,
+    /// Carried over when the cluster's configuration changes and the address stays.
+    pub counters: Arc<HostCounters>,
+    /// Started when the host leaves its cluster, or the cluster is replaced: pooled connections end.
+    pub removed: Signal,
+    /// Chosen since the last sweep (original destination clusters).
+    touched: AtomicBool,
+}
+
+/// `core.v3.Locality`.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct LocalityName {
+    pub region: Str,
+    pub zone: Str,
+    pub sub_zone: Str,
+}
+
+impl From<&Locality> for LocalityName {
+    fn from(l: &Locality) -> Self {
+        Self { region: l.region.clone(), zone: l.zone.clone(), sub_zone: l.sub_zone.clone() }
+    }
+}
+
+/// What `/clusters` shows of a host.
+#[derive(Debug, Default)]
+pub struct HostCounters {
+    pub cx_active: AtomicU64,
+    pub cx_connect_fail: AtomicU64,
+    pub cx_total: AtomicU64,
+    pub rq_active: AtomicU64,
+    pub rq_error: AtomicU64,
+    pub rq_success: AtomicU64,
+    pub rq_timeout: AtomicU64,
+    pub rq_total: AtomicU64,
+}
+
+/// How a request to a host ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// A response that is not a server error.
+    Success,
+    /// A 5xx response, or a reset before one.
+    Error,
+    /// No response in time; counts as an error too.
+    Timeout,
+}
+
+impl HostCounters {
+    /// Counts the end of a request.
+    pub fn finish(&self, outcome: Outcome) {
+        match outcome {
+            Outcome::Success => &self.rq_success,
+            Outcome::Error => &self.rq_error,
+            Outcome::Timeout => {
+                self.rq_timeout.fetch_add(1, Ordering::Relaxed);
+                &self.rq_error
+            }
+        }
+        .fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Host {
+    /// The host of a configured endpoint at `address`.
+    pub(crate) fn of_endpoint(
+        cluster: &Cluster,
+        locality: Arc<LocalityName>,
+        priority: u32,
+        endpoint: Arc<Endpoint>,
+        hostname: Option<Str>,
+        address: SocketAddr,
+        counters: Arc<HostCounters>,
+    ) -> Self {
+        let matched = cluster
+            .transport_socket_matches
+            .iter()
+            .find(|m| m.matches.iter().all(|pair| endpoint.transport_match.contains(pair)));
+        let (transport, transport_name) = match matched {
+            Some(m) => (m.transport.clone(), Some(m.name.clone())),
+            None => (cluster.transport_socket.clone(), None),
+        };
+        Self {
+            address,
+            hostname,
+            endpoint: Some(endpoint),
+            priority,
+            locality,
+            transport,
+            transport_name,
+            counters,
+            removed: Signal::default(),
+            touched: AtomicBool::new(false),
+        }
+    }
+
+    /// The host of an original destination.
+    pub(crate) fn of_original_dst(
+        cluster: &Cluster,
+        address: SocketAddr,
+        counters: Arc<HostCounters>,
+    ) -> Self {
+        // Envoy gives such hosts no metadata: only a match without criteria can fit.
+        let matched = cluster.transport_socket_matches.iter().find(|m| m.matches.is_empty());
+        let (transport, transport_name) = match matched {
+            Some(m) => (m.transport.clone(), Some(m.name.clone())),
+            None => (cluster.transport_socket.clone(), None),
+        };
+        Self {
+            address,
+            hostname: None,
+            endpoint: None,
+            priority: 0,
+            locality: Arc::default(),
+            transport,
+            transport_name,
+            counters,
+            removed: Signal::default(),
+            touched: AtomicBool::new(true),
+        }
+    }
+
+    /// At least 1.
+    pub fn weight(&self) -> u32 {
+        self.endpoint.as_ref().map_or(1, |e| e.weight.max(1))
+    }
+
+    pub fn health(&self) -> HealthStatus {
+        self.endpoint.as_ref().map_or(HealthStatus::Healthy, |e| e.health)
+    }
+
+    /// Requests in flight now, all workers.
+    pub fn active_requests(&self) -> u64 {
+        self.counters.rq_active.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the host was chosen, so that the next sweep keeps it.
+    pub(crate) fn touch(&self) {
+        if !self.touched.load(Ordering::Relaxed) {
+            self.touched.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Chosen since this was asked last?
+    pub(crate) fn take_touched(&self) -> bool {
+        self.touched.swap(false, Ordering::Relaxed)
+    }
+}

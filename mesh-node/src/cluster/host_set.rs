@@ -1,0 +1,181 @@
+//! The hosts of a cluster as of one moment, ordered for balancing. Built when endpoints change, then
+//! immutable.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::balance::{Group, Shards};
+use super::priority::{Counts, Loads, Source};
+use super::{Host, Random};
+use crate::model::cluster::{Cluster, HealthStatus};
+
+/// Hosts of one configured locality, all of one priority.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct LocalityHosts {
+    pub(crate) priority: u32,
+    /// 0: the locality gets no load when localities are weighted.
+    pub(crate) weight: u32,
+    pub(crate) hosts: Vec<Arc<Host>>,
+}
+
+/// All hosts, ready to choose from.
+#[derive(Debug)]
+pub(crate) struct HostSet {
+    loads: Loads,
+    priorities: Vec<Priority>,
+    by_address: HashMap<SocketAddr, Arc<Host>, ahash::RandomState>,
+}
+
+#[derive(Debug)]
+struct Priority {
+    healthy: Balanced,
+    degraded: Balanced,
+    all: Group,
+}
+
+/// Hosts that serve, with their localities when those are weighted.
+#[derive(Debug)]
+struct Balanced {
+    group: Group,
+    localities: Option<Localities>,
+}
+
+#[derive(Debug)]
+struct Localities {
+    weights: Vec<f64>,
+    groups: Vec<Group>,
+    shards: Shards,
+}
+
+impl HostSet {
+    pub(crate) fn new(
+        cluster: &Cluster,
+        localities: Vec<LocalityHosts>,
+        workers: usize,
+        random: &dyn Random,
+    ) -> Self {
+        let mut by_address = HashMap::default();
+        let mut by_priority: BTreeMap<u32, Vec<LocalityHosts>> = BTreeMap::new();
+        for mut locality in localities {
+            // An address serves once, in the first place that names it (as Envoy's STATIC and EDS clusters).
+            locality.hosts.retain(|host| {
+                let first = !by_address.contains_key(&host.address);
+                if first {
+                    by_address.insert(host.address, host.clone());
+                }
+                first
+            });
+            by_priority.entry(locality.priority).or_default().push(locality);
+        }
+        let lowest = by_priority.keys().next_back().map_or(0, |p| *p as usize + 1);
+        let build = Build { cluster, workers, random };
+        let priorities: Vec<Priority> = (0..lowest as u32)
+            .map(|p| build.priority(by_priority.get(&p).map_or(&[][..], Vec::as_slice)))
+            .collect();
+        let counts: Vec<Counts> = priorities.iter().map(Priority::counts).collect();
+        let loads =
+            Loads::new(&counts, cluster.overprovisioning_factor_percent, cluster.panic_threshold_percent);
+        Self { loads, priorities, by_address }
+    }
+
+    /// All hosts, in order of priority.
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = &Arc<Host>> {
+        self.priorities.iter().flat_map(|p| p.all.hosts())
+    }
+
+    pub(crate) fn by_address(&self, address: &SocketAddr) -> Option<&Arc<Host>> {
+        self.by_address.get(address)
+    }
+
+    /// All priorities together.
+    pub(crate) fn counts(&self) -> Counts {
+        self.priorities.iter().map(Priority::counts).fold(Counts::default(), |a, b| Counts {
+            all: a.all + b.all,
+            healthy: a.healthy + b.healthy,
+            degraded: a.degraded + b.degraded,
+        })
+    }
+
+    /// The next host, and whether its priority is in panic.
+    pub(crate) fn choose(&self, cluster: &Cluster, random: &dyn Random) -> Option<(&Arc<Host>, bool)> {
+        // With one host that serves there is nothing to choose.
+        let (host, panic) = match self.loads.choose(random.next())? {
+            Source::Healthy(p) => (self.priorities[p].healthy.pick(cluster, random), false),
+            Source::Degraded(p) => (self.priorities[p].degraded.pick(cluster, random), false),
+            Source::All(p) => (self.priorities[p].all.pick(&cluster.lb, random), true),
+        };
+        host.map(|host| (host, panic))
+    }
+}
+
+impl Priority {
+    fn counts(&self) -> Counts {
+        Counts {
+            all: self.all.hosts().len(),
+            healthy: self.healthy.group.hosts().len(),
+            degraded: self.degraded.group.hosts().len(),
+        }
+    }
+}
+
+impl Balanced {
+    fn pick(&self, cluster: &Cluster, random: &dyn Random) -> Option<&Arc<Host>> {
+        if let Some(l) = &self.localities {
+            let chosen = l.shards.by_weight(l.groups.len(), |i| l.weights[i], random);
+            if let Some(group) = chosen.map(|i| &l.groups[i]) {
+                return group.pick(&cluster.lb, random);
+            }
+        }
+        self.group.pick(&cluster.lb, random)
+    }
+}
+
+struct Build<'a> {
+    cluster: &'a Cluster,
+    workers: usize,
+    random: &'a dyn Random,
+}
+
+impl Build<'_> {
+    fn priority(&self, localities: &[LocalityHosts]) -> Priority {
+        Priority {
+            healthy: self.balanced(localities, HealthStatus::Healthy),
+            degraded: self.balanced(localities, HealthStatus::Degraded),
+            all: self.group(localities.iter().flat_map(|l| &l.hosts).cloned().collect()),
+        }
+    }
+
+    fn balanced(&self, localities: &[LocalityHosts], health: HealthStatus) -> Balanced {
+        let of_health = |l: &LocalityHosts| -> Vec<Arc<Host>> {
+            l.hosts.iter().filter(|h| h.health() == health).cloned().collect()
+        };
+        let weighted = self.cluster.locality_weighted && localities.iter().any(|l| l.weight > 0);
+        let localities_of_health: Vec<_> = localities.iter().map(of_health).collect();
+        let group = self.group(localities_of_health.concat());
+        let localities = weighted.then(|| Localities {
+            weights: localities
+                .iter()
+                .zip(&localities_of_health)
+                .map(|(l, usable)| self.effective_weight(l, usable.len()))
+                .collect(),
+            groups: localities_of_health.into_iter().map(|hosts| self.group(hosts)).collect(),
+            shards: Shards::new(self.workers, self.random),
+        });
+        Balanced { group, localities }
+    }
+
+    fn group(&self, hosts: Vec<Arc<Host>>) -> Group {
+        Group::new(hosts, self.workers, self.random)
+    }
+
+    /// A locality's weight goes down once fewer of its hosts serve than the overprovisioning factor covers.
+    fn effective_weight(&self, locality: &LocalityHosts, usable: usize) -> f64 {
+        if locality.hosts.is_empty() || usable == 0 {
+            return 0.0;
+        }
+        let ratio = usable as f64 / locality.hosts.len() as f64;
+        let factor = f64::from(self.cluster.overprovisioning_factor_percent) / 100.0;
+        f64::from(locality.weight) * (ratio * factor).min(1.0)
+    }
+}

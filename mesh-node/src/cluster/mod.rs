@@ -1,0 +1,32 @@
+//! Where a cluster's endpoints are and which of them serves next: endpoint sets, resolution, load
+//! balancing, circuit breakers.
+//!
+//! Shared by all workers; a choice takes no lock that another worker waits for. Opens no connection and
+//! knows nothing of HTTP: `upstream/` connects to the host that is chosen here.
+
+mod balance;
+mod breakers;
+mod edf;
+mod guard;
+mod host;
+mod host_set;
+mod manager;
+mod original_dst;
+mod priority;
+mod random;
+mod state;
+
+pub use breakers::{Breakers, PriorityBreakers};
+pub use guard::{ConnectionGuard, PendingGuard, RequestGuard, RetryGuard};
+pub use host::{Host, HostCounters, LocalityName, Outcome};
+pub use manager::ClusterManager;
+pub use random::{Random, ThreadRandom};
+pub use state::{ClusterState, LbContext, NoHost, Overflow};
+
+/// Index of the routing priority in circuit breakers (`core.v3.RoutingPriority`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RoutingPriority {
+    #[default]
+    Default = 0,
+    High = 1,
+}

@@ -141,6 +141,8 @@ pub fn markdown(results: &Results) -> String {
     if !goals.is_empty() {
         let _ = writeln!(text, "```\n{}\n```\n", goals.join("\n"));
     }
+    text += &summary(results);
+    text += "\n![Throughput relative to no mesh](plot.svg)\n\n## All figures\n\n";
     text += &table(results);
     if !results.failed.is_empty() {
         let _ = writeln!(text, "\nNot measured:\n");
@@ -149,6 +151,50 @@ pub fn markdown(results: &Results) -> String {
         }
     }
     text
+}
+
+/// One line per row: the rate of each path, and in brackets what multiple of the row's sidecar it is.
+fn summary(results: &Results) -> String {
+    let mut text = String::from(
+        "| requests/s (× sidecar) | no mesh | sidecar | HAProxy, one hop | mesh-out | mesh |\n\
+         | --- | ---: | ---: | ---: | ---: | ---: |\n",
+    );
+    let mut done: Vec<(&str, u32)> = Vec::new();
+    for row in &results.rows {
+        let (scenario, connections) = (row.scenario.as_str(), row.connections);
+        if done.contains(&(scenario, connections)) {
+            continue;
+        }
+        done.push((scenario, connections));
+        let of = |paths: [Path; 2]| {
+            paths
+                .into_iter()
+                .find_map(|path| results.find(scenario, connections, path)?.rate().map(|r| r.median))
+        };
+        let sidecar = match scenario {
+            "two-node-http1" => of([Path::SidecarPlain, Path::SidecarPlain]),
+            _ => of([Path::Sidecar, Path::SidecarL4]),
+        };
+        let cell = |rate: Option<f64>| match (rate, sidecar) {
+            (Some(rate), Some(sidecar)) => format!("{} ({:.1}×)", short(row, rate), rate / sidecar),
+            (Some(rate), None) => short(row, rate),
+            (None, _) => "-".to_owned(),
+        };
+        let _ = writeln!(
+            text,
+            "| {scenario} c={connections} | {} | {} | {} | {} | {} |",
+            cell(of([Path::Direct, Path::Direct])),
+            sidecar.map_or_else(|| "-".to_owned(), |rate| short(row, rate)),
+            cell(of([Path::Haproxy, Path::Haproxy])),
+            cell(of([Path::MeshOut, Path::MeshL4Out])),
+            cell(of([Path::Mesh, Path::MeshL4])),
+        );
+    }
+    text
+}
+
+fn short(row: &Measured, rate: f64) -> String {
+    if row.gbit_per_s.is_some() { format!("{rate:.1} Gbit/s") } else { format!("{rate:.0}") }
 }
 
 /// One line per row and path. `rate` is requests/s, or Gbit/s where the row is a stream.

@@ -29,13 +29,13 @@ pub struct Shared {
     pub certificates: Certificates,
 }
 
-/// A path that is up.
+/// A path that is up. Dropped, and thereby removed, in the order of the fields.
 pub struct Topology {
+    mesh: Vec<MeshNode>,
+    proxies: Vec<Process>,
     pub client: Pod,
     /// Where the client sends its requests.
     pub address: Ipv4Addr,
-    proxies: Vec<Process>,
-    mesh: Vec<MeshNode>,
     pids: Vec<u32>,
     _servers: Vec<Process>,
     _link: Option<Link>,

@@ -278,3 +278,53 @@ pub fn progress(row: &Row, measured: &Measured) -> String {
     }
     line
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn results() -> Results {
+        let row = |path: &str, rate: u32, p50: u32| {
+            format!(
+                r#"{{"scenario": "same-node-http1", "path": "{path}", "acceleration": false, "payload_bytes": 130,
+                "connections": 64, "runs": 5, "proxy_rss_mib": 31.5,
+                "requests_per_s": {{"median": {rate}, "min": {rate}, "max": {rate}}},
+                "latency_us": {{"p50": {p50}, "p90": 1, "p99": 1, "p999": 1}}}}"#
+            )
+        };
+        let rows = [
+            row("direct", 100_000, 10),
+            row("sidecar", 10_000, 90),
+            row("mesh-out", 40_000, 40),
+            row("mesh", 20_000, 50),
+        ];
+        let text = format!(
+            r#"{{"date": "2026-01-02T03:04:05Z", "machine": {{"cores": "2"}}, "versions": {{}},
+            "seconds_per_run": 3, "rows": [{}]}}"#,
+            rows.join(",")
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn a_missed_goal_says_so_beside_the_ones_that_are_met() {
+        let lines = goals(&results());
+        assert!(lines[0].starts_with("met ") && lines[0].contains("= 4.00"), "{lines:?}");
+        assert!(lines[1].starts_with("MISSED") && lines[1].contains("= 2.00"), "{lines:?}");
+        assert!(lines[2].starts_with("MISSED") && lines[2].contains("31.5 MiB"), "{lines:?}");
+    }
+
+    #[test]
+    fn the_page_has_the_pair_ratio_first_and_every_path_in_the_tables() {
+        let page = markdown(&results());
+        assert!(page.find("0.100").unwrap() < page.find("| scenario").unwrap());
+        assert!(
+            page.contains(
+                "| same-node-http1 c=64 | 100000 (10.0×) | 10000 | - | 40000 (4.0×) | 20000 (2.0×) |"
+            )
+        );
+        assert!(page.contains("| same-node-http1 | 64 | mesh-out | 40000 (40000 – 40000) | 0.40 | 4.00 |"));
+        let picture = crate::plot::svg(&results());
+        assert_eq!(picture.matches("<rect x=").count(), 3, "a bar for each path but direct");
+    }
+}

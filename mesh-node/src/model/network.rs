@@ -65,6 +65,8 @@ pub struct HttpConnectionManager {
     pub use_remote_address: bool,
     pub xff_num_trusted_hops: u32,
     pub skip_xff_append: bool,
+    /// `internal_address_config.cidr_ranges`; by default no address is internal.
+    pub internal_cidrs: Vec<super::listener::Cidr>,
     pub via: Option<Str>,
     pub generate_request_id: bool,
     pub preserve_external_request_id: bool,

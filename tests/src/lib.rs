@@ -17,4 +17,5 @@ pub mod packet;
 pub mod peer;
 pub mod process;
 pub mod run;
+pub mod soak;
 pub mod sys;

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -50,7 +50,8 @@ pub fn passthrough_bootstrap() -> String {
     passthrough_with(Vec::new(), Vec::new())
 }
 
-/// The same with more listeners and clusters before those that take the rest.
+/// The same with more listeners and clusters before those that take the rest; one that is named
+/// `virtualOutbound` or `virtualInbound` takes the place of that.
 pub fn passthrough_with(mut listeners: Vec<Value>, mut clusters: Vec<Value>) -> String {
     let listener = |name: &str, port: u16, direction: &str, cluster: &str| {
         json!({
@@ -76,10 +77,14 @@ pub fn passthrough_with(mut listeners: Vec<Value>, mut clusters: Vec<Value>) -> 
             "connect_timeout": "10s",
         })
     };
-    listeners.extend([
-        listener("virtualOutbound", 15001, "OUTBOUND", "PassthroughCluster"),
-        listener("virtualInbound", 15006, "INBOUND", "InboundPassthroughCluster"),
-    ]);
+    for (name, port, direction, cluster) in [
+        ("virtualOutbound", 15001, "OUTBOUND", "PassthroughCluster"),
+        ("virtualInbound", 15006, "INBOUND", "InboundPassthroughCluster"),
+    ] {
+        if !listeners.iter().any(|l| l["name"] == name) {
+            listeners.push(listener(name, port, direction, cluster));
+        }
+    }
     clusters.extend([cluster("PassthroughCluster"), cluster("InboundPassthroughCluster")]);
     let bootstrap = json!({
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": ADMIN_PORT}}},
@@ -276,6 +281,30 @@ impl MeshNode {
         Ok(series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
     }
 
+    /// Waits until the proxy lists exactly these hosts for a cluster.
+    pub fn wait_hosts(&mut self, cluster: &str, wanted: &[IpAddr]) -> Result<()> {
+        let until = Instant::now() + DEADLINE;
+        let mut wanted: Vec<String> = wanted.iter().map(IpAddr::to_string).collect();
+        wanted.sort();
+        loop {
+            let (_, text) = self.get("/clusters")?;
+            // One line for each fact: `CLUSTER::ADDRESS:PORT::NAME::VALUE`.
+            let host = |line: &str| {
+                let rest = line.strip_prefix(cluster)?.strip_prefix("::")?;
+                let address: SocketAddr = rest.split("::").next()?.parse().ok()?;
+                Some(address.ip().to_string())
+            };
+            let mut hosts: Vec<String> = text.lines().filter_map(host).collect();
+            hosts.sort();
+            hosts.dedup();
+            if hosts == wanted {
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "{cluster} keeps the hosts {hosts:?}, not {wanted:?}");
+            std::thread::sleep(Duration::from_millis(20)); // the period of the poll
+        }
+    }
+
     /// Waits until a kernel program has counted a reason at least `least` times.
     pub fn wait_count(&mut self, hook: &str, reason: &str, least: f64) -> Result<()> {
         let until = Instant::now() + DEADLINE;
@@ -340,6 +369,7 @@ fn pod_entry(pod: &Pod) -> Value {
         "annotations": object(&spec.annotations),
         "ips": pod.addresses(),
         "netns": pod.netns().path(),
+        "opt_out": spec.opt_out,
     })
 }
 

@@ -30,6 +30,7 @@ pub struct PodSpec {
     pub service_account: String,
     pub labels: Vec<(String, String)>,
     pub annotations: Vec<(String, String)>,
+    pub opt_out: bool,
     pub network: Network,
     /// The last number of the pod's addresses; by default the next free one of the node.
     pub index: Option<u8>,
@@ -43,6 +44,7 @@ impl PodSpec {
             service_account: "default".to_owned(),
             labels: vec![("app".to_owned(), name.to_owned())],
             annotations: Vec::new(),
+            opt_out: false,
             network: Network::Routed,
             index: None,
         }
@@ -65,8 +67,9 @@ impl PodSpec {
     }
 
     /// Opts out of the mesh, although the pods file lists the pod.
-    pub fn opt_out(self) -> PodSpec {
-        self.annotation("sidecar.istio.io/inject", "false")
+    pub fn opt_out(mut self) -> PodSpec {
+        self.opt_out = true;
+        self
     }
 
     pub fn index(mut self, index: u8) -> PodSpec {

@@ -1,7 +1,8 @@
 //! The stage itself, without a mesh: a failure here is one of the harness or of the machine.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use mesh_tests::foreign::Foreign;
@@ -9,7 +10,9 @@ use mesh_tests::kube_proxy::{KubeProxy, Service};
 use mesh_tests::need_root;
 use mesh_tests::netns::{Link, Node, Pod, PodSpec};
 use mesh_tests::packet::{self, Segment, Shape, Sniffer};
-use mesh_tests::peer::{CallOptions, Place, Server};
+use mesh_tests::peer::{CallOptions, Place, Server, Tally};
+use mesh_tests::process;
+use mesh_tests::soak::Protocol;
 
 fn at(pod: &Pod, port: u16) -> [SocketAddr; 2] {
     pod.addresses().map(|ip| SocketAddr::new(ip, port))
@@ -145,4 +148,37 @@ fn foreign_programs_run_and_let_everything_pass() -> Result<()> {
         assert!(program.runs()? > 0, "{name}");
     }
     Ok(())
+}
+
+#[test]
+fn load_of_every_protocol_succeeds_without_a_mesh() -> Result<()> {
+    need_root!();
+    let node = Node::new("node", 1)?;
+    let (client, server) = (node.pod("client")?, node.pod("server")?);
+    let mut command = Command::new(process::binary("mesh-peer")?);
+    command.arg("mixed");
+    let mut mixed = server.start(command)?;
+    assert_eq!(mixed.line()?, "listening");
+    for protocol in Protocol::ALL {
+        let to = SocketAddr::new(server.v4().into(), protocol.server_port());
+        let mut command = Command::new(process::binary("mesh-peer")?);
+        command.args(["load", "--to", &to.to_string(), "--protocol", protocol.name(), "--concurrency", "16"]);
+        let mut load = client.start(command)?;
+        let mut tally = Tally::default();
+        while tally.exchanges < 1000 && tally.failed == 0 {
+            load.send("tally")?;
+            tally = serde_json::from_str(&load.line()?)?;
+        }
+        load.close_stdin();
+        assert!(serde_json::from_str::<Tally>(&load.line()?)?.all_ok()? >= 1000, "{protocol:?}");
+    }
+    // Closed connections are noticed when the server's turn comes, so ask until it says none.
+    let until = Instant::now() + process::DEADLINE;
+    loop {
+        mixed.send("open")?;
+        match mixed.line()?.as_str() {
+            "0" => return Ok(()),
+            open => assert!(Instant::now() < until, "the server still counts {open} open connections"),
+        }
+    }
 }

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result};
 use mesh_tests::mesh::{MeshConfig, MeshNode, passthrough_with};
 use mesh_tests::need_root;
-use mesh_tests::netns::{Link, Node, PodSpec};
+use mesh_tests::netns::{Link, Node, Pod, PodSpec};
 use mesh_tests::peer::{CallOptions, ForeignCgroup, HostNetworkPod, Place};
 use serde_json::json;
 
-use crate::stage::{FIRST_PORT, Stage, Taken, WAYS, Way, ends_are_true, serve, taken_during};
+use crate::stage::{FIRST_PORT, PORT, Stage, Taken, WAYS, Way, ends_are_true, serve, taken_during};
 
 const OUTBOUND: Taken = Taken { outbound: 1, inbound: 0 };
 const INBOUND: Taken = Taken { outbound: 0, inbound: 1 };
@@ -123,7 +123,7 @@ fn between_two_nodes_each_proxy_takes_its_half() -> Result<()> {
     let near = MeshNode::start(&one, &MeshConfig::default(), &[&client])?;
     let far = MeshNode::start(&two, &MeshConfig::default(), &[&server])?;
     for way in WAYS {
-        let to = SocketAddr::new(way.of(&server), crate::stage::PORT);
+        let to = SocketAddr::new(way.of(&server), PORT);
         let ((call, there), here) =
             taken_during(&near, || taken_during(&far, || client.call_with(to, &way.options())))?;
         ends_are_true(&call, way.of(&client), to)?;
@@ -162,7 +162,7 @@ fn a_service_address_reaches_its_listener_as_original_destination() -> Result<()
         "type": "STATIC",
         "connect_timeout": "5s",
         "load_assignment": {"cluster_name": format!("vip{i}"), "endpoints": [{"lb_endpoints": [{"endpoint":
-            {"address": {"socket_address": {"address": ip, "port_value": crate::stage::PORT}}}}]}]},
+            {"address": {"socket_address": {"address": ip, "port_value": PORT}}}}]}]},
     })).collect();
     let config = MeshConfig { bootstrap: passthrough_with(listeners, clusters), ..MeshConfig::default() };
     let mesh = stage.mesh(&config, &[&stage.client])?;
@@ -206,7 +206,7 @@ fn a_pod_that_opted_out_is_left_alone() -> Result<()> {
     let out = stage.node.pod_with(PodSpec::new("out").opt_out())?;
     let _servers = serve(&out, "out")?;
     let mesh = stage.mesh(&MeshConfig::default(), &[&out])?;
-    let to = SocketAddr::new(Way::V4.of(&out), crate::stage::PORT);
+    let to = SocketAddr::new(Way::V4.of(&out), PORT);
     let (call, taken) = taken_during(&mesh, || stage.client.call(to))?;
     call.ok()?;
     assert_eq!(taken, NEITHER, "inbound");
@@ -216,39 +216,51 @@ fn a_pod_that_opted_out_is_left_alone() -> Result<()> {
     Ok(())
 }
 
+/// Excludes the same of the client and the server of `stage`, for the whole node or by annotations of
+/// the two pods.
+fn exclusions(stage: &Stage, config: &MeshConfig, client: &Pod, server: &Pod) -> Result<()> {
+    let _servers = serve(server, "other")?;
+    let mesh = stage.mesh(config, &[client, server])?;
+    let first = CallOptions { server_first: true, ..Way::V4.options() };
+    let plain = Way::V4.options();
+    let at = |ip, port| SocketAddr::new(ip, port);
+    let stranger = stage.node.pod("stranger")?;
+    for (from, to, options, expected, what) in [
+        (client, at(Way::V4.of(&stage.server), FIRST_PORT), &first, NEITHER, "outbound, excluded port"),
+        (client, stage.target(Way::V4), &plain, OUTBOUND, "outbound, other port"),
+        (client, stage.target(Way::V6), &plain, NEITHER, "outbound, excluded address"),
+        (&stranger, at(Way::V4.of(server), FIRST_PORT), &first, NEITHER, "inbound, excluded port"),
+        (&stranger, at(Way::V6.of(server), PORT), &plain, INBOUND, "inbound, other port"),
+    ] {
+        let (call, taken) = taken_during(&mesh, || from.call_with(to, options))?;
+        call.ok().context(what)?;
+        assert_eq!(taken, expected, "{what}");
+    }
+    Ok(())
+}
+
 #[test]
-fn excluded_ports_and_addresses_are_left_alone_and_others_are_not() -> Result<()> {
+fn ports_and_addresses_excluded_on_the_node_are_left_alone_and_others_are_not() -> Result<()> {
     need_root!();
     let stage = Stage::routed()?;
-    let (client, server) = (&stage.client, stage.node.pod("other")?);
-    let _servers = serve(&server, "other")?;
+    let (client, server) = (stage.node.pod("picky")?, stage.node.pod("partly")?);
     let config = MeshConfig::default()
         .setting("exclude_outbound_ports", vec![FIRST_PORT])
         .setting("exclude_outbound_cidrs", vec![format!("{}/128", stage.server.v6())])
         .setting("exclude_inbound_ports", vec![FIRST_PORT]);
-    let mesh = stage.mesh(&config, &[client, &server])?;
-    let first = CallOptions { server_first: true, ..Way::V4.options() };
-    let port = |ip, port| SocketAddr::new(ip, port);
+    exclusions(&stage, &config, &client, &server)
+}
 
-    let plain = Way::V4.options();
-    let outbound = [
-        (port(Way::V4.of(&stage.server), FIRST_PORT), &first, NEITHER, "excluded port"),
-        (stage.target(Way::V4), &plain, OUTBOUND, "other port"),
-        (stage.target(Way::V6), &plain, NEITHER, "excluded address"),
-    ];
-    for (to, options, expected, what) in outbound {
-        let (call, taken) = taken_during(&mesh, || client.call_with(to, options))?;
-        call.ok().context(what)?;
-        assert_eq!(taken, expected, "{what}");
-    }
-    let inbound = [
-        (port(Way::V4.of(&server), FIRST_PORT), &first, NEITHER, "excluded port"),
-        (port(Way::V6.of(&server), crate::stage::PORT), &plain, INBOUND, "other port"),
-    ];
-    for (to, options, expected, what) in inbound {
-        let (call, taken) = taken_during(&mesh, || stage.server.call_with(to, options))?;
-        call.ok().context(what)?;
-        assert_eq!(taken, expected, "{what}, inbound");
-    }
-    Ok(())
+#[test]
+fn ports_and_addresses_excluded_by_a_pods_annotations_are_left_alone_and_others_are_not() -> Result<()> {
+    need_root!();
+    let stage = Stage::routed()?;
+    let annotation = |name: &str| format!("traffic.sidecar.istio.io/{name}");
+    let port = FIRST_PORT.to_string();
+    let picky = PodSpec::new("picky")
+        .annotation(&annotation("excludeOutboundPorts"), &port)
+        .annotation(&annotation("excludeOutboundIPRanges"), &format!("{}/128", stage.server.v6()));
+    let partly = PodSpec::new("partly").annotation(&annotation("excludeInboundPorts"), &port);
+    let (client, server) = (stage.node.pod_with(picky)?, stage.node.pod_with(partly)?);
+    exclusions(&stage, &MeshConfig::default(), &client, &server)
 }

@@ -2,14 +2,18 @@
 //! the process that made it. What the commands print is read by `mesh_tests::peer`.
 
 mod client;
+mod load;
 mod many;
+mod mixed;
 mod server;
 
 use std::io::Read;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, ValueEnum};
+use mesh_tests::soak::Protocol;
 
 #[derive(Parser)]
 #[command(about = "Test servers and clients that report the addresses they see")]
@@ -44,6 +48,18 @@ enum Command {
         #[arg(long)]
         count: u64,
     },
+    /// Serve HTTP/1.1, HTTP/2, gRPC and lines over TCP; a line of standard input asks for the number of open
+    /// connections.
+    Mixed,
+    /// Exchanges of one protocol until the end of standard input; a line of it asks for the tally so far.
+    Load {
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long)]
+        protocol: String,
+        #[arg(long)]
+        concurrency: usize,
+    },
     /// Wait for the end of standard input, then remove what dead runs left behind.
     Janitor {
         /// The process whose end the end of standard input means.
@@ -69,6 +85,10 @@ fn main() -> ExitCode {
         Command::Session { to } => client::session(to),
         Command::Hold { to, connections } => many::hold(to, connections),
         Command::Churn { to, count } => many::churn(&to, count),
+        Command::Mixed => mixed::serve(),
+        Command::Load { to, protocol, concurrency } => Protocol::named(&protocol)
+            .context("no such protocol")
+            .and_then(|protocol| load::load(to, protocol, concurrency)),
         Command::Janitor { of } => {
             std::io::stdin().read_to_end(&mut Vec::new()).ok();
             mesh_tests::run::sweep(Some(of));

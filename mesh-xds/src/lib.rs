@@ -1,1 +1,45 @@
 //! Envoy v3 messages: typed, and strictly read from YAML and JSON.
+//!
+//! Every error names its place. Nothing here decides what a message means: that is the work of whoever
+//! reads the typed message.
+
+mod decode;
+mod encode;
+mod node;
+mod problem;
+mod scalar;
+mod schema;
+mod table;
+mod wire;
+mod wkt;
+
+pub use envoy_types::pb;
+pub use node::{Content, Node};
+pub use problem::Problem;
+pub use prost;
+use prost::{Message, Name};
+
+/// Reads a tree as a message. All mistakes are reported.
+pub fn from_node<T: Message + Name + Default>(node: &Node) -> Result<T, Vec<Problem>> {
+    let name = T::full_name();
+    let schema = schema::Message::named(&name)
+        .ok_or_else(|| vec![Problem::new("", format!("{name} is not in the schema"))])?;
+    let bytes = decode::encode(node, schema)?;
+    T::decode(bytes.as_slice())
+        .map_err(|error| vec![Problem::new("", format!("does not read as {name}: {error}"))])
+}
+
+/// Canonical JSON of a message: field names of the proto files, every `Any` expanded, private keys
+/// redacted. `None` if its type is not in the schema.
+pub fn to_json<T: Message + Name>(message: &T) -> Option<serde_json::Value> {
+    let schema = schema::Message::named(&T::full_name())?;
+    encode::message(&message.encode_to_vec(), schema, false).ok()
+}
+
+/// The message in an `Any`, if its type is `T`. Errors say what the bytes lack.
+pub fn unpack<T: Message + Name + Default>(
+    any: &pb::google::protobuf::Any,
+) -> Option<Result<T, prost::DecodeError>> {
+    let name = any.type_url.rsplit('/').next()?;
+    (name == T::full_name()).then(|| T::decode(any.value.as_slice()))
+}

@@ -4,7 +4,10 @@
 
 pub mod cluster;
 pub mod drain;
+pub mod filter;
 pub mod http;
+pub mod listener;
 pub mod model;
 pub mod readiness;
 pub mod telemetry;
+pub mod upstream;

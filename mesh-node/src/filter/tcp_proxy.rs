@@ -1,0 +1,191 @@
+//! TCP proxy (`envoy.extensions.filters.network.tcp_proxy.v3`): one upstream connection per client connection.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use super::{Downstream, WorkerContext};
+use crate::cluster::{ClusterState, LbContext, RoutingPriority};
+use crate::model::Str;
+use crate::model::listener::Direction;
+use crate::model::network::{TcpClusters, TcpProxy};
+use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
+use crate::upstream::copy::{End, Meters, Moved, copy};
+use crate::upstream::{Connection, ErrorKind, Target, UpstreamPath, connect_within_limits};
+
+/// Serves one connection.
+pub async fn run<I: Downstream>(
+    config: &TcpProxy,
+    info: Arc<ConnectionInfo>,
+    mut io: I,
+    ctx: &WorkerContext,
+) {
+    config.stats.downstream_cx_total.inc();
+    let mut stream = StreamInfo::new(info);
+    if let Some(connection) = dial(config, &mut stream, ctx).await {
+        relay(config, &mut stream, &mut io, connection).await;
+    }
+    stream.end = Some(stream.start.elapsed());
+}
+
+/// Connects to a host of the configured cluster, trying `max_connect_attempts` times.
+async fn dial(config: &TcpProxy, stream: &mut StreamInfo, ctx: &WorkerContext) -> Option<Connection> {
+    let name = pick(&config.cluster, fastrand::u64(..));
+    stream.upstream.cluster = Some(name.clone());
+    let Some(cluster) = ctx.clusters.get(name) else {
+        config.stats.downstream_cx_no_route.inc();
+        stream.flags.set(ResponseFlags::NO_CLUSTER_FOUND);
+        return None;
+    };
+    for attempt in 1..=config.max_connect_attempts {
+        stream.upstream.attempts = attempt;
+        match attempt_once(config, &cluster, stream).await {
+            Ok(connection) => return Some(connection),
+            Err(Worth::Retrying) => {}
+            Err(Worth::Nothing) => return None,
+        }
+    }
+    stream.flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+    None
+}
+
+enum Worth {
+    Retrying,
+    Nothing,
+}
+
+async fn attempt_once(
+    config: &TcpProxy,
+    cluster: &Arc<ClusterState>,
+    stream: &mut StreamInfo,
+) -> Result<Connection, Worth> {
+    let info = stream.connection.clone();
+    let context = LbContext {
+        original_dst: info.original_dst,
+        hash: config.hash_source_ip.then(|| hash_ip(info.remote.ip())),
+        ..LbContext::default()
+    };
+    let Ok(host) = cluster.choose(&context) else {
+        stream.flags.set(ResponseFlags::NO_HEALTHY_UPSTREAM);
+        return Err(Worth::Nothing);
+    };
+    stream.upstream.host = Some(host.address);
+    let target = Target {
+        workload: info.workload.clone(),
+        cluster: cluster.clone(),
+        host,
+        path: match info.direction {
+            Direction::Inbound if info.workload.is_some() => {
+                UpstreamPath::Application { source: info.remote }
+            }
+            _ => UpstreamPath::Network,
+        },
+    };
+    match connect_within_limits(&target, RoutingPriority::Default, None).await {
+        Ok(connection) => {
+            stream.upstream.local = Some(connection.local);
+            stream.upstream.transport_failure = None;
+            Ok(connection)
+        }
+        Err(error) => {
+            tracing::debug!(cluster = %cluster.name(), host = %target.host.address, %error, "cannot connect");
+            stream.flags.set(error.response_flag());
+            let worth = if error.kind == ErrorKind::Overflow { Worth::Nothing } else { Worth::Retrying };
+            stream.upstream.transport_failure = error.details;
+            Err(worth)
+        }
+    }
+}
+
+/// Moves bytes until the connection ends, and lets each side know how the other ended.
+async fn relay<I: Downstream>(
+    config: &TcpProxy,
+    stream: &mut StreamInfo,
+    io: &mut I,
+    mut connection: Connection,
+) {
+    let stats = &config.stats;
+    let meters =
+        Meters { received: &stats.downstream_cx_rx_bytes_total, sent: &stats.downstream_cx_tx_bytes_total };
+    let mut moved = Moved::default();
+    let copying = copy(io, &mut connection.stream, config.idle_timeout, meters, &mut moved);
+    let end = within(config.max_downstream_connection_duration, copying).await;
+    stream.bytes_received = moved.received;
+    stream.bytes_sent = moved.sent;
+    match end {
+        Some(End::Finished) => {}
+        Some(End::Idle) => {
+            stats.idle_timeout.inc();
+            stream.flags.set(ResponseFlags::STREAM_IDLE_TIMEOUT);
+            stream.connection_termination_details = Some("tcp_session_idle_timeout");
+        }
+        Some(End::Downstream(error)) => {
+            stream.flags.set(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
+            pass_reset_on(&error, connection.stream.socket());
+        }
+        Some(End::Upstream(error)) => {
+            stream.flags.set(ResponseFlags::UPSTREAM_CONNECTION_TERMINATION);
+            pass_reset_on(&error, io.socket());
+        }
+        None => {
+            stats.max_downstream_connection_duration.inc();
+            stream.flags.set(ResponseFlags::DURATION_TIMEOUT);
+            stream.connection_termination_details = Some("max_downstream_connection_duration");
+        }
+    }
+}
+
+async fn within(limit: Option<Duration>, copying: impl Future<Output = End>) -> Option<End> {
+    match limit {
+        None => Some(copying.await),
+        Some(limit) => tokio::time::timeout(limit, copying).await.ok(),
+    }
+}
+
+/// A reset on one side is a reset on the other: without a proxy the peer would have seen one.
+fn pass_reset_on(error: &io::Error, other: &TcpStream) {
+    if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+        && let Err(error) = SockRef::from(other).set_linger(Some(Duration::ZERO))
+    {
+        tracing::debug!(%error, "reset could not be passed on");
+    }
+}
+
+/// The cluster for this connection; `random` decides between weighted ones.
+fn pick(clusters: &TcpClusters, random: u64) -> &Str {
+    match clusters {
+        TcpClusters::Single(name) => name,
+        TcpClusters::Weighted { clusters, total } => {
+            let mut left = random % u64::from(*total);
+            for (name, weight) in clusters {
+                match left.checked_sub(u64::from(*weight)) {
+                    Some(rest) => left = rest,
+                    None => return name,
+                }
+            }
+            unreachable!("the converter makes `total` the sum of the weights")
+        }
+    }
+}
+
+fn hash_ip(ip: std::net::IpAddr) -> u64 {
+    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one(ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weighted_clusters_share_connections_by_weight() {
+        let clusters = TcpClusters::Weighted {
+            clusters: vec![("a".into(), 1), ("b".into(), 0), ("c".into(), 3)],
+            total: 4,
+        };
+        let picks: Vec<&str> = (0..4).map(|random| &**pick(&clusters, random)).collect();
+        assert_eq!(picks, ["a", "c", "c", "c"]);
+    }
+}

@@ -1,0 +1,168 @@
+//! From an accepted connection to its filter chain: which listener, what protocol, whose certificate.
+//!
+//! A connection comes from `capture` (steered, with its original destination) or from a bound address. The
+//! listener is told by original destination, listener filters look at the first bytes, the filter chain is
+//! chosen from what they saw, TLS is accepted, and the chain's network filters take over.
+
+pub mod bind;
+mod chain_match;
+mod detect;
+pub mod inspect;
+mod replay;
+pub mod tls;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+use crate::filter::{self, Downstream, WorkerContext};
+use crate::model::Snapshot;
+use crate::model::listener::{Direction, Listener};
+use crate::model::workload::Workload;
+use crate::telemetry::stream_info::{ConnectionInfo, TlsInfo};
+
+pub use replay::Replay;
+
+impl Downstream for Replay<TcpStream> {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref()
+    }
+}
+
+impl Downstream for tokio_rustls::server::TlsStream<Replay<TcpStream>> {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref().0.get_ref()
+    }
+}
+
+/// A connection as it was accepted.
+#[derive(Debug)]
+pub struct Accepted {
+    pub io: TcpStream,
+    /// The peer; IPv4-mapped addresses are given as IPv4.
+    pub source: SocketAddr,
+    /// Where the peer wanted to go; the local address of a bound listener.
+    pub original_dst: SocketAddr,
+    pub direction: Direction,
+    /// The pod whose connection it is; `None` on a bound listener.
+    pub workload: Option<Arc<Workload>>,
+}
+
+/// Connection ids are unique in the process (`%CONNECTION_ID%`).
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// Serves a steered connection: enters the listener of its direction.
+pub async fn serve_captured(accepted: Accepted, ctx: Rc<WorkerContext>) {
+    let Some(_slot) = accepted.workload.as_ref().map_or(Some(None), |w| Slot::take(w).map(Some)) else {
+        tracing::debug!(source = %accepted.source, "connection refused: the workload is at its limit");
+        return reset(&accepted.io);
+    };
+    let snapshot = ctx.published.load_full();
+    let Some(entry) = snapshot.entry(accepted.direction) else {
+        tracing::debug!(direction = ?accepted.direction, "connection refused: no listener of this direction");
+        return reset(&accepted.io);
+    };
+    serve_from(accepted, &snapshot, entry, ctx).await;
+}
+
+/// Serves a connection of a bound listener.
+pub async fn serve_bound(accepted: Accepted, listener: &Arc<Listener>, ctx: Rc<WorkerContext>) {
+    let snapshot = ctx.published.load_full();
+    serve_from(accepted, &snapshot, listener, ctx).await;
+}
+
+async fn serve_from(accepted: Accepted, snapshot: &Snapshot, entry: &Arc<Listener>, ctx: Rc<WorkerContext>) {
+    let listener = if entry.use_original_dst {
+        snapshot.by_original_dst(accepted.original_dst).unwrap_or(entry).clone()
+    } else {
+        entry.clone()
+    };
+    let stats = listener.stats.clone();
+    stats.downstream_cx_total.inc();
+    stats.downstream_cx_active.inc();
+    serve_listener(accepted, listener, ctx).await;
+    stats.downstream_cx_active.dec();
+    stats.downstream_cx_destroy.inc();
+}
+
+async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<WorkerContext>) {
+    let Accepted { mut io, source, original_dst, direction, workload } = accepted;
+    // Latency of small messages matters more than the number of segments.
+    if let Err(error) = io.set_nodelay(true) {
+        tracing::debug!(%error, "connection ended before it was served");
+        return;
+    }
+    let Some(first) = detect::first_bytes(&mut io, &listener, original_dst.port()).await else {
+        listener.stats.downstream_pre_cx_timeout.inc();
+        return;
+    };
+    let facts = chain_match::Facts {
+        destination: original_dst,
+        direct_source: source,
+        source,
+        server_name: first.detected.server_name.as_deref(),
+        transport_protocol: if first.detected.tls { "tls" } else { "raw_buffer" },
+        application_protocols: &first.detected.application_protocols,
+    };
+    let Some(chain) = chain_match::choose(&listener, &facts) else {
+        listener.stats.no_filter_chain_match.inc();
+        tracing::debug!(listener = %listener.name, ?facts, "no filter chain matches");
+        return reset(&io);
+    };
+    let (chain, stats) = (chain.clone(), listener.stats.clone());
+    let connection = move |tls: Option<TlsInfo>, server_name: Option<String>| {
+        Arc::new(ConnectionInfo {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            remote: source,
+            local: original_dst,
+            original_dst: Some(original_dst),
+            direction,
+            workload,
+            tls,
+            requested_server_name: server_name,
+            drain: listener.drain.clone(),
+        })
+    };
+    let io = Replay::new(first.bytes, io);
+    let Some(tls) = chain.tls.clone() else {
+        let info = connection(None, first.detected.server_name);
+        return filter::run(&chain, info, io, ctx).await;
+    };
+    match tls::accept(&tls, io, chain.transport_socket_connect_timeout, &stats).await {
+        Ok((stream, session)) => {
+            let server_name = stream.get_ref().1.server_name().map(str::to_owned);
+            filter::run(&chain, connection(Some(session), server_name), stream, ctx).await;
+        }
+        Err(error) => tracing::debug!(chain = %chain.name, %source, %error, "TLS handshake failed"),
+    }
+}
+
+/// Ends a connection with a reset, so that the peer knows at once that it was refused.
+fn reset(io: &TcpStream) {
+    let abort = socket2::SockRef::from(io).set_linger(Some(Duration::ZERO));
+    if let Err(error) = abort {
+        tracing::debug!(%error, "connection could not be reset");
+    }
+}
+
+/// One connection of a workload's allowance, given back when dropped.
+struct Slot(Arc<Workload>);
+
+impl Slot {
+    fn take(workload: &Arc<Workload>) -> Option<Self> {
+        let limits = &workload.limits;
+        let before = limits.connections.fetch_add(1, Ordering::Relaxed);
+        let slot = Self(workload.clone());
+        (limits.max_connections == 0 || before < limits.max_connections).then_some(slot)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.limits.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,144 @@
+//! Opens one connection to the host of a target: the socket in the workload's namespace, TCP options, TLS.
+
+use std::io;
+use std::net::SocketAddr;
+
+use rustls_pki_types::ServerName;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::TlsConnector;
+
+use super::error::{ErrorKind, UpstreamError};
+use super::stream::UpstreamStream;
+use super::{Target, UpstreamPath};
+use crate::cluster::{ConnectionGuard, RoutingPriority};
+use crate::model::cluster::{Cluster, Transport};
+use crate::model::tls::UpstreamTls;
+
+/// An open connection to a host. It counts against the cluster's circuit breaker until dropped.
+#[derive(Debug)]
+pub struct Connection {
+    pub stream: UpstreamStream,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub guard: ConnectionGuard,
+}
+
+/// Connects, within the cluster's `connect_timeout` (TLS included, as in Envoy).
+///
+/// `server_name` overrides the TLS context's SNI (`auto_sni`).
+///
+/// # Errors
+/// Why the host cannot be reached; counted in the cluster's and the host's statistics.
+pub async fn connect(
+    target: &Target,
+    guard: ConnectionGuard,
+    server_name: Option<&str>,
+) -> Result<Connection, UpstreamError> {
+    let config = &target.cluster.config;
+    match tokio::time::timeout(config.connect_timeout, establish(target, server_name)).await {
+        Ok(Ok((stream, local))) => Ok(Connection { stream, local, remote: target.host.address, guard }),
+        Ok(Err(error)) => {
+            guard.connect_failed();
+            Err(error)
+        }
+        Err(_) => {
+            guard.connect_timed_out();
+            Err(UpstreamError::new(ErrorKind::ConnectTimeout))
+        }
+    }
+}
+
+/// Takes the connection's share of the circuit breaker and connects.
+///
+/// # Errors
+/// `Overflow`, or what [`connect`] says.
+pub async fn connect_within_limits(
+    target: &Target,
+    priority: RoutingPriority,
+    server_name: Option<&str>,
+) -> Result<Connection, UpstreamError> {
+    let guard = target
+        .cluster
+        .connection(&target.host, priority)
+        .map_err(|overflow| UpstreamError::with(ErrorKind::Overflow, overflow))?;
+    connect(target, guard, server_name).await
+}
+
+async fn establish(
+    target: &Target,
+    server_name: Option<&str>,
+) -> Result<(UpstreamStream, SocketAddr), UpstreamError> {
+    let refused = |error: io::Error| UpstreamError::with(ErrorKind::ConnectFailure, error);
+    let socket = open(target).map_err(refused)?;
+    let socket = TcpSocket::from_std_stream(socket.into());
+    let io = socket.connect(target.host.address).await.map_err(refused)?;
+    io.set_nodelay(true).map_err(refused)?;
+    set_keepalive(&io, &target.cluster.config).map_err(refused)?;
+    let local = io.local_addr().map_err(refused)?;
+    let stream = match &target.host.transport {
+        Transport::Raw => UpstreamStream::Raw(io),
+        Transport::Tls(tls) => UpstreamStream::Tls(Box::new(handshake(target, tls, server_name, io).await?)),
+    };
+    Ok((stream, local))
+}
+
+/// An unconnected, non-blocking socket for the target.
+fn open(target: &Target) -> io::Result<Socket> {
+    let remote = target.host.address;
+    let socket = match (&target.workload, target.path) {
+        (Some(workload), UpstreamPath::Network) => workload.sockets.to_network(remote)?,
+        (Some(workload), UpstreamPath::Application { source }) => {
+            workload.sockets.to_application(source, remote)?
+        }
+        (None, _) => {
+            Socket::new(Domain::for_address(remote), Type::STREAM.nonblocking(), Some(Protocol::TCP))?
+        }
+    };
+    if let Some(source) = target.cluster.config.bind_source
+        && target.path == UpstreamPath::Network
+    {
+        socket.bind(&source.into())?;
+    }
+    Ok(socket)
+}
+
+fn set_keepalive(io: &TcpStream, config: &Cluster) -> io::Result<()> {
+    let Some(wanted) = config.tcp_keepalive else { return Ok(()) };
+    let mut keepalive = TcpKeepalive::new();
+    if let Some(probes) = wanted.probes {
+        keepalive = keepalive.with_retries(probes);
+    }
+    if let Some(time) = wanted.time {
+        keepalive = keepalive.with_time(time);
+    }
+    if let Some(interval) = wanted.interval {
+        keepalive = keepalive.with_interval(interval);
+    }
+    SockRef::from(io).set_tcp_keepalive(&keepalive)
+}
+
+async fn handshake(
+    target: &Target,
+    tls: &UpstreamTls,
+    server_name: Option<&str>,
+    io: TcpStream,
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>, UpstreamError> {
+    let failed = |error: &dyn std::fmt::Display| UpstreamError::with(ErrorKind::TlsFailure, error);
+    let stats = &target.cluster.stats;
+    let name = match tls.sni.as_deref().or(server_name) {
+        Some(name) => ServerName::try_from(name.to_owned()).map_err(|error| failed(&error))?,
+        // An address is never sent as server name.
+        None => ServerName::from(target.host.address.ip()),
+    };
+    match TlsConnector::from(tls.config.clone()).connect(name, io).await {
+        Ok(stream) => {
+            stats.ssl_handshake.inc();
+            Ok(stream)
+        }
+        Err(error) => {
+            stats.ssl_connection_error.inc();
+            Err(failed(&error))
+        }
+    }
+}

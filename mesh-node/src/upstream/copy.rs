@@ -1,0 +1,287 @@
+//! Copies bytes both ways between two streams until both directions have ended (RFC 9293 half-close).
+//!
+//! An idle connection holds no buffer: one is taken from the worker's spare buffers when data is there, and
+//! given back when all of it is written.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use crate::telemetry::stats::Counter;
+
+/// Size of a copy buffer, and so of the largest read and write.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// Spare buffers that a worker keeps: 2 MiB.
+const SPARE_BUFFERS: usize = 32;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// How a pair of streams ended.
+#[derive(Debug)]
+pub enum End {
+    /// Both sides finished.
+    Finished,
+    /// Nothing moved for the idle timeout.
+    Idle,
+    /// The side facing the client failed.
+    Downstream(io::Error),
+    /// The side facing the endpoint failed.
+    Upstream(io::Error),
+}
+
+/// Bytes moved: from the client, and to it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Moved {
+    pub received: u64,
+    pub sent: u64,
+}
+
+/// Live counters that move with the bytes, not only at the end.
+#[derive(Debug, Clone, Copy)]
+pub struct Meters<'a> {
+    pub received: &'a Counter,
+    pub sent: &'a Counter,
+}
+
+/// Copies until both directions ended, one failed, or nothing moved for `idle`. Dropping the future stops at
+/// once; `moved` then still tells what went through.
+pub async fn copy<D, U>(
+    downstream: &mut D,
+    upstream: &mut U,
+    idle: Option<Duration>,
+    meters: Meters<'_>,
+    moved: &mut Moved,
+) -> End
+where
+    D: AsyncRead + AsyncWrite + Unpin,
+    U: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut out = Direction::default();
+    let mut back = Direction::default();
+    let mut idle = idle.map(IdleTimer::new);
+    poll_fn(|cx| {
+        let before = (out.total, back.total);
+        let sent = out.poll(cx, downstream, upstream);
+        let answered = back.poll(cx, upstream, downstream);
+        let (received, returned) = (out.total - before.0, back.total - before.1);
+        moved.received = out.total;
+        moved.sent = back.total;
+        if received + returned > 0 {
+            meters.received.add(received);
+            meters.sent.add(returned);
+            if let Some(idle) = &mut idle {
+                idle.last = Instant::now();
+            }
+        }
+        match (sent, answered) {
+            (Poll::Ready(Err(Side::Reader(e))), _) | (_, Poll::Ready(Err(Side::Writer(e)))) => {
+                return Poll::Ready(End::Downstream(e));
+            }
+            (Poll::Ready(Err(Side::Writer(e))), _) | (_, Poll::Ready(Err(Side::Reader(e)))) => {
+                return Poll::Ready(End::Upstream(e));
+            }
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(End::Finished),
+            _ => {}
+        }
+        match &mut idle {
+            Some(idle) => idle.poll(cx).map(|()| End::Idle),
+            None => Poll::Pending,
+        }
+    })
+    .await
+}
+
+enum Side {
+    Reader(io::Error),
+    Writer(io::Error),
+}
+
+/// One direction of a pair.
+#[derive(Default)]
+struct Direction {
+    buffer: Option<Box<[u8]>>,
+    start: usize,
+    end: usize,
+    total: u64,
+    unflushed: bool,
+    read_ended: bool,
+    done: bool,
+}
+
+impl Direction {
+    fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), Side>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        if self.done {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            while self.start < self.end {
+                let buffer = self.buffer.as_deref().unwrap_or_default();
+                let written = ready!(Pin::new(&mut *writer).poll_write(cx, &buffer[self.start..self.end]))
+                    .and_then(|n| if n == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(n) })
+                    .map_err(Side::Writer)?;
+                self.start += written;
+                self.total += written as u64;
+                self.unflushed = true;
+            }
+            if self.read_ended {
+                self.give_back();
+                ready!(Pin::new(&mut *writer).poll_shutdown(cx))
+                    .or_else(ended_already)
+                    .map_err(Side::Writer)?;
+                self.done = true;
+                return Poll::Ready(Ok(()));
+            }
+            let buffer = self.buffer.get_or_insert_with(spare);
+            let mut into = ReadBuf::new(buffer);
+            match Pin::new(&mut *reader).poll_read(cx, &mut into) {
+                Poll::Ready(Ok(())) => {
+                    (self.start, self.end) = (0, into.filled().len());
+                    self.read_ended = self.end == 0;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Side::Reader(error))),
+                Poll::Pending => {
+                    self.give_back();
+                    if self.unflushed {
+                        ready!(Pin::new(&mut *writer).poll_flush(cx)).map_err(Side::Writer)?;
+                        self.unflushed = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    fn give_back(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            SPARE.with_borrow_mut(|spare| {
+                if spare.len() < SPARE_BUFFERS {
+                    spare.push(buffer);
+                }
+            });
+        }
+    }
+}
+
+impl Drop for Direction {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+fn spare() -> Box<[u8]> {
+    SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BUFFER_BYTES].into_boxed_slice())
+}
+
+/// A peer that is gone needs no FIN.
+fn ended_already(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotConnected { Ok(()) } else { Err(error) }
+}
+
+/// Fires when `last` is `limit` ago. Armed anew only when it fires, never per byte.
+struct IdleTimer {
+    limit: Duration,
+    last: Instant,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl IdleTimer {
+    fn new(limit: Duration) -> Self {
+        Self { limit, last: Instant::now(), sleep: Box::pin(tokio::time::sleep(limit)) }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.sleep.as_mut().poll(cx));
+            let due = self.last + self.limit;
+            if due <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.sleep.as_mut().reset(due);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    async fn run(
+        idle: Option<Duration>,
+        talk: impl AsyncFnOnce(tokio::io::DuplexStream, tokio::io::DuplexStream),
+    ) -> (End, Moved) {
+        let (client, mut downstream) = duplex(1000);
+        let (server, mut upstream) = duplex(1000);
+        let (received, sent) = (Counter::default(), Counter::default());
+        let mut moved = Moved::default();
+        let meters = Meters { received: &received, sent: &sent };
+        let (end, ()) = tokio::join!(
+            async {
+                let end = copy(&mut downstream, &mut upstream, idle, meters, &mut moved).await;
+                drop((downstream, upstream));
+                end
+            },
+            talk(client, server)
+        );
+        assert_eq!((received.get(), sent.get()), (moved.received, moved.sent));
+        (end, moved)
+    }
+
+    #[tokio::test]
+    async fn each_side_may_end_first_and_still_hear_the_other() {
+        for client_first in [true, false] {
+            let (end, moved) = run(None, async |client, server| {
+                let (mut first, mut second) = if client_first { (client, server) } else { (server, client) };
+                first.write_all(b"bye").await.unwrap();
+                first.shutdown().await.unwrap();
+                let mut heard = Vec::new();
+                second.read_to_end(&mut heard).await.unwrap();
+                assert_eq!(heard, b"bye");
+                let answer = vec![7; 300_000];
+                tokio::join!(
+                    async {
+                        second.write_all(&answer).await.unwrap();
+                        second.shutdown().await.unwrap();
+                    },
+                    async {
+                        let mut heard = Vec::new();
+                        first.read_to_end(&mut heard).await.unwrap();
+                        assert_eq!(heard, answer);
+                    }
+                );
+            })
+            .await;
+            assert!(matches!(end, End::Finished), "{end:?}");
+            let expected = if client_first { (3, 300_000) } else { (300_000, 3) };
+            assert_eq!((moved.received, moved.sent), expected);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_pair_ends_after_the_idle_timeout_but_a_talking_one_does_not() {
+        let (end, moved) = run(Some(Duration::from_secs(60)), async |mut client, mut server| {
+            for _ in 0..5 {
+                tokio::time::sleep(Duration::from_secs(50)).await;
+                client.write_all(b"x").await.unwrap();
+                server.read_u8().await.unwrap();
+            }
+            assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+        })
+        .await;
+        assert!(matches!(end, End::Idle), "{end:?}");
+        assert_eq!(moved.received, 5);
+    }
+}

@@ -9,5 +9,6 @@ pub mod http;
 pub mod listener;
 pub mod model;
 pub mod readiness;
+pub mod router;
 pub mod telemetry;
 pub mod upstream;

@@ -21,25 +21,26 @@ pub enum StringPattern {
 }
 
 impl StringMatcher {
-    /// Does `value` match?
+    /// Does `value` match? Allocates only to search a value of mixed case for a substring.
     pub fn matches(&self, value: &str) -> bool {
-        if self.ignore_case && !matches!(self.pattern, StringPattern::Regex(_)) {
-            return self.pattern.matches(&value.to_ascii_lowercase());
+        let (pattern, fold) = (&self.pattern, self.ignore_case);
+        match pattern {
+            StringPattern::Exact(p) => same(value, p, fold),
+            StringPattern::Prefix(p) => value.get(..p.len()).is_some_and(|start| same(start, p, fold)),
+            StringPattern::Suffix(p) => value
+                .len()
+                .checked_sub(p.len())
+                .and_then(|at| value.get(at..))
+                .is_some_and(|end| same(end, p, fold)),
+            StringPattern::Contains(p) if fold => value.to_ascii_lowercase().contains(p.as_str()),
+            StringPattern::Contains(p) => value.contains(p.as_str()),
+            StringPattern::Regex(r) => r.is_match(value),
         }
-        self.pattern.matches(value)
     }
 }
 
-impl StringPattern {
-    fn matches(&self, value: &str) -> bool {
-        match self {
-            Self::Exact(p) => value == p,
-            Self::Prefix(p) => value.starts_with(p.as_str()),
-            Self::Suffix(p) => value.ends_with(p.as_str()),
-            Self::Contains(p) => value.contains(p.as_str()),
-            Self::Regex(r) => r.is_match(value),
-        }
-    }
+fn same(a: &str, b: &str, ignore_case: bool) -> bool {
+    if ignore_case { a.eq_ignore_ascii_case(b) } else { a == b }
 }
 
 /// `route.v3.HeaderMatcher`.

@@ -5,6 +5,7 @@
 //! statistics handles that a resource writes to.
 
 pub mod cluster;
+pub mod domains;
 pub mod format;
 pub mod headers;
 pub mod listener;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use regex::Regex;
 
 use super::Str;
+use super::domains::Domains;
 use super::format::Format;
 use super::headers::HeaderMutations;
 use super::matcher::{HeaderMatcher, QueryMatcher};
@@ -15,14 +16,8 @@ use super::matcher::{HeaderMatcher, QueryMatcher};
 pub struct RouteTable {
     pub name: Str,
     pub virtual_hosts: Vec<Arc<VirtualHost>>,
-    /// Exact domains, lower case → index into `virtual_hosts`.
-    pub exact: std::collections::HashMap<String, usize, ahash::RandomState>,
-    /// `*.suffix` domains as (`.suffix`, index), longest first.
-    pub suffix: Vec<(String, usize)>,
-    /// `prefix.*` domains as (`prefix.`, index), longest first.
-    pub prefix: Vec<(String, usize)>,
-    /// The virtual host with domain `*`.
-    pub catch_all: Option<usize>,
+    /// Indexes `virtual_hosts`.
+    pub domains: Domains,
     pub headers: HeaderMutations,
     /// Request headers of these names (lower case) are removed from internal-only use.
     pub internal_only_headers: Vec<Str>,
@@ -109,8 +104,13 @@ pub struct Forward {
     pub idle_timeout: Option<Duration>,
     /// `max_stream_duration`; `Some(None)` turns the connection manager's off.
     pub max_stream_duration: Option<Option<Duration>>,
-    /// `max_grpc_timeout` or `grpc_timeout_header_max`; `Some(None)` takes any `grpc-timeout`.
+    /// `max_grpc_timeout`: a gRPC request's `grpc-timeout` counts instead of `timeout`, up to this;
+    /// `Some(None)` takes any.
     pub max_grpc_timeout: Option<Option<Duration>>,
+    /// `grpc_timeout_offset`, taken off the `grpc-timeout` that `max_grpc_timeout` lets count.
+    pub grpc_timeout_offset: Option<Duration>,
+    /// `max_stream_duration.grpc_timeout_header_max`: the same for the stream's duration.
+    pub grpc_timeout_header_max: Option<Option<Duration>>,
     pub retry: Option<Arc<RetryPolicy>>,
     pub upgrades: Vec<(Str, bool)>,
     pub hash_policy: Vec<HashPolicy>,
@@ -125,6 +125,7 @@ pub enum ClusterChoice {
     Header(http::HeaderName),
     Weighted {
         clusters: Vec<WeightedCluster>,
+        /// Sum of the weights, at least 1.
         total: u32,
     },
 }
@@ -221,10 +222,14 @@ pub enum HashOn {
 pub struct RetryPolicy {
     pub on: RetryOn,
     pub num_retries: u32,
+    /// `None` or zero is no limit per try.
     pub per_try_timeout: Option<Duration>,
     pub per_try_idle_timeout: Option<Duration>,
     pub retriable_status_codes: Vec<u16>,
+    /// Response headers that ask for a retry.
     pub retriable_headers: Vec<HeaderMatcher>,
+    /// Only requests with one of these are retried, if there are any.
+    pub retriable_request_headers: Vec<HeaderMatcher>,
     /// `envoy.retry_host_predicates.previous_hosts`.
     pub previous_hosts: bool,
     pub host_selection_retry_max_attempts: u32,
@@ -250,4 +255,39 @@ pub struct RetryOn {
     pub grpc_internal: bool,
     pub grpc_resource_exhausted: bool,
     pub grpc_unavailable: bool,
+}
+
+impl RetryOn {
+    /// Adds one condition by its name in `retry_on`; false when the name is unknown.
+    pub fn add(&mut self, condition: &str) -> bool {
+        let flag = match condition {
+            "5xx" => &mut self.server_error,
+            "gateway-error" => &mut self.gateway_error,
+            "reset" => &mut self.reset,
+            "reset-before-request" => &mut self.reset_before_request,
+            "connect-failure" => &mut self.connect_failure,
+            "envoy-ratelimited" => &mut self.envoy_ratelimited,
+            "retriable-4xx" => &mut self.retriable_4xx,
+            "refused-stream" => &mut self.refused_stream,
+            "retriable-status-codes" => &mut self.retriable_status_codes,
+            "retriable-headers" => &mut self.retriable_headers,
+            "cancelled" => &mut self.grpc_cancelled,
+            "deadline-exceeded" => &mut self.grpc_deadline_exceeded,
+            "internal" => &mut self.grpc_internal,
+            "resource-exhausted" => &mut self.grpc_resource_exhausted,
+            "unavailable" => &mut self.grpc_unavailable,
+            _ => return false,
+        };
+        *flag = true;
+        true
+    }
+
+    /// Any of the conditions on a gRPC status.
+    pub fn any_grpc(&self) -> bool {
+        self.grpc_cancelled
+            || self.grpc_deadline_exceeded
+            || self.grpc_internal
+            || self.grpc_resource_exhausted
+            || self.grpc_unavailable
+    }
 }

@@ -123,6 +123,7 @@ impl MeshNode {
         settings.insert("instance".to_owned(), json!(mesh.instance));
         settings.insert("pods_file".to_owned(), json!(mesh.folder.join("pods.yaml")));
         settings.insert("cgroup_root".to_owned(), json!(node.cgroup()));
+        settings.insert("bpf_object".to_owned(), json!(bpf_object()?));
         settings.extend(config.settings.clone());
         replace(&mesh.folder.join("settings.yaml"), &Value::Object(settings).to_string())?;
         Ok(mesh)
@@ -352,6 +353,13 @@ impl Drop for MeshNode {
             eprintln!("mesh-node cleanup of {}: {error:#}", self.instance);
         }
     }
+}
+
+/// The compiled kernel programs: `bpf/mesh-ebpf.o` in a folder above the running program (`target/`).
+fn bpf_object() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("finding the running program")?;
+    let found = own.ancestors().map(|folder| folder.join("bpf/mesh-ebpf.o")).find(|path| path.is_file());
+    found.context("no compiled kernel programs: run `cargo xtask build-ebpf`")
 }
 
 /// A pod as the pods file names it.

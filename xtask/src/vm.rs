@@ -72,7 +72,7 @@ fn build_image(kernel: &debian::Kernel, args: &Args) -> Result<PathBuf> {
         archive.stripped_program(&format!("mesh/{name}"), &target.join(name))?;
     }
     archive.stripped_program("mesh/netns", &test_binary()?)?;
-    archive.file("mesh/mesh-ebpf.o", &std::fs::read(tree::bpf_object())?, 0o644);
+    archive.file("mesh/bpf/mesh-ebpf.o", &std::fs::read(tree::bpf_object())?, 0o644);
     let mut loads = String::new();
     for (name, bytes) in kernel.modules(&MODULES)? {
         archive.file(&format!("mesh/modules/{name}.ko"), &bytes, 0o644);
@@ -87,7 +87,7 @@ fn build_image(kernel: &debian::Kernel, args: &Args) -> Result<PathBuf> {
 fn init(loads: &str, filter: &[String]) -> String {
     format!(
         "#!/bin/sh\n\
-         export PATH=/bin:/sbin HOME=/ CI=true RUST_BACKTRACE=0 MESH_BPF_OBJECT=/mesh/mesh-ebpf.o\n\
+         export PATH=/bin:/sbin HOME=/ CI=true RUST_BACKTRACE=0 MESH_TESTS_VERBOSE=1\n\
          busybox mount -t proc none /proc\n\
          busybox mount -t sysfs none /sys\n\
          busybox mount -t devtmpfs none /dev\n\

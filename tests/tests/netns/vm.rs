@@ -1,17 +1,58 @@
-//! The shortest checks, which `cargo xtask vm` runs in other kernels, where emulation makes everything slow.
+//! The core of steering, short enough for a kernel under emulation: what `cargo xtask vm` runs. The programs are
+//! loaded, verified and attached, and a connection goes each way in both families.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use mesh_tests::mesh::MeshConfig;
 use mesh_tests::need_root;
-use mesh_tests::netns::Node;
-use mesh_tests::peer::{Place, Server};
+use mesh_tests::peer::{CallOptions, Place};
+
+use crate::stage::{Stage, Taken, Way, ends_are_true, taken_during};
+
+/// Emulated kernels are slow, and the tests are not about speed.
+const TIMEOUT_MS: u64 = 20_000;
 
 #[test]
-fn a_connection_goes_through_between_pods_of_the_stage() -> Result<()> {
+fn a_connection_is_steered_each_way_in_both_families() -> Result<()> {
     need_root!();
-    let node = Node::new("node", 1)?;
-    let (client, server) = (node.pod("client")?, node.pod("server")?);
-    let _server = server.serve("server", Server::First, &["[::]:8081".parse()?])?;
-    let first = mesh_tests::peer::CallOptions { server_first: true, ..Default::default() };
-    assert_eq!(client.call_with((server.v4(), 8081).into(), &first)?.ok()?.name, "server");
+    let stage = Stage::routed()?;
+    let mesh = stage.mesh(&MeshConfig::default(), &[&stage.client, &stage.server])?;
+    for way in [Way::V4, Way::V6, Way::Mapped] {
+        let options = CallOptions { timeout_ms: Some(TIMEOUT_MS), ..way.options() };
+        let (call, taken) = taken_during(&mesh, || stage.client.call_with(stage.target(way), &options))?;
+        ends_are_true(&call, way.of(&stage.client), stage.target(way)).with_context(|| format!("{way:?}"))?;
+        assert_eq!(taken, Taken { outbound: 1, inbound: 1 }, "{way:?}");
+        stage.node.call_with(stage.target(way), &options)?.ok().with_context(|| format!("probe, {way:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_connection_is_steered_by_tc_alone() -> Result<()> {
+    need_root!();
+    let stage = Stage::routed()?;
+    let config = MeshConfig::default().setting("steering", "tc");
+    let mesh = stage.mesh(&config, &[&stage.client])?;
+    for way in [Way::V4, Way::V6] {
+        let options = CallOptions { timeout_ms: Some(TIMEOUT_MS), ..way.options() };
+        let (call, taken) = taken_during(&mesh, || stage.client.call_with(stage.target(way), &options))?;
+        ends_are_true(&call, way.of(&stage.client), stage.target(way)).with_context(|| format!("{way:?}"))?;
+        assert_eq!(taken, Taken { outbound: 1, inbound: 0 }, "{way:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn with_the_proxy_dead_connections_are_refused_and_after_cleanup_they_pass() -> Result<()> {
+    need_root!();
+    let stage = Stage::routed()?;
+    let mut mesh = stage.mesh(&MeshConfig::default(), &[&stage.client, &stage.server])?;
+    mesh.kill_9();
+    let options = CallOptions { timeout_ms: Some(TIMEOUT_MS), ..Way::V4.options() };
+    stage.client.call_with(stage.target(Way::V4), &options)?.errno().context("refused")?;
+    mesh.cleanup()?;
+    for way in [Way::V4, Way::V6] {
+        let call = stage.client.call_with(stage.target(way), &options)?;
+        ends_are_true(&call, way.of(&stage.client), stage.target(way)).with_context(|| format!("{way:?}"))?;
+    }
     Ok(())
 }

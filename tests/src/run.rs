@@ -92,7 +92,7 @@ pub fn sweep(ended: Option<u32>) {
         }
     }
     let mut folders = leftovers(&std::env::temp_dir(), ended);
-    for pins in ["/sys/fs/bpf", "/sys/fs/bpf/mesh-node"] {
+    for pins in ["/sys/fs/bpf", "/sys/fs/bpf/mesh-node", "/run/mesh-node"] {
         folders.extend(leftovers(Path::new(pins), ended));
     }
     for folder in folders {

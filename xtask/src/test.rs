@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{build_ebpf, tree};
+use crate::{build_ebpf, setup, tree};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -70,7 +70,10 @@ fn print_summary(summary: &[(&str, bool, Duration)]) {
 
 fn run_suite(suite: Suite, filter: Option<&str>) -> Result<()> {
     match suite {
-        Suite::Unit => cargo(&["test", "--workspace", "--exclude", "mesh-tests", "--lib", "--bins"]),
+        Suite::Unit => {
+            cargo(&["test", "--workspace", "--exclude", "mesh-tests", "--tests"])?;
+            cargo(&["test", "-p", "mesh-tests", "--lib", "--bins"])
+        }
         Suite::Netns => {
             build_programs()?;
             let mut args = vec!["test", "-p", "mesh-tests", "--test", "netns", "--"];
@@ -83,13 +86,15 @@ fn run_suite(suite: Suite, filter: Option<&str>) -> Result<()> {
         }
         Suite::Long => {
             build_programs()?;
+            cargo(&["build", "--release", "-p", "mesh-node", "-p", "mesh-tests", "--bins"])?;
             cargo(&["test", "--release", "-p", "mesh-tests", "--test", "long", "--", "--nocapture"])
         }
     }
 }
 
-/// The kernel programs and every program that the namespaces run.
+/// Installs what is missing, and builds the kernel programs and every program that the namespaces run.
 pub fn build_programs() -> Result<()> {
+    setup::run(setup::Args::default())?;
     build_ebpf::run(build_ebpf::Args::default())?;
     cargo(&["build", "-p", "mesh-node", "-p", "mesh-tests", "--bins"])
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{test, tree};
+use crate::{setup, test, tree};
 use initramfs::Archive;
 
 /// The line that ends a run of the guest, before its exit code.
@@ -41,6 +41,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    setup::run(setup::Args::default())?;
     for (tool, package) in [("qemu-system-x86_64", "qemu-system-x86"), ("busybox", "busybox-static")] {
         ensure!(which(tool).is_some(), "{tool} is missing; run `cargo xtask setup`, or install {package}");
     }

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use crate::cluster::ClusterManager;
 use crate::model::Published;
 use crate::model::listener::FilterChain;
-use crate::model::network::NetworkFilter;
+use crate::model::network::{NetworkFilter, TcpProxy};
 use crate::telemetry::stream_info::ConnectionInfo;
 
 /// What the streams of one worker share.
@@ -36,11 +36,23 @@ pub async fn run<I: Downstream>(
     ctx: Rc<WorkerContext>,
 ) {
     match chain.filters.last() {
-        Some(NetworkFilter::TcpProxy(config)) => tcp_proxy::run(config, info, io, &ctx).await,
+        Some(NetworkFilter::TcpProxy(config)) => {
+            let dialed = tcp_proxy::open(config, info, &ctx).await;
+            tcp_proxy::serve(config, dialed, io).await;
+        }
         Some(NetworkFilter::HttpConnectionManager(_)) => {
             unreachable!("the converter does not make these yet")
         }
         // Envoy: a chain without filters closes its connections.
         None => {}
+    }
+}
+
+/// The TCP proxy of a chain that does nothing but proxy bytes: its upstream side may be opened before the
+/// client has said anything, for protocols in which the server speaks first.
+pub fn server_first(chain: &FilterChain) -> Option<&Arc<TcpProxy>> {
+    match chain.filters.as_slice() {
+        [NetworkFilter::TcpProxy(config)] if chain.tls.is_none() => Some(config),
+        _ => None,
     }
 }

@@ -16,16 +16,35 @@ use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
 use crate::upstream::copy::{End, Meters, Moved, copy};
 use crate::upstream::{Connection, ErrorKind, Target, UpstreamPath, connect_within_limits};
 
-/// Serves one connection.
-pub async fn run<I: Downstream>(
-    config: &TcpProxy,
-    info: Arc<ConnectionInfo>,
-    mut io: I,
-    ctx: &WorkerContext,
-) {
+/// A client's connection for which the upstream side has been opened, or could not be.
+#[derive(Debug)]
+pub struct Dialed {
+    stream: StreamInfo,
+    connection: Option<Connection>,
+}
+
+impl Dialed {
+    /// Returns when the server has sent something, or closed. Never, when it cannot be reached.
+    pub async fn server_spoke(&self) {
+        match &self.connection {
+            Some(connection) if connection.stream.socket().peek(&mut [0]).await.is_ok() => {}
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+/// Opens the upstream side of a connection.
+pub async fn open(config: &TcpProxy, info: Arc<ConnectionInfo>, ctx: &WorkerContext) -> Dialed {
     config.stats.downstream_cx_total.inc();
     let mut stream = StreamInfo::new(info);
-    if let Some(connection) = dial(config, &mut stream, ctx).await {
+    let connection = dial(config, &mut stream, ctx).await;
+    Dialed { stream, connection }
+}
+
+/// Moves bytes to the end of the connection and logs it.
+pub async fn serve<I: Downstream>(config: &TcpProxy, dialed: Dialed, mut io: I) {
+    let Dialed { mut stream, connection } = dialed;
+    if let Some(connection) = connection {
         relay(config, &mut stream, &mut io, connection).await;
     }
     stream.end = Some(stream.start.elapsed());

@@ -1,4 +1,5 @@
-//! Reads the first bytes of a connection for as long as its listener filters need them.
+//! Reads the first bytes of a connection for as long as its listener filters need them, and listens to the
+//! server meanwhile: where the server speaks first, waiting for the client would be waiting for ever.
 
 use std::time::Duration;
 
@@ -16,27 +17,46 @@ pub(super) struct FirstBytes {
     pub(super) detected: Detected,
 }
 
-/// Runs the listener filters. `None`: the connection ended, or their time was over and the listener does not
-/// continue then (`continue_on_listener_filters_timeout`).
-pub(super) async fn first_bytes(io: &mut TcpStream, listener: &Listener, port: u16) -> Option<FirstBytes> {
+/// Which side spoke first.
+pub(super) enum First<S> {
+    Client(FirstBytes),
+    /// With what the client has said so far.
+    Server(Bytes, S),
+    /// The connection ended, or the time for detection did and the listener does not continue then
+    /// (`continue_on_listener_filters_timeout`).
+    Nobody,
+}
+
+/// Runs the listener filters. `server` returns when the server has spoken; it may never return.
+pub(super) async fn first_bytes<S>(
+    io: &mut TcpStream,
+    listener: &Listener,
+    port: u16,
+    server: impl Future<Output = S>,
+) -> First<S> {
     let filters = &listener.listener_filters;
     let tls = filters.tls_inspector.as_ref().is_some_and(|disabled| !disabled.matches(port));
     let http = filters.http_inspector.as_ref().is_some_and(|disabled| !disabled.matches(port));
     if !tls && !http {
-        return Some(FirstBytes::default());
+        return First::Client(FirstBytes::default());
     }
     let mut bytes = BytesMut::new();
-    let outcome = match listener.listener_filters_timeout {
-        None => read_until_told(io, &mut bytes, tls, http).await,
-        Some(limit) => within(limit, read_until_told(io, &mut bytes, tls, http)).await,
+    let limit = listener.listener_filters_timeout;
+    let outcome = tokio::select! {
+        biased;
+        outcome = within(limit, read_until_told(io, &mut bytes, tls, http)) => outcome,
+        spoken = server => return First::Server(bytes.freeze(), spoken),
     };
     let detected = match outcome {
         Outcome::Told(detected) => detected,
-        Outcome::Ended => return None,
         Outcome::TimedOut if listener.continue_on_listener_filters_timeout => Detected::default(),
-        Outcome::TimedOut => return None,
+        Outcome::TimedOut => {
+            listener.stats.downstream_pre_cx_timeout.inc();
+            return First::Nobody;
+        }
+        Outcome::Ended => return First::Nobody,
     };
-    Some(FirstBytes { bytes: bytes.freeze(), detected })
+    First::Client(FirstBytes { bytes: bytes.freeze(), detected })
 }
 
 enum Outcome {
@@ -45,8 +65,11 @@ enum Outcome {
     TimedOut,
 }
 
-async fn within(limit: Duration, reading: impl Future<Output = Outcome>) -> Outcome {
-    tokio::time::timeout(limit, reading).await.unwrap_or(Outcome::TimedOut)
+async fn within(limit: Option<Duration>, reading: impl Future<Output = Outcome>) -> Outcome {
+    match limit {
+        None => reading.await,
+        Some(limit) => tokio::time::timeout(limit, reading).await.unwrap_or(Outcome::TimedOut),
+    }
 }
 
 async fn read_until_told(io: &mut TcpStream, bytes: &mut BytesMut, tls: bool, http: bool) -> Outcome {

@@ -19,12 +19,13 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use crate::filter::{self, Downstream, WorkerContext};
+use crate::filter::{self, Downstream, WorkerContext, tcp_proxy};
 use crate::model::Snapshot;
-use crate::model::listener::{Direction, Listener};
+use crate::model::listener::{Direction, FilterChain, Listener};
 use crate::model::workload::Workload;
 use crate::telemetry::stream_info::{ConnectionInfo, TlsInfo};
 
+use detect::First;
 pub use replay::Replay;
 
 impl Downstream for Replay<TcpStream> {
@@ -51,6 +52,10 @@ pub struct Accepted {
     /// The pod whose connection it is; `None` on a bound listener.
     pub workload: Option<Arc<Workload>>,
 }
+
+/// How long a silent client is given before the server is asked whether it speaks first. Envoy waits for
+/// `listener_filters_timeout`, which istiod sets to "for ever".
+const CLIENT_FIRST: Duration = Duration::from_millis(5);
 
 /// Connection ids are unique in the process (`%CONNECTION_ID%`).
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -96,49 +101,71 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
         tracing::debug!(%error, "connection ended before it was served");
         return;
     }
-    let Some(first) = detect::first_bytes(&mut io, &listener, original_dst.port()).await else {
-        listener.stats.downstream_pre_cx_timeout.inc();
-        return;
-    };
-    let facts = chain_match::Facts {
-        destination: original_dst,
-        direct_source: source,
-        source,
-        server_name: first.detected.server_name.as_deref(),
-        transport_protocol: if first.detected.tls { "tls" } else { "raw_buffer" },
-        application_protocols: &first.detected.application_protocols,
-    };
-    let Some(chain) = chain_match::choose(&listener, &facts) else {
-        listener.stats.no_filter_chain_match.inc();
-        tracing::debug!(listener = %listener.name, ?facts, "no filter chain matches");
-        return reset(&io);
-    };
-    let (chain, stats) = (chain.clone(), listener.stats.clone());
-    let connection = move |tls: Option<TlsInfo>, server_name: Option<String>| {
+    let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+    let connection = |tls: Option<TlsInfo>, requested_server_name: Option<String>| {
         Arc::new(ConnectionInfo {
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            id,
             remote: source,
             local: original_dst,
             original_dst: Some(original_dst),
             direction,
-            workload,
+            workload: workload.clone(),
             tls,
-            requested_server_name: server_name,
+            requested_server_name,
             drain: listener.drain.clone(),
         })
     };
-    let io = Replay::new(first.bytes, io);
-    let Some(tls) = chain.tls.clone() else {
-        let info = connection(None, first.detected.server_name);
-        return filter::run(&chain, info, io, ctx).await;
+    let chosen = |detected: &inspect::Detected| choose(&listener, source, original_dst, detected);
+    let server = async {
+        // Where the client says nothing, as raw bytes would go. Most clients do say something at once.
+        tokio::time::sleep(CLIENT_FIRST).await;
+        let Some(chain) = chosen(&inspect::Detected::default()) else { return std::future::pending().await };
+        let Some(config) = filter::server_first(&chain) else { return std::future::pending().await };
+        let dialed = tcp_proxy::open(config, connection(None, None), &ctx).await;
+        dialed.server_spoke().await;
+        (config.clone(), dialed)
     };
-    match tls::accept(&tls, io, chain.transport_socket_connect_timeout, &stats).await {
+    let first = match detect::first_bytes(&mut io, &listener, original_dst.port(), server).await {
+        First::Client(first) => first,
+        First::Server(bytes, (config, dialed)) => {
+            return tcp_proxy::serve(&config, dialed, Replay::new(bytes, io)).await;
+        }
+        First::Nobody => return,
+    };
+    let Some(chain) = chosen(&first.detected) else {
+        listener.stats.no_filter_chain_match.inc();
+        tracing::debug!(listener = %listener.name, %source, %original_dst, seen = ?first.detected,
+            "no filter chain matches");
+        return reset(&io);
+    };
+    let io = Replay::new(first.bytes, io);
+    let Some(tls) = &chain.tls else {
+        return filter::run(&chain, connection(None, first.detected.server_name), io, ctx).await;
+    };
+    match tls::accept(tls, io, chain.transport_socket_connect_timeout, &listener.stats).await {
         Ok((stream, session)) => {
             let server_name = stream.get_ref().1.server_name().map(str::to_owned);
             filter::run(&chain, connection(Some(session), server_name), stream, ctx).await;
         }
         Err(error) => tracing::debug!(chain = %chain.name, %source, %error, "TLS handshake failed"),
     }
+}
+
+fn choose(
+    listener: &Listener,
+    source: SocketAddr,
+    destination: SocketAddr,
+    detected: &inspect::Detected,
+) -> Option<Arc<FilterChain>> {
+    let facts = chain_match::Facts {
+        destination,
+        direct_source: source,
+        source,
+        server_name: detected.server_name.as_deref(),
+        transport_protocol: if detected.tls { "tls" } else { "raw_buffer" },
+        application_protocols: &detected.application_protocols,
+    };
+    chain_match::choose(listener, &facts).cloned()
 }
 
 /// Ends a connection with a reset, so that the peer knows at once that it was refused.

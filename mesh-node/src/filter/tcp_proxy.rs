@@ -48,6 +48,9 @@ pub async fn serve<I: Downstream>(config: &TcpProxy, dialed: Dialed, mut io: I) 
         relay(config, &mut stream, &mut io, connection).await;
     }
     stream.end = Some(stream.start.elapsed());
+    for log in &config.access_log {
+        log.log(&stream, None, None, None);
+    }
 }
 
 /// Connects to a host of the configured cluster, trying `max_connect_attempts` times.

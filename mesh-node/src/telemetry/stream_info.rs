@@ -1,5 +1,6 @@
 //! What is known of one stream (an HTTP request, or a TCP connection), gathered as it passes the stages.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::model::Str;
 use crate::model::listener::Direction;
 use crate::model::workload::Workload;
+pub use crate::telemetry::response_flags::ResponseFlags;
 
 /// Facts of the downstream connection, shared by its streams.
 #[derive(Debug)]
@@ -57,10 +59,14 @@ pub struct StreamInfo {
     pub flags: ResponseFlags,
     /// Envoy's response code details, such as `via_upstream`.
     pub response_code: Option<u16>,
-    pub response_code_details: Option<&'static str>,
+    pub response_code_details: Option<Cow<'static, str>>,
     pub connection_termination_details: Option<&'static str>,
+    /// Body bytes (HTTP), or all bytes (TCP).
     pub bytes_received: u64,
     pub bytes_sent: u64,
+    /// Header names and values, without framing.
+    pub request_headers_bytes: u64,
+    pub response_headers_bytes: u64,
     pub upstream: UpstreamInfo,
     /// Times since `start`.
     pub last_downstream_rx: Option<Duration>,
@@ -71,6 +77,8 @@ pub struct StreamInfo {
     pub first_downstream_tx: Option<Duration>,
     pub last_downstream_tx: Option<Duration>,
     pub end: Option<Duration>,
+    /// The stream came to its own end: the peer did not go away first.
+    pub ended: bool,
 }
 
 /// Where a stream went.
@@ -102,6 +110,8 @@ impl StreamInfo {
             connection_termination_details: None,
             bytes_received: 0,
             bytes_sent: 0,
+            request_headers_bytes: 0,
+            response_headers_bytes: 0,
             upstream: UpstreamInfo::default(),
             last_downstream_rx: None,
             first_upstream_tx: None,
@@ -111,36 +121,7 @@ impl StreamInfo {
             first_downstream_tx: None,
             last_downstream_tx: None,
             end: None,
+            ended: false,
         }
-    }
-}
-
-/// Envoy's response flags, a set.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ResponseFlags(pub u32);
-
-impl ResponseFlags {
-    pub const NO_HEALTHY_UPSTREAM: Self = Self(1 << 0);
-    pub const UPSTREAM_CONNECTION_FAILURE: Self = Self(1 << 1);
-    pub const UPSTREAM_OVERFLOW: Self = Self(1 << 2);
-    pub const NO_ROUTE_FOUND: Self = Self(1 << 3);
-    pub const UPSTREAM_RETRY_LIMIT_EXCEEDED: Self = Self(1 << 4);
-    pub const DOWNSTREAM_CONNECTION_TERMINATION: Self = Self(1 << 5);
-    pub const UPSTREAM_CONNECTION_TERMINATION: Self = Self(1 << 6);
-    pub const UPSTREAM_REQUEST_TIMEOUT: Self = Self(1 << 7);
-    pub const UPSTREAM_REMOTE_RESET: Self = Self(1 << 8);
-    pub const LOCAL_RESET: Self = Self(1 << 9);
-    pub const STREAM_IDLE_TIMEOUT: Self = Self(1 << 10);
-    pub const DOWNSTREAM_PROTOCOL_ERROR: Self = Self(1 << 11);
-    pub const UPSTREAM_PROTOCOL_ERROR: Self = Self(1 << 12);
-    pub const DURATION_TIMEOUT: Self = Self(1 << 13);
-    pub const NO_CLUSTER_FOUND: Self = Self(1 << 14);
-    pub const OVERLOAD_MANAGER: Self = Self(1 << 15);
-
-    pub fn set(&mut self, flag: Self) {
-        self.0 |= flag.0;
-    }
-    pub fn contains(self, flag: Self) -> bool {
-        self.0 & flag.0 == flag.0
     }
 }

@@ -62,16 +62,18 @@ struct Args {
     #[arg(long, default_value_t = STANDARD_SECONDS)]
     seconds: u32,
     /// Folder of latest.json, table.md and plot.svg
-    #[arg(long, default_value = "bench/results")]
+    #[arg(long, global = true, default_value = "bench/results")]
     output: PathBuf,
     /// The Envoy program
     #[arg(long, default_value = ".local/envoy/envoy")]
     envoy: PathBuf,
 }
 
-/// Programs of the bench that run inside its pods.
+/// What this program does beside measuring: most are programs that run inside its pods.
 #[derive(Subcommand)]
 enum Helper {
+    /// Write table.md and plot.svg again from latest.json
+    Render,
     /// Count what arrives on each connection
     #[command(hide = true)]
     BulkSink { listen: SocketAddr },
@@ -94,6 +96,9 @@ fn main() {
             .and_then(|sent| serde_json::to_string(&sent).context("writing the report"))
             .map(|line| println!("{line}")),
         Some(Helper::GrpcServer { listen }) => grpc::serve(*listen),
+        Some(Helper::Render) => {
+            Results::load(&args.output).and_then(|results| render(&results, &args.output))
+        }
         None => measure(&args),
     };
     if let Err(error) = outcome {
@@ -154,6 +159,11 @@ fn measure(args: &Args) -> Result<()> {
     }
     ensure!(results.failed.is_empty(), "{} row(s) could not be measured", results.failed.len());
     Ok(())
+}
+
+fn render(results: &Results, folder: &std::path::Path) -> Result<()> {
+    fs::write(folder.join("table.md"), report::markdown(results)).context("cannot write table.md")?;
+    fs::write(folder.join("plot.svg"), plot::svg(results)).context("cannot write plot.svg")
 }
 
 /// Only a run of everything, as the method says, is kept as a result.

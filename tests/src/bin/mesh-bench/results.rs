@@ -134,6 +134,13 @@ impl Results {
             .find(|row| row.scenario == scenario && row.connections == connections && row.path == path)
     }
 
+    /// Reads the `latest.json` of `folder`.
+    pub fn load(folder: &FilePath) -> Result<Results> {
+        let file = folder.join("latest.json");
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{} is not a results file", file.display()))
+    }
+
     /// Writes `latest.json` in `folder`; a `latest.json` that is there keeps its date as its name.
     pub fn save(&self, folder: &FilePath) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;

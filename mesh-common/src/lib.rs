@@ -203,6 +203,8 @@ pub mod settings_flags {
     pub const LOG: u32 = 1 << 1;
     /// sockops is attached and notes flows; otherwise TC does.
     pub const SOCKOPS: u32 = 1 << 2;
+    /// The connect hook steers; otherwise it only tells the host's sockets.
+    pub const CONNECT: u32 = 1 << 3;
 }
 
 pub mod action {
@@ -293,7 +295,7 @@ macro_rules! plain {
         $(unsafe impl Plain for $name {})*
     };
 }
-plain!(Address, FlowKey, SocketTag, Pod, PodAddress, PortKey, CidrKey, Settings, CounterKey);
+plain!(u32, i32, u64, Address, FlowKey, SocketTag, Pod, PodAddress, PortKey, CidrKey, Settings, CounterKey);
 
 #[cfg(test)]
 mod tests {

@@ -14,6 +14,7 @@ use mesh_common::{
 };
 
 use crate::{
+    context::field,
     maps::{ADDRESS_PODS, LISTENERS, NAMESPACES, SOCKETS, count, pod, proxy_alive, settings},
     verdict,
 };
@@ -29,10 +30,14 @@ pub const REFUSE: i32 = 0;
 
 #[inline(always)]
 pub fn connect(ctx: &SockAddrContext, remote: Address) -> i32 {
-    // SAFETY: the kernel hands a valid context; fields are read at their own width.
+    let addr: *const bpf_sock_addr = ctx.sock_addr;
+    // SAFETY: the kernel hands a valid context.
     let (protocol, port, sk) = unsafe {
-        let addr: *const bpf_sock_addr = ctx.sock_addr;
-        ((*addr).protocol, u16::from_be((*addr).user_port as u16), (*addr).__bindgen_anon_1.sk)
+        (
+            field!(addr, protocol),
+            u16::from_be(field!(addr, user_port) as u16),
+            field!(addr, __bindgen_anon_1.sk),
+        )
     };
     if protocol != IPPROTO_TCP {
         return PASS;
@@ -59,6 +64,9 @@ pub fn connect(ctx: &SockAddrContext, remote: Address) -> i32 {
         }
         return PASS;
     };
+    if settings.flags & settings_flags::CONNECT == 0 {
+        return PASS;
+    }
     steer(ctx, settings, slot, sk, remote, port)
 }
 
@@ -85,7 +93,7 @@ fn steer(
         return REFUSE;
     }
     // SAFETY: `sk` is a full socket; its mark is readable.
-    let theirs = unsafe { (*sk).mark };
+    let theirs = unsafe { field!(sk, mark) };
     let mut mark = (theirs & !settings.mark_mask) | settings.mark;
     // SAFETY: the option's value is a `u32` on the stack.
     let set = unsafe {

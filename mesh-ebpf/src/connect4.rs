@@ -3,11 +3,11 @@
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use mesh_common::Address;
 
-use crate::connect;
+use crate::{connect, context::field};
 
 #[cgroup_sock_addr(connect4)]
 pub fn mesh_connect4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the kernel hands a valid context.
-    let word = unsafe { (*ctx.sock_addr).user_ip4 };
+    let word = unsafe { field!(ctx.sock_addr, user_ip4) };
     connect::connect(&ctx, Address::from_v4(word))
 }

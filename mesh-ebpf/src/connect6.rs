@@ -4,14 +4,19 @@
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use mesh_common::Address;
 
-use crate::connect;
+use crate::{connect, context::field};
 
 #[cgroup_sock_addr(connect6)]
 pub fn mesh_connect6(ctx: SockAddrContext) -> i32 {
-    // SAFETY: the kernel hands a valid context; each word is read by itself, as the verifier asks.
+    let addr = ctx.sock_addr;
+    // SAFETY: the kernel hands a valid context.
     let words = unsafe {
-        let addr = ctx.sock_addr;
-        [(*addr).user_ip6[0], (*addr).user_ip6[1], (*addr).user_ip6[2], (*addr).user_ip6[3]]
+        [
+            field!(addr, user_ip6[0]),
+            field!(addr, user_ip6[1]),
+            field!(addr, user_ip6[2]),
+            field!(addr, user_ip6[3]),
+        ]
     };
     connect::connect(&ctx, Address(words))
 }

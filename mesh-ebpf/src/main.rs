@@ -9,6 +9,7 @@
 mod connect;
 mod connect4;
 mod connect6;
+mod context;
 mod maps;
 mod sk_lookup;
 mod sockops;

@@ -6,11 +6,10 @@ use aya_ebpf::{
     macros::sk_lookup,
     programs::SkLookupContext,
 };
-use mesh_common::{
-    Address, FlowKey, Settings, direction, hook, kind, listener_index, reason, settings_flags,
-};
+use mesh_common::{FlowKey, Settings, direction, hook, kind, listener_index, reason, settings_flags};
 
 use crate::{
+    context::{address, field},
     maps::{FLOWS, HAS_INGRESS_IFINDEX, LISTENERS, SLOT, count, pod, proxy_alive, settings},
     verdict,
 };
@@ -23,18 +22,10 @@ const PASS: u32 = sk_action::SK_PASS;
 /// The lookup finds nothing, which TCP answers with a reset.
 const DROP: u32 = sk_action::SK_DROP;
 
-/// The interface a connection came in on, as far as the kernel tells.
-#[derive(PartialEq)]
-enum Ingress {
-    Loopback,
-    Outside,
-    Unknown,
-}
-
 #[sk_lookup]
 pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
     // SAFETY: the kernel hands a valid context; fields are read at their own width.
-    let protocol = unsafe { (*ctx.lookup).protocol };
+    let protocol = unsafe { field!(ctx.lookup, protocol) };
     if protocol != IPPROTO_TCP {
         return PASS;
     }
@@ -44,24 +35,27 @@ pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
     if flow.local.is_loopback() {
         return PASS;
     }
-    let ingress = ingress(&ctx);
     // SAFETY: the value is copied at once.
-    let noted = unsafe { FLOWS.get(&flow) }.copied().unwrap_or(0);
-    if noted == kind::APPLICATION && ingress != Ingress::Outside {
-        count(slot, hook::SK_LOOKUP, reason::PASSED_OWN);
-        return PASS;
+    match unsafe { FLOWS.get(&flow) }.copied() {
+        Some(kind::APPLICATION) => {
+            count(slot, hook::SK_LOOKUP, reason::PASSED_OWN);
+            return PASS;
+        }
+        Some(kind::HOST) => {
+            count(slot, hook::SK_LOOKUP, reason::PASSED_HOST);
+            return PASS;
+        }
+        _ => {}
     }
-    if noted == kind::HOST && ingress != Ingress::Loopback {
-        count(slot, hook::SK_LOOKUP, reason::PASSED_HOST);
-        return PASS;
-    }
-    // Nothing but the steering route delivers a foreign destination locally.
-    if ingress != Ingress::Outside && !verdict::is_address_of(slot, &flow.local) {
-        return assign(&ctx, settings, slot, direction::OUTBOUND, reason::STEERED_OUTBOUND);
-    }
-    if ingress != Ingress::Outside && verdict::is_address_of(slot, &flow.remote) && !from_proxy(&flow) {
-        count(slot, hook::SK_LOOKUP, reason::PASSED_LOCAL);
-        return PASS;
+    if !from_proxy(&flow) {
+        // Nothing but the steering route delivers a foreign destination locally.
+        if !verdict::is_address_of(slot, &flow.local) && !from_outside(&ctx) {
+            return assign(&ctx, settings, slot, direction::OUTBOUND, reason::STEERED_OUTBOUND);
+        }
+        if verdict::is_address_of(slot, &flow.remote) {
+            count(slot, hook::SK_LOOKUP, reason::PASSED_LOCAL);
+            return PASS;
+        }
     }
     if verdict::inbound_excluded(slot, pod, &flow.remote, flow.local_port) {
         count(slot, hook::SK_LOOKUP, reason::PASSED_EXCLUDED);
@@ -103,33 +97,27 @@ fn assign(ctx: &SkLookupContext, settings: &Settings, slot: u32, direction: u16,
 #[inline(always)]
 fn flow_of(ctx: &SkLookupContext, slot: u32) -> FlowKey {
     let lookup: *const bpf_sk_lookup = ctx.lookup;
-    // SAFETY: as in the caller; each word is read by itself, as the verifier asks.
+    // SAFETY: as in the caller.
     unsafe {
-        let (local, remote) = if (*lookup).family == AF_INET {
-            (Address::from_v4((*lookup).local_ip4), Address::from_v4((*lookup).remote_ip4))
-        } else {
-            let (l, r) = (&raw const (*lookup).local_ip6, &raw const (*lookup).remote_ip6);
-            (Address([(*l)[0], (*l)[1], (*l)[2], (*l)[3]]), Address([(*r)[0], (*r)[1], (*r)[2], (*r)[3]]))
-        };
+        let v4 = field!(lookup, family) == AF_INET;
         FlowKey {
             slot,
-            local,
-            remote,
-            local_port: (*lookup).local_port as u16,
-            remote_port: u16::from_be((*lookup).remote_port),
+            local: address!(lookup, v4, local_ip4, local_ip6),
+            remote: address!(lookup, v4, remote_ip4, remote_ip6),
+            local_port: field!(lookup, local_port) as u16,
+            remote_port: u16::from_be(field!(lookup, remote_port)),
         }
     }
 }
 
+/// Whether a connection to an address that is not listed as the pod's came over the network: to a
+/// second address of the pod then. (For listed addresses the kernel names the interface that holds
+/// the address, also for connections made inside the pod.)
 #[inline(always)]
-fn ingress(ctx: &SkLookupContext) -> Ingress {
+fn from_outside(ctx: &SkLookupContext) -> bool {
     if HAS_INGRESS_IFINDEX.load() == 0 {
-        return Ingress::Unknown;
+        return false;
     }
     // SAFETY: as in the caller.
-    if unsafe { (*ctx.lookup).ingress_ifindex } == LOOPBACK_IFINDEX {
-        Ingress::Loopback
-    } else {
-        Ingress::Outside
-    }
+    unsafe { field!(ctx.lookup, ingress_ifindex) != LOOPBACK_IFINDEX }
 }

@@ -9,9 +9,12 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use mesh_common::{Address, FlowKey, SocketTag, kind};
+use mesh_common::{FlowKey, SocketTag, kind};
 
-use crate::maps::{FLOWS, SOCKETS};
+use crate::{
+    context::{address, field},
+    maps::{FLOWS, SOCKETS},
+};
 
 const AF_INET: u32 = 2;
 const TCP_CLOSE: u32 = 7;
@@ -26,7 +29,7 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
         return 1;
     }
     // SAFETY: the kernel hands a valid context.
-    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    let sk = unsafe { field!(ctx.ops, __bindgen_anon_2.sk) };
     if sk.is_null() {
         return 1;
     }
@@ -63,15 +66,15 @@ fn note(ctx: &SockOpsContext, tag: &SocketTag) {
 #[inline(always)]
 fn key(ctx: &SockOpsContext, tag: &SocketTag) -> FlowKey {
     let ops: *const bpf_sock_ops = ctx.ops;
-    // SAFETY: the kernel hands a valid context; each word is read by itself, as the verifier asks.
+    // SAFETY: the kernel hands a valid context.
     let (local, remote, local_port, remote_port) = unsafe {
-        let (local, remote) = if (*ops).family == AF_INET {
-            (Address::from_v4((*ops).local_ip4), Address::from_v4((*ops).remote_ip4))
-        } else {
-            let (l, r) = (&raw const (*ops).local_ip6, &raw const (*ops).remote_ip6);
-            (Address([(*l)[0], (*l)[1], (*l)[2], (*l)[3]]), Address([(*r)[0], (*r)[1], (*r)[2], (*r)[3]]))
-        };
-        (local, remote, (*ops).local_port as u16, u32::from_be((*ops).remote_port) as u16)
+        let v4 = field!(ops, family) == AF_INET;
+        (
+            address!(ops, v4, local_ip4, local_ip6),
+            address!(ops, v4, remote_ip4, remote_ip6),
+            field!(ops, local_port) as u16,
+            u32::from_be(field!(ops, remote_port)) as u16,
+        )
     };
     if tag.kind == kind::NETWORK || tag.kind == kind::INBOUND {
         FlowKey { slot: tag.slot, local, remote, local_port, remote_port }

@@ -1,0 +1,69 @@
+//! `mesh-node cleanup`: removes all that an instance left on the host and in its pods, and nothing
+//! else; also after `kill -9`, because everything was recorded or pinned before it was done.
+
+use std::path::PathBuf;
+
+use aya::programs::TcAttachType;
+use aya::programs::tc::qdisc_detach_program;
+
+use super::enrol;
+use super::error::CaptureError;
+use super::netns::Namespace;
+use super::programs::{TC_GUARD, TC_STEER};
+use super::record;
+use super::settings::Settings;
+
+/// What [`cleanup`] removed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// `namespace/name` of the pods whose namespaces were put back.
+    pub pods: Vec<String>,
+    /// The instance's folder in bpffs, with the programs pinned there.
+    pub pins: Option<PathBuf>,
+}
+
+/// Removes programs, pins, rules and routes of `settings.instance`, and puts sysctls back. Finding
+/// nothing is success. Must not be called while a process of the instance runs.
+///
+/// # Errors
+/// When the calling thread's own namespace cannot be opened.
+pub fn cleanup(settings: &Settings) -> Result<Removed, CaptureError> {
+    let current = PathBuf::from("/proc/thread-self/ns/net");
+    let host = Namespace::current().map_err(|source| CaptureError::File {
+        action: "opening",
+        path: current,
+        source,
+    })?;
+    let mut removed = Removed::default();
+    let pins = settings.pins();
+    // Programs first: while the way to the listeners is removed, nothing is steered any more.
+    if pins.exists() {
+        enrol::remove_folder(&pins);
+        removed.pins = Some(pins);
+        // Shared with other instances: goes with the last.
+        let _ = std::fs::remove_dir(settings.bpffs.join("mesh-node"));
+    }
+    let folder = settings.records();
+    for record in record::read_all(&folder) {
+        enrol::undo_outside_maps(&host, &record);
+        removed.pods.push(record.pod);
+    }
+    if folder.exists() {
+        if let Err(error) = std::fs::remove_dir_all(&folder) {
+            tracing::warn!("removing {}: {error}", folder.display());
+        }
+        let _ = std::fs::remove_dir(&settings.state_dir);
+    }
+    Ok(removed)
+}
+
+/// Removes our netlink filter from an interface of the current namespace: the guard's on the host
+/// side, the steering program's on the pod's.
+pub(super) fn remove_filter(interface: &str, host_side: bool) {
+    let (side, name) =
+        if host_side { (TcAttachType::Ingress, TC_GUARD) } else { (TcAttachType::Egress, TC_STEER) };
+    if let Err(error) = qdisc_detach_program(interface, side, name) {
+        // Usually gone with the interface.
+        tracing::debug!("{interface}: {name} is not there: {error}");
+    }
+}

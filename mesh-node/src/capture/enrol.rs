@@ -1,0 +1,491 @@
+//! One pod: everything that is done when it is enrolled, and undone when it leaves.
+//!
+//! The order is what matters here. Listeners exist before anything can be steered to them; what is
+//! changed is on record before it is changed; and at release nothing new is steered before what is
+//! already steered loses its way.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, TcpListener};
+use std::sync::atomic::AtomicU16;
+use std::sync::{Arc, mpsc};
+
+use mesh_common::{CidrKey, Pod, PodAddress, PortKey, SocketTag, direction, kind, listener_index, pod_flags};
+
+use super::bpf::Map;
+use super::error::{CaptureError, PodProblem};
+use super::manager::Command;
+use super::netlink::{Link, Netlink, Steering};
+use super::netns::{self, Gone, Namespace, PodSockets, address};
+use super::pods::PodSpec;
+use super::programs::{CidrEntry, Maps, Programs};
+use super::record::{Interface, Record, Records};
+use super::settings::{Cidr, Settings};
+use super::sysctl;
+use crate::model::workload::Workload;
+
+/// What enrolling needs beside the pod.
+pub(super) struct Context<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) host: &'a Arc<Namespace>,
+    pub(super) programs: &'a mut Programs,
+    pub(super) maps: &'a Arc<Maps>,
+    pub(super) tags: &'a Arc<Map<i32, SocketTag>>,
+    pub(super) records: &'a Records,
+    pub(super) workers: usize,
+    pub(super) commands: &'a mpsc::Sender<Command>,
+    pub(super) guard: bool,
+    pub(super) tc_steering: bool,
+}
+
+/// An enrolled pod, as the manager keeps it.
+pub(super) struct Enrolled {
+    pub(super) spec: PodSpec,
+    pub(super) cookie: u64,
+    pub(super) workload: Arc<Workload>,
+}
+
+/// The two listeners of one worker.
+pub(super) struct Listeners {
+    pub(super) outbound: TcpListener,
+    pub(super) inbound: TcpListener,
+}
+
+/// Enrols `spec` in `slot`; `before` is the record of an earlier process that enrolled the same
+/// pod. Returns one pair of listeners per worker.
+///
+/// # Errors
+/// One problem with this pod, which is then left as it was found.
+pub(super) fn enrol(
+    context: &mut Context<'_>,
+    slot: u32,
+    spec: &PodSpec,
+    before: Option<&Record>,
+) -> Result<(Enrolled, Vec<Listeners>), CaptureError> {
+    let result = try_enrol(context, slot, spec, before);
+    if let Err(problem) = result {
+        // The record says what was done; without one nothing was.
+        if let Some(record) = context.records.all().iter().find(|record| record.slot == slot) {
+            stop_steering(context.maps, record.slot, None, &spec.ips);
+            undo(context.programs, context.maps, context.host, record);
+        }
+        context.records.remove(slot);
+        return Err(problem.of(spec.display_name()));
+    }
+    result.map_err(|problem| problem.of(spec.display_name()))
+}
+
+fn try_enrol(
+    context: &mut Context<'_>,
+    slot: u32,
+    spec: &PodSpec,
+    before: Option<&Record>,
+) -> Result<(Enrolled, Vec<Listeners>), PodProblem> {
+    let namespace = Namespace::open(&spec.netns)
+        .map_err(|source| PodProblem::Namespace { path: spec.netns.clone(), source })?;
+    if namespace.id == context.host.id {
+        return Err(PodProblem::HostNamespace(spec.netns.clone()));
+    }
+    let namespace = Arc::new(namespace);
+    let mut record = survey(context, slot, spec, &namespace)?;
+    if let Some(before) = before {
+        // What an earlier process changed reads as unchanged now; it is still ours to put back.
+        record.sysctls = before.sysctls.clone();
+    }
+    let write = |record: &Record| {
+        context.records.write(record).map_err(|error| match error {
+            CaptureError::File { source, .. } => {
+                PodProblem::Setup { step: "recording what is changed", source }
+            }
+            other => PodProblem::Program { program: "record", reason: other.to_string() },
+        })
+    };
+    write(&record)?;
+    let cookie = netns::cookie(context.host, &namespace, context.tags)
+        .map_err(PodProblem::setup("learning the cookie of the network namespace"))?;
+    if let Ok(Some(other)) = context.maps.namespaces.get(&cookie)
+        && other != slot
+    {
+        return Err(PodProblem::SharedNamespace(spec.netns.clone()));
+    }
+
+    let sockets = Arc::new(PodSockets {
+        host: context.host.clone(),
+        pod: namespace.clone(),
+        tags: context.tags.clone(),
+        cookie,
+        application_mark: context.settings.application_mark(),
+        maps: context.maps.clone(),
+        // A new process does not begin with the ports that the old one's connections wait on.
+        next_port: AtomicU16::new(fastrand::u16(..)),
+        gone: Gone { slot, sender: context.commands.clone() },
+    });
+    let listeners = listen(context, slot, &sockets)?;
+    prepare_namespace(context, &namespace, &record, spec)?;
+    attach(context, &namespace, &mut record)?;
+    write(&record)?;
+    fill_maps(context, slot, spec, cookie).map_err(PodProblem::setup("filling the kernel maps"))?;
+    let workload = workload(spec, sockets);
+    Ok((Enrolled { spec: spec.clone(), cookie, workload }, listeners))
+}
+
+/// Looks at the namespace and says what will be changed; changes nothing.
+fn survey(
+    context: &Context<'_>,
+    slot: u32,
+    spec: &PodSpec,
+    namespace: &Namespace,
+) -> Result<Record, PodProblem> {
+    let inside = || -> std::io::Result<(Vec<Link>, Vec<IpAddr>)> {
+        let mut netlink = Netlink::open()?;
+        Ok((netlink.links()?, netlink.addresses()?))
+    };
+    let step = "reading the interfaces of the network namespace";
+    let (links, addresses) =
+        context.host.enter(namespace, inside).and_then(|r| r).map_err(PodProblem::setup(step))?;
+    if let Some(missing) = spec.ips.iter().find(|ip| !addresses.contains(ip)) {
+        return Err(PodProblem::Address(*missing));
+    }
+    let names: Vec<String> = links.iter().filter(|l| !l.loopback).map(|l| l.name.clone()).collect();
+    let sysctls = context
+        .host
+        .enter(namespace, || sysctl::plan(&names))
+        .map_err(PodProblem::setup(step))?
+        .map_err(|(name, source)| PodProblem::Sysctl { name, source })?;
+    let host_links =
+        Netlink::open().and_then(|mut n| n.links()).map_err(PodProblem::setup("listing host interfaces"))?;
+    let settings = context.settings;
+    Ok(Record {
+        slot,
+        uid: spec.uid.clone(),
+        pod: spec.display_name(),
+        netns: spec.netns.clone(),
+        netns_id: namespace.id,
+        steering: Steering {
+            mark: settings.mark,
+            mask: settings.mark_mask & !1,
+            table: settings.route_table,
+            priority: settings.rule_priority,
+        },
+        v4: spec.ips.iter().any(IpAddr::is_ipv4),
+        v6: spec.ips.iter().any(IpAddr::is_ipv6),
+        sysctls,
+        pod_interfaces: links.iter().filter(|l| !l.loopback).map(interface).collect(),
+        host_interfaces: host_ends(spec, &links, &host_links),
+    })
+}
+
+fn interface(link: &Link) -> Interface {
+    Interface { name: link.name.clone(), index: link.index, filter: false, qdisc_added: false }
+}
+
+/// The host's ends of the pod's interfaces: named, or those whose other end is one of the pod's.
+fn host_ends(spec: &PodSpec, pod: &[Link], host: &[Link]) -> Vec<Interface> {
+    if let Some(name) = &spec.interface {
+        return host.iter().filter(|link| link.name == *name).map(interface).collect();
+    }
+    let pairs = |theirs: &Link, ours: &Link| {
+        !theirs.loopback && theirs.peer == Some(ours.index) && ours.peer == Some(theirs.index)
+    };
+    host.iter()
+        .filter(|ours| ours.kind == "veth" && pod.iter().any(|p| pairs(p, ours)))
+        .map(interface)
+        .collect()
+}
+
+fn listen(context: &Context<'_>, slot: u32, sockets: &Arc<PodSockets>) -> Result<Vec<Listeners>, PodProblem> {
+    use std::os::fd::AsFd;
+    let settings = context.settings;
+    let mut listeners = Vec::new();
+    for _ in 0..context.workers {
+        let open = |port, kind| {
+            sockets
+                .listener(port, kind)
+                .map_err(PodProblem::setup("opening the listeners (see outbound_port, inbound_port)"))
+        };
+        listeners.push(Listeners {
+            outbound: open(settings.outbound_port, kind::OUTBOUND)?,
+            inbound: open(settings.inbound_port, kind::INBOUND)?,
+        });
+    }
+    // One socket stands for its whole group; the kernel spreads connections over the group.
+    if let Some(first) = listeners.first() {
+        let put = |direction, listener: &TcpListener| {
+            let index = listener_index(slot, direction);
+            context
+                .maps
+                .listeners
+                .set_socket(index, listener.as_fd())
+                .map_err(PodProblem::setup("LISTENERS map"))
+        };
+        put(direction::OUTBOUND, &first.outbound)?;
+        put(direction::INBOUND, &first.inbound)?;
+    }
+    Ok(listeners)
+}
+
+/// The way of marked packets to the loopback interface, and what the kernel needs for it.
+fn prepare_namespace(
+    context: &Context<'_>,
+    namespace: &Namespace,
+    record: &Record,
+    spec: &PodSpec,
+) -> Result<(), PodProblem> {
+    let work = || -> Result<(), PodProblem> {
+        sysctl::apply(&record.sysctls).map_err(|(name, source)| PodProblem::Sysctl { name, source })?;
+        let mut netlink = Netlink::open().map_err(PodProblem::setup("netlink"))?;
+        netlink.loopback_up().map_err(PodProblem::setup("bringing the loopback interface up"))?;
+        for v6 in [false, true] {
+            if let Some(source) = spec.ips.iter().find(|ip| ip.is_ipv6() == v6) {
+                netlink
+                    .add_steering(&record.steering, *source)
+                    .map_err(PodProblem::setup("adding the rule and the route for steered connections"))?;
+            }
+        }
+        Ok(())
+    };
+    context.host.enter(namespace, work).map_err(PodProblem::setup("entering the network namespace"))?
+}
+
+fn attach(context: &mut Context<'_>, namespace: &Namespace, record: &mut Record) -> Result<(), PodProblem> {
+    let failed = |program| move |reason| PodProblem::Program { program, reason };
+    let mut own = context.programs.for_pod(record.slot).map_err(failed("kernel programs"))?;
+    own.attach_sk_lookup(namespace.fd()).map_err(failed("sk_lookup"))?;
+    if context.tc_steering {
+        own.load_steer().map_err(failed("tc_steer"))?;
+        let mut inside = || -> Result<(), String> {
+            for interface in &mut record.pod_interfaces {
+                interface.filter = own.attach_steer(interface)?;
+            }
+            Ok(())
+        };
+        let entered = context.host.enter(namespace, &mut inside);
+        entered.map_err(PodProblem::setup("entering the network namespace"))?.map_err(failed("tc_steer"))?;
+    }
+    if context.guard {
+        if record.host_interfaces.is_empty() {
+            tracing::warn!(
+                "pod {}: no host end of its interface was found, so nothing guards it from outside; set `interface`",
+                record.pod
+            );
+        }
+        for interface in &mut record.host_interfaces {
+            interface.filter =
+                context.programs.attach_guard(record.slot, interface).map_err(failed("tc_guard"))?;
+            context
+                .maps
+                .interfaces
+                .insert(&interface.index, &record.slot)
+                .map_err(PodProblem::setup("INTERFACES map"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The pod becomes visible to the programs, last of all to the connect hook.
+fn fill_maps(context: &Context<'_>, slot: u32, spec: &PodSpec, cookie: u64) -> std::io::Result<()> {
+    let (maps, settings) = (context.maps, context.settings);
+    clear_exclusions(maps, slot);
+    let mut flags = pod_flags::OUTBOUND | pod_flags::INBOUND;
+    let ports = [
+        (direction::OUTBOUND, &settings.exclude_outbound_ports, &spec.exclude_outbound_ports),
+        (direction::INBOUND, &settings.exclude_inbound_ports, &spec.exclude_inbound_ports),
+    ];
+    for (direction, everywhere, here) in ports {
+        for port in everywhere.iter().chain(here) {
+            maps.excluded_ports.insert(&PortKey { slot, direction, port: *port }, &1)?;
+            flags |= pod_flags::PORTS;
+        }
+    }
+    let cidrs = [
+        (direction::OUTBOUND, &settings.exclude_outbound_cidrs, &spec.exclude_outbound_cidrs),
+        (direction::INBOUND, &settings.exclude_inbound_cidrs, &spec.exclude_inbound_cidrs),
+    ];
+    for (direction, everywhere, here) in cidrs {
+        for cidr in everywhere.iter().chain(here) {
+            maps.excluded_cidrs.insert(&cidr_entry(slot, direction, cidr), &1)?;
+            flags |= pod_flags::CIDRS;
+        }
+    }
+    if context.guard {
+        flags |= pod_flags::GUARD;
+    }
+    for ip in &spec.ips {
+        maps.pod_addresses.insert(&PodAddress { slot, address: address(*ip) }, &1)?;
+        maps.address_pods.insert(&address(*ip), &slot)?;
+    }
+    maps.pods.insert(&slot, &Pod { flags })?;
+    maps.namespaces.insert(&cookie, &slot)
+}
+
+fn clear_exclusions(maps: &Maps, slot: u32) {
+    for key in maps.excluded_ports.keys().unwrap_or_default() {
+        if key.slot == slot {
+            let _ = maps.excluded_ports.remove(&key);
+        }
+    }
+    for entry in maps.excluded_cidrs.keys().unwrap_or_default() {
+        if entry.key.slot == slot {
+            let _ = maps.excluded_cidrs.remove(&entry);
+        }
+    }
+}
+
+fn cidr_entry(slot: u32, direction: u16, cidr: &Cidr) -> CidrEntry {
+    let mapped = if cidr.address.is_ipv4() { 96 } else { 0 };
+    CidrEntry {
+        prefix_bits: CidrKey::PREFIX_BITS + mapped + u32::from(cidr.bits),
+        key: CidrKey { slot, direction: direction.into(), address: address(cidr.address) },
+    }
+}
+
+fn workload(spec: &PodSpec, sockets: Arc<PodSockets>) -> Arc<Workload> {
+    Arc::new(Workload {
+        uid: spec.uid.as_str().into(),
+        namespace: spec.namespace.as_str().into(),
+        name: spec.name.as_str().into(),
+        service_account: spec.service_account.as_str().into(),
+        labels: spec.labels.clone(),
+        ips: spec.ips.clone(),
+        sockets,
+        limits: Default::default(),
+    })
+}
+
+/// First step of release: nothing new is marked or judged, and the host's connections are no longer
+/// told apart. What is marked already still finds its listener.
+pub(super) fn stop_steering(maps: &Maps, slot: u32, cookie: Option<u64>, ips: &[IpAddr]) {
+    if let Ok(Some(pod)) = maps.pods.get(&slot) {
+        // Before the connect hook lets connections pass, the guard must.
+        let _ = maps.pods.insert(&slot, &Pod { flags: pod.flags & !pod_flags::GUARD });
+    }
+    match cookie {
+        Some(cookie) => drop(maps.namespaces.remove(&cookie)),
+        None => {
+            for key in maps.namespaces.keys().unwrap_or_default() {
+                if maps.namespaces.get(&key).ok().flatten() == Some(slot) {
+                    let _ = maps.namespaces.remove(&key);
+                }
+            }
+        }
+    }
+    for ip in ips {
+        if maps.address_pods.get(&address(*ip)).ok().flatten() == Some(slot) {
+            let _ = maps.address_pods.remove(&address(*ip));
+        }
+    }
+}
+
+/// Second step: new connections inside the pod meet the application itself.
+pub(super) fn stop_lookup(programs: &Programs, maps: &Maps, slot: u32) {
+    let _ = maps.pods.insert(&slot, &Pod::default());
+    let _ = std::fs::remove_file(programs.pod_folder(slot).join("sk_lookup"));
+}
+
+/// Last step, when no connection of the pod is left: everything goes, and the namespace, if it is
+/// still the one of the record, is as it was.
+pub(super) fn undo(programs: &Programs, maps: &Maps, host: &Namespace, record: &Record) {
+    let slot = record.slot;
+    let _ = maps.pods.insert(&slot, &Pod::default());
+    forget_pod(maps, record);
+    remove_folder(&programs.pod_folder(slot));
+    undo_outside_maps(host, record);
+}
+
+/// What cleanup needs too: undoes the record without any map.
+pub(super) fn undo_outside_maps(host: &Namespace, record: &Record) {
+    for interface in record.host_interfaces.iter().filter(|i| i.filter) {
+        super::cleanup::remove_filter(&interface.name, true);
+    }
+    let Ok(namespace) = Namespace::open(&record.netns) else { return };
+    if namespace.id != record.netns_id {
+        return;
+    }
+    let result = host.enter(&namespace, || -> Result<(), (String, std::io::Error)> {
+        for interface in record.pod_interfaces.iter().filter(|i| i.filter) {
+            super::cleanup::remove_filter(&interface.name, false);
+        }
+        let named = |error| ("rule and route".to_owned(), error);
+        let mut netlink = Netlink::open().map_err(named)?;
+        for (present, v6) in [(record.v4, false), (record.v6, true)] {
+            if present {
+                netlink.remove_steering(&record.steering, v6).map_err(named)?;
+            }
+        }
+        sysctl::restore(&record.sysctls)
+    });
+    match result {
+        Ok(Ok(())) => {}
+        Ok(Err((name, error))) => tracing::warn!("pod {}: {name} could not be put back: {error}", record.pod),
+        Err(error) => {
+            tracing::warn!("pod {}: its network namespace could not be entered: {error}", record.pod)
+        }
+    }
+}
+
+fn forget_pod(maps: &Maps, record: &Record) {
+    let slot = record.slot;
+    clear_exclusions(maps, slot);
+    for key in maps.pod_addresses.keys().unwrap_or_default() {
+        if key.slot == slot {
+            let _ = maps.pod_addresses.remove(&key);
+        }
+    }
+    for interface in &record.host_interfaces {
+        if maps.interfaces.get(&interface.index).ok().flatten() == Some(slot) {
+            let _ = maps.interfaces.remove(&interface.index);
+        }
+    }
+    for key in maps.counters.keys().unwrap_or_default() {
+        if key.slot == slot {
+            let _ = maps.counters.remove(&key);
+        }
+    }
+    let stale: BTreeSet<_> =
+        [direction::OUTBOUND, direction::INBOUND].map(|d| listener_index(slot, d)).into();
+    for index in stale {
+        // Gone by itself once the listeners are closed.
+        let _ = maps.listeners.remove(&index);
+    }
+}
+
+/// Removes a folder of pins and what is in it; a link whose pin goes is detached.
+pub(super) fn remove_folder(folder: &std::path::Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove_folder(&entry.path());
+        } else {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(folder);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, name: &str, peer: Option<u32>) -> Link {
+        Link { index, name: name.into(), peer, kind: "veth".into(), loopback: false }
+    }
+
+    #[test]
+    fn the_host_end_is_the_one_whose_other_end_is_the_pods() {
+        let mut spec: PodSpec =
+            serde_yaml_ng::from_str("{uid: u, name: n, namespace: s, ips: [10.0.0.1], netns: /n}").unwrap();
+        let pod = [link(2, "eth0", Some(7))];
+        // Number 7 of the host is the other end; number 8 has the same peer number in another pod.
+        let host = [link(7, "veth7", Some(2)), link(8, "veth8", Some(2)), link(2, "eth0", None)];
+        let names =
+            |spec: &PodSpec| host_ends(spec, &pod, &host).into_iter().map(|i| i.name).collect::<Vec<_>>();
+        assert_eq!(names(&spec), ["veth7"]);
+        spec.interface = Some("veth8".into());
+        assert_eq!(names(&spec), ["veth8"]);
+    }
+
+    #[test]
+    fn an_ipv4_range_covers_its_addresses_in_the_mapped_form_the_programs_look_up() {
+        let entry = cidr_entry(3, direction::INBOUND, &"10.0.0.0/8".parse().unwrap());
+        assert_eq!(entry.prefix_bits, 64 + 96 + 8);
+        assert_eq!(entry.key.address, address("::ffff:10.0.0.0".parse().unwrap()));
+    }
+}

@@ -1,0 +1,240 @@
+//! Being inside the network namespace of a pod: for a moment, on the calling thread.
+//!
+//! Sockets stay where they were made, so everything the proxy sends for a workload is made here.
+//! Nothing may await or return to other work while inside.
+
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use mesh_common::{Address, FlowKey, SocketTag, kind};
+use nix::sched::{CloneFlags, setns};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use super::bpf::Map;
+use super::programs::Maps;
+use super::sockopt;
+use crate::model::workload::SocketFactory;
+
+/// Ports that connections to an application come from: below the ephemeral range of most hosts, and
+/// checked against the connections there are, because a connection from a port that the client itself
+/// uses towards the application would be taken for the client's.
+const APPLICATION_PORTS: std::ops::RangeInclusive<u16> = 10_240..=32_767;
+
+/// A network namespace, held open.
+#[derive(Debug)]
+pub(super) struct Namespace {
+    fd: OwnedFd,
+    /// Device and inode: the same for every path to the namespace.
+    pub(super) id: (u64, u64),
+}
+
+impl Namespace {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
+        let namespace = Self { fd: file.into(), id: (metadata.dev(), metadata.ino()) };
+        // Entering the own namespace again is harmless, and any other kind of file is refused.
+        Self::current()?.enter(&namespace, || ())?;
+        Ok(namespace)
+    }
+
+    /// The namespace of the calling thread.
+    pub(super) fn current() -> io::Result<Self> {
+        let file = File::open("/proc/thread-self/ns/net")?;
+        let metadata = file.metadata()?;
+        Ok(Self { fd: file.into(), id: (metadata.dev(), metadata.ino()) })
+    }
+
+    pub(super) fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Runs `work` inside `other` and comes back to `self`, which must be the thread's own.
+    pub(super) fn enter<T>(&self, other: &Self, work: impl FnOnce() -> T) -> io::Result<T> {
+        /// Comes back also when `work` panics.
+        struct Back<'a>(&'a Namespace);
+        impl Drop for Back<'_> {
+            fn drop(&mut self) {
+                if setns(&self.0.fd, CloneFlags::CLONE_NEWNET).is_err() {
+                    // A thread that stays in a pod's namespace would open the next workload's
+                    // sockets there: one pod would speak for another.
+                    std::process::abort();
+                }
+            }
+        }
+        setns(&other.fd, CloneFlags::CLONE_NEWNET)?;
+        let _back = Back(self);
+        Ok(work())
+    }
+}
+
+/// The sockets of one enrolled pod. Dropped when the last connection of the workload is gone.
+#[derive(Debug)]
+pub(super) struct PodSockets {
+    pub(super) host: Arc<Namespace>,
+    pub(super) pod: Arc<Namespace>,
+    pub(super) tags: Arc<Map<i32, SocketTag>>,
+    pub(super) cookie: u64,
+    pub(super) application_mark: u32,
+    pub(super) maps: Arc<Maps>,
+    /// Counts the ports taken of [`APPLICATION_PORTS`]: in turn, so that one is used again as late
+    /// as can be.
+    pub(super) next_port: AtomicU16,
+    /// Told the slot at drop, so that what is left in the namespace goes.
+    pub(super) gone: Gone,
+}
+
+/// Sends a slot when dropped.
+#[derive(Debug)]
+pub(super) struct Gone {
+    pub(super) slot: u32,
+    pub(super) sender: std::sync::mpsc::Sender<super::manager::Command>,
+}
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        // Without a receiver the manager has ended, and with it the reason to tell.
+        let _ = self.sender.send(super::manager::Command::Gone(self.slot));
+    }
+}
+
+impl PodSockets {
+    fn tag(&self, kind: u32) -> SocketTag {
+        SocketTag { netns: self.cookie, slot: self.gone.slot, kind }
+    }
+
+    fn socket(&self, remote: SocketAddr, kind: u32) -> io::Result<Socket> {
+        let domain = Domain::for_address(remote);
+        let socket = self.host.enter(&self.pod, || tcp_socket(domain))??;
+        self.tags.tag(socket.as_fd(), &self.tag(kind))?;
+        Ok(socket)
+    }
+
+    /// Binds to the client's address and a port that no connection from there to `remote` has.
+    fn bind_client(&self, socket: &Socket, client: IpAddr, remote: SocketAddr) -> io::Result<()> {
+        // Ports in TIME_WAIT can be used again.
+        socket.set_reuse_address(true)?;
+        let mut flow = FlowKey {
+            slot: self.gone.slot,
+            local: address(remote.ip()),
+            remote: address(client),
+            local_port: remote.port(),
+            remote_port: 0,
+        };
+        let mut tries = 64;
+        loop {
+            let (low, count) = (*APPLICATION_PORTS.start(), APPLICATION_PORTS.len() as u16);
+            let port = low + self.next_port.fetch_add(1, Ordering::Relaxed) % count;
+            flow.remote_port = port;
+            tries -= 1;
+            if tries > 0 && self.maps.flows.get(&flow)?.is_some() {
+                continue;
+            }
+            match socket.bind(&SocketAddr::new(client, port).into()) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// A listener inside the pod, one of a group that shares the port. Bound to the loopback
+    /// address: only `sk_lookup` brings connections to it, of both families. (Bound to `::1` it
+    /// would be for IPv6 only.)
+    pub(super) fn listener(&self, port: u16, kind: u32) -> io::Result<std::net::TcpListener> {
+        let v6 = || -> io::Result<Socket> {
+            let socket = tcp_socket(Domain::IPV6)?;
+            socket.set_only_v6(false)?;
+            sockopt::set(&socket, libc::IPPROTO_IPV6, sockopt::IPV6_TRANSPARENT, 1)?;
+            Ok(socket)
+        };
+        let bind = |socket: Socket, address: IpAddr| -> io::Result<Socket> {
+            socket.set_ip_transparent_v4(true)?;
+            socket.set_reuse_port(true)?;
+            socket.bind(&SockAddr::from(SocketAddr::new(address, port)))?;
+            Ok(socket)
+        };
+        let socket = self.host.enter(&self.pod, || match v6() {
+            Ok(socket) => bind(socket, Ipv4Addr::LOCALHOST.to_ipv6_mapped().into()),
+            // A kernel without IPv6.
+            Err(_) => bind(tcp_socket(Domain::IPV4)?, Ipv4Addr::LOCALHOST.into()),
+        })??;
+        // Before it listens, so that every accepted socket inherits the tag.
+        self.tags.tag(socket.as_fd(), &self.tag(kind))?;
+        socket.listen(4096)?;
+        Ok(socket.into())
+    }
+}
+
+impl SocketFactory for PodSockets {
+    fn to_network(&self, remote: SocketAddr) -> io::Result<Socket> {
+        self.socket(remote, kind::NETWORK)
+    }
+
+    fn to_application(&self, source: SocketAddr, remote: SocketAddr) -> io::Result<Socket> {
+        let (source, remote) =
+            (source.ip().to_canonical(), SocketAddr::new(remote.ip().to_canonical(), remote.port()));
+        if source.is_ipv4() != remote.is_ipv4() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "client and application of different families",
+            ));
+        }
+        let socket = self.socket(remote, kind::APPLICATION)?;
+        socket.set_mark(self.application_mark)?;
+        if source.is_ipv4() {
+            socket.set_ip_transparent_v4(true)?;
+        } else {
+            sockopt::set(&socket, libc::IPPROTO_IPV6, sockopt::IPV6_TRANSPARENT, 1)?;
+        }
+        self.bind_client(&socket, source, remote)?;
+        Ok(socket)
+    }
+}
+
+/// An address as the maps have it.
+pub(super) fn address(ip: IpAddr) -> Address {
+    Address::from_bytes(match ip {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    })
+}
+
+fn tcp_socket(domain: Domain) -> io::Result<Socket> {
+    Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))
+}
+
+/// The cookie by which kernel programs tell this namespace: asked of a socket made inside it, or,
+/// before Linux 5.14, learned by the connect hook.
+pub(super) fn cookie(host: &Namespace, pod: &Namespace, tags: &Map<i32, SocketTag>) -> io::Result<u64> {
+    let socket = host.enter(pod, || tcp_socket(Domain::IPV4))??;
+    match sockopt::netns_cookie(&socket) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {}
+        other => return other,
+    }
+    use std::os::fd::AsRawFd;
+    let fd = socket.as_raw_fd();
+    tags.insert(&fd, &SocketTag { netns: 0, slot: 0, kind: kind::LEARN })?;
+    // The hook refuses it after writing the answer: nothing is sent. (192.0.2.0/24: RFC 5737.)
+    let _ = socket.connect(&SocketAddr::from(([192, 0, 2, 1], 9)).into());
+    match tags.get(&fd)? {
+        Some(SocketTag { netns, .. }) if netns != 0 => Ok(netns),
+        _ => Err(io::Error::new(io::ErrorKind::Unsupported, "the connect hook did not tell its cookie")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_no_namespace_is_refused_before_anything_is_done_with_it() {
+        assert!(Namespace::open(Path::new("/proc/self/status")).is_err());
+        assert!(Namespace::open(Path::new("/var/run/netns/not-there")).is_err());
+    }
+}

@@ -1,0 +1,246 @@
+//! The pods of this node, from a watched file.
+//!
+//! The file is read whole and judged whole: a bad edit changes nothing. It says which pods there
+//! are; entering them is `enrol`'s job.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use notify::Watcher;
+use serde::Deserialize;
+
+use super::error::CaptureError;
+use super::settings::Cidr;
+
+/// The annotations of Istio that exclude a pod's traffic from capture; comma-separated.
+const ANNOTATIONS: &str = "traffic.sidecar.istio.io/";
+
+/// One pod of the pods file.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodSpec {
+    /// `metadata.uid`.
+    pub uid: String,
+    pub name: String,
+    pub namespace: String,
+    #[serde(default = "default_service_account", alias = "serviceAccount")]
+    pub service_account: String,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// `traffic.sidecar.istio.io/excludeOutboundPorts`, `excludeInboundPorts`,
+    /// `excludeOutboundIPRanges` and `excludeInboundIPRanges` add to the lists below; others are
+    /// not looked at.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    pub ips: Vec<IpAddr>,
+    /// Path of the pod's network namespace.
+    pub netns: PathBuf,
+    /// Name of the host's end of the pod's interface. None: found by the pod's end.
+    #[serde(default)]
+    pub interface: Option<String>,
+    /// The pod is not enrolled.
+    #[serde(default, alias = "optOut")]
+    pub opt_out: bool,
+    #[serde(default, alias = "excludeOutboundPorts")]
+    pub exclude_outbound_ports: Vec<u16>,
+    #[serde(default, alias = "excludeInboundPorts")]
+    pub exclude_inbound_ports: Vec<u16>,
+    #[serde(default, alias = "excludeOutboundCidrs")]
+    pub exclude_outbound_cidrs: Vec<Cidr>,
+    #[serde(default, alias = "excludeInboundCidrs")]
+    pub exclude_inbound_cidrs: Vec<Cidr>,
+}
+
+fn default_service_account() -> String {
+    "default".to_owned()
+}
+
+impl PodSpec {
+    /// How messages name the pod.
+    pub fn display_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PodsFile {
+    pods: Vec<PodSpec>,
+}
+
+/// Reads the pods file, YAML or JSON: `pods:` with a list of pods.
+///
+/// # Errors
+/// The first problem, with the pod's name and its place in the file.
+pub fn read(path: &Path) -> Result<Vec<PodSpec>, CaptureError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| CaptureError::PodsUnreadable { path: path.to_owned(), source })?;
+    parse(&text).map_err(|reason| CaptureError::PodsInvalid { path: path.to_owned(), reason })
+}
+
+fn parse(text: &str) -> Result<Vec<PodSpec>, String> {
+    let file: PodsFile = serde_yaml_ng::from_str(text).map_err(|error| error.to_string())?;
+    let mut pods = file.pods;
+    let mut uids = HashSet::new();
+    for pod in &mut pods {
+        let name = pod.display_name();
+        let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
+        if pod.uid.is_empty() || pod.uid.len() > 128 || !pod.uid.chars().all(legal) {
+            return Err(format!("pod {name}: uid {:?} is not letters, digits, '-', '_' and '.'", pod.uid));
+        }
+        if !uids.insert(pod.uid.clone()) {
+            return Err(format!("pod {name}: uid {} is another pod's too; give each pod its own", pod.uid));
+        }
+        if pod.ips.is_empty() && !pod.opt_out {
+            return Err(format!("pod {name}: ips is empty; list the pod's addresses"));
+        }
+        for ip in &pod.ips {
+            if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
+                return Err(format!("pod {name}: ips: {ip} is no address of a pod"));
+            }
+        }
+        for ip in &mut pod.ips {
+            *ip = ip.to_canonical();
+        }
+        take_annotations(pod).map_err(|problem| format!("pod {name}: annotation {problem}"))?;
+    }
+    Ok(pods)
+}
+
+fn take_annotations(pod: &mut PodSpec) -> Result<(), String> {
+    fn values<T: std::str::FromStr>(
+        annotations: &BTreeMap<String, String>,
+        name: &str,
+        kind: &str,
+    ) -> Result<Vec<T>, String> {
+        let name = format!("{ANNOTATIONS}{name}");
+        let Some(text) = annotations.get(&name) else { return Ok(Vec::new()) };
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        items.map(|item| item.parse().map_err(|_| format!("{name}: {item:?} is not {kind}"))).collect()
+    }
+    let annotations = &pod.annotations;
+    pod.exclude_outbound_ports.extend(values::<u16>(annotations, "excludeOutboundPorts", "a port")?);
+    pod.exclude_inbound_ports.extend(values::<u16>(annotations, "excludeInboundPorts", "a port")?);
+    pod.exclude_outbound_cidrs.extend(values::<Cidr>(annotations, "excludeOutboundIPRanges", "a CIDR")?);
+    pod.exclude_inbound_cidrs.extend(values::<Cidr>(annotations, "excludeInboundIPRanges", "a CIDR")?);
+    Ok(())
+}
+
+/// Follows the pods file: calls `changed` on a thread of its own with every new, valid list. Edits
+/// in place, atomic replacement and swapped symbolic links are all noticed. Ends when `changed`
+/// returns false.
+///
+/// # Errors
+/// When the kernel has no more watches for the file's folder.
+pub(super) fn watch(
+    path: PathBuf,
+    mut current: Vec<PodSpec>,
+    mut changed: impl FnMut(Vec<PodSpec>) -> bool + Send + 'static,
+) -> Result<notify::RecommendedWatcher, notify::Error> {
+    let (sender, events) = mpsc::channel();
+    // What changed between the first reading and now is noticed too.
+    let _ = sender.send(());
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Reading the file is itself an event; only what may have changed it counts.
+        if event.is_ok_and(|event| !event.kind.is_access()) {
+            let _ = sender.send(());
+        }
+    })?;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    watcher.watch(folder, notify::RecursiveMode::NonRecursive)?;
+    std::thread::Builder::new().name("pods-file".to_owned()).spawn(move || {
+        let mut told = String::new();
+        while events.recv().is_ok() {
+            // An editor writes in several steps; take what comes close together as one.
+            while events.recv_timeout(Duration::from_millis(20)).is_ok() {}
+            match read(&path) {
+                Ok(pods) if pods == current => told.clear(),
+                Ok(pods) => {
+                    told.clear();
+                    current.clone_from(&pods);
+                    if !changed(pods) {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    let message = error.to_string();
+                    if message != told {
+                        tracing::error!("{message}; the last good list stays");
+                        told = message;
+                    }
+                }
+            }
+        }
+    })?;
+    Ok(watcher)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POD: &str = "{uid: u-1, name: a, namespace: default, ips: [10.0.0.1], netns: /run/netns/a}";
+
+    #[test]
+    fn a_list_of_pods_is_read_from_yaml_and_from_json() {
+        let pods = parse(&format!("pods:\n- {POD}\n")).unwrap();
+        assert_eq!(pods[0].service_account, "default");
+        assert_eq!(pods[0].display_name(), "default/a");
+        let json = r#"{"pods": [{"uid": "u", "name": "n", "namespace": "s", "service_account": "sa",
+            "labels": {"app": "x"}, "ips": ["::ffff:10.0.0.9", "fd00::9"], "netns": "/proc/9/ns/net"}]}"#;
+        let pods = parse(json).unwrap();
+        assert_eq!(pods[0].ips[0], IpAddr::from([10, 0, 0, 9]));
+    }
+
+    #[test]
+    fn mistakes_are_named_with_the_pod() {
+        let twice = parse(&format!("pods:\n- {POD}\n- {}\n", POD.replace("name: a", "name: b"))).unwrap_err();
+        assert!(twice.contains("default/b") && twice.contains("u-1"), "{twice}");
+        let unknown = parse(&format!("pods:\n- {}\n", POD.replace("ips:", "ip:"))).unwrap_err();
+        assert!(unknown.contains("unknown field `ip`"), "{unknown}");
+        let address = parse(&format!("pods:\n- {}\n", POD.replace("10.0.0.1", "10.0.0.256"))).unwrap_err();
+        assert!(address.contains("line") || address.contains("pods[0]"), "{address}");
+        let loopback = parse(&format!("pods:\n- {}\n", POD.replace("10.0.0.1", "127.0.0.1"))).unwrap_err();
+        assert!(loopback.contains("default/a"), "{loopback}");
+    }
+
+    #[test]
+    fn istio_annotations_exclude_ports_and_ranges() {
+        let annotated = POD.replace(
+            "ips:",
+            "annotations: {traffic.sidecar.istio.io/excludeOutboundPorts: '3306, 5432', \
+             traffic.sidecar.istio.io/excludeOutboundIPRanges: 10.9.0.0/16, other: x}, ips:",
+        );
+        let pods = parse(&format!("pods:\n- {annotated}\n")).unwrap();
+        assert_eq!(pods[0].exclude_outbound_ports, [3306, 5432]);
+        assert_eq!(pods[0].exclude_outbound_cidrs[0].bits, 16);
+        let bad = annotated.replace("5432", "x");
+        assert!(parse(&format!("pods:\n- {bad}\n")).unwrap_err().contains("excludeOutboundPorts"));
+    }
+
+    #[test]
+    fn edits_in_place_and_by_rename_are_followed_and_a_bad_edit_keeps_the_last_list() {
+        let folder = std::env::temp_dir().join(format!("mesh-pods-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("pods.yaml");
+        std::fs::write(&path, "pods: []").unwrap();
+        let (sender, lists) = mpsc::channel();
+        let _watcher =
+            watch(path.clone(), read(&path).unwrap(), move |pods| sender.send(pods).is_ok()).unwrap();
+        let next =
+            |lists: &mpsc::Receiver<Vec<PodSpec>>| lists.recv_timeout(Duration::from_secs(10)).unwrap();
+
+        std::fs::write(&path, format!("pods: [{POD}]")).unwrap();
+        assert_eq!(next(&lists).len(), 1);
+        std::fs::write(&path, "pods: [{").unwrap();
+        let replacement = folder.join("next.yaml");
+        let second = POD.replace("u-1", "u-2");
+        std::fs::write(&replacement, format!("pods: [{POD}, {second}]")).unwrap();
+        std::fs::rename(&replacement, &path).unwrap();
+        assert_eq!(next(&lists).len(), 2);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}

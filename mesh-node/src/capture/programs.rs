@@ -1,0 +1,369 @@
+//! Finds, loads and pins the kernel programs: those of the node once, and for each pod its own
+//! instance of the two that run inside its namespace, where the kernel does not tell them whose it is.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use aya::programs::{CgroupSockAddr, Program, SchedClassifier, SkLookup, SockOps};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use mesh_common::{
+    Address, CidrKey, CounterKey, FlowKey, LAYOUT, Plain, Pod, PodAddress, PortKey,
+    Settings as KernelSettings, SocketTag,
+};
+
+use super::bpf::{self, AttachType, Map, Target};
+use super::error::CaptureError;
+use super::settings::Settings;
+
+pub(super) const CONNECT4: &str = "mesh_connect4";
+pub(super) const CONNECT6: &str = "mesh_connect6";
+pub(super) const SOCKOPS: &str = "mesh_sockops";
+pub(super) const SK_LOOKUP: &str = "mesh_sk_lookup";
+pub(super) const TC_STEER: &str = "mesh_tc_steer";
+pub(super) const TC_GUARD: &str = "mesh_tc_guard";
+const LOG_MAP: &str = "AYA_LOGS";
+
+/// A longest-prefix key: the kernel wants the length of the prefix first.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct CidrEntry {
+    pub(super) prefix_bits: u32,
+    pub(super) key: CidrKey,
+}
+
+// SAFETY: `repr(C)`, words only.
+unsafe impl Plain for CidrEntry {}
+
+/// All maps that user space reads or writes.
+#[derive(Debug)]
+pub(super) struct Maps {
+    pub(super) settings: Map<u32, KernelSettings>,
+    pub(super) heartbeat: Map<u32, u64>,
+    pub(super) pods: Map<u32, Pod>,
+    pub(super) namespaces: Map<u64, u32>,
+    pub(super) interfaces: Map<u32, u32>,
+    pub(super) pod_addresses: Map<PodAddress, u32>,
+    pub(super) address_pods: Map<Address, u32>,
+    pub(super) excluded_ports: Map<PortKey, u32>,
+    pub(super) excluded_cidrs: Map<CidrEntry, u32>,
+    pub(super) listeners: Map<u32, i32>,
+    pub(super) flows: Map<FlowKey, u32>,
+    pub(super) counters: Map<CounterKey, u64>,
+}
+
+/// The loaded programs of this node.
+pub(super) struct Programs {
+    object: Vec<u8>,
+    folder: PathBuf,
+    node: Ebpf,
+    has_ingress_ifindex: u32,
+}
+
+impl Programs {
+    /// Loads the programs and opens the maps pinned in `settings.pins()`, making those that are not
+    /// there. Maps of another layout are replaced: nothing can be read from them.
+    pub(super) fn load(settings: &Settings) -> Result<(Self, Maps), CaptureError> {
+        let (path, object) = read_object(settings.bpf_object.as_deref())?;
+        check_capabilities()?;
+        let folder = settings.pins();
+        make_folder(&settings.bpffs, &folder)?;
+        discard_other_layout(&folder);
+        raise_memory_limit();
+
+        let load = |has_ingress_ifindex: u32| load_object(&object, &folder, 0, has_ingress_ifindex);
+        let invalid = |error: aya::EbpfError| CaptureError::ObjectInvalid {
+            path: path.clone(),
+            reason: one_line(&error),
+        };
+        // `sk_lookup` sees the interface since Linux 5.17; without it, addresses decide.
+        let mut has_ingress_ifindex = 1;
+        let mut node = load(1).map_err(invalid)?;
+        if load_program(&mut node, SK_LOOKUP).is_err() {
+            has_ingress_ifindex = 0;
+            node = load(0).map_err(invalid)?;
+            load_program(&mut node, SK_LOOKUP)
+                .map_err(|reason| CaptureError::Program { program: "sk_lookup", reason })?;
+        }
+        let maps = Maps::open(&folder)?;
+        Ok((Self { object, folder, node, has_ingress_ifindex }, maps))
+    }
+
+    /// The ring buffer of log lines, for aya-log.
+    pub(super) fn node(&mut self) -> &mut Ebpf {
+        &mut self.node
+    }
+
+    /// Where links of the whole node are pinned.
+    fn link(&self, name: &str) -> PathBuf {
+        self.folder.join("links").join(name)
+    }
+
+    /// Where links of one pod are pinned.
+    pub(super) fn pod_folder(&self, slot: u32) -> PathBuf {
+        self.folder.join("pods").join(slot.to_string())
+    }
+
+    /// Attaches one of the cgroup programs, in place of an older one of this instance.
+    ///
+    /// # Errors
+    /// With the reason, if the kernel refuses to load or to attach it.
+    pub(super) fn attach_cgroup(
+        &mut self,
+        name: &'static str,
+        kind: AttachType,
+        cgroup: &std::fs::File,
+    ) -> Result<(), String> {
+        load_program(&mut self.node, name)?;
+        let pin = self.link(name);
+        attach(&mut self.node, name, &pin, &Target::Fd(cgroup.as_fd()), kind)
+    }
+
+    /// Loads the guard, so that it can be attached to interfaces.
+    pub(super) fn load_guard(&mut self) -> Result<(), String> {
+        load_program(&mut self.node, TC_GUARD)
+    }
+
+    /// A pod's own instance of the programs inside its namespace.
+    pub(super) fn for_pod(&self, slot: u32) -> Result<PodPrograms, String> {
+        let folder = self.pod_folder(slot);
+        std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        let object = load_object(&self.object, &self.folder, slot, self.has_ingress_ifindex)
+            .map_err(|e| one_line(&e))?;
+        Ok(PodPrograms { object, folder })
+    }
+
+    /// Attaches the guard to an interface of the host. Returns whether it became a netlink filter.
+    pub(super) fn attach_guard(
+        &mut self,
+        slot: u32,
+        interface: &super::record::Interface,
+    ) -> Result<bool, String> {
+        let pin = self.pod_folder(slot).join(format!("guard-{}", interface.index));
+        attach_tc(&mut self.node, TC_GUARD, &pin, interface, AttachType::TcxIngress)
+    }
+}
+
+/// One pod's own instances.
+pub(super) struct PodPrograms {
+    object: Ebpf,
+    folder: PathBuf,
+}
+
+impl PodPrograms {
+    pub(super) fn attach_sk_lookup(&mut self, namespace: std::os::fd::BorrowedFd<'_>) -> Result<(), String> {
+        load_program(&mut self.object, SK_LOOKUP)?;
+        let pin = self.folder.join("sk_lookup");
+        attach(&mut self.object, SK_LOOKUP, &pin, &Target::Fd(namespace), AttachType::SkLookup)
+    }
+
+    /// Attaches TC steering to the pod's end of an interface; the calling thread is in its
+    /// namespace. Returns whether it became a netlink filter.
+    pub(super) fn attach_steer(&mut self, interface: &super::record::Interface) -> Result<bool, String> {
+        let pin = self.folder.join(format!("steer-{}", interface.index));
+        attach_tc(&mut self.object, TC_STEER, &pin, interface, AttachType::TcxEgress)
+    }
+
+    pub(super) fn load_steer(&mut self) -> Result<(), String> {
+        load_program(&mut self.object, TC_STEER)
+    }
+}
+
+fn attach(
+    object: &mut Ebpf,
+    name: &str,
+    pin: &Path,
+    target: &Target<'_>,
+    kind: AttachType,
+) -> Result<(), String> {
+    let program = object.program(name).ok_or_else(|| format!("{name} is not in the object"))?;
+    let fd = program.fd().map_err(|e| one_line(&e))?;
+    bpf::attach_pinned(pin, fd.as_fd(), target, kind).map_err(|e| e.to_string())
+}
+
+/// By TCX where the kernel has it (6.6), else by a netlink filter, which outlives the process too.
+fn attach_tc(
+    object: &mut Ebpf,
+    name: &str,
+    pin: &Path,
+    interface: &super::record::Interface,
+    kind: AttachType,
+) -> Result<bool, String> {
+    use aya::programs::tc::{
+        NlOptions, TcAttachOptions, TcAttachType, qdisc_add_clsact, qdisc_detach_program,
+    };
+    let link = attach(object, name, pin, &Target::Interface(interface.index), kind);
+    if link.is_ok() {
+        return Ok(false);
+    }
+    let side = if kind == AttachType::TcxEgress { TcAttachType::Egress } else { TcAttachType::Ingress };
+    // One that is there already is as good.
+    let _ = qdisc_add_clsact(&interface.name);
+    let _ = qdisc_detach_program(&interface.name, side, name);
+    let program = object.program_mut(name).ok_or_else(|| format!("{name} is not in the object"))?;
+    let program: &mut SchedClassifier = program.try_into().map_err(|e| one_line(&e))?;
+    let options = TcAttachOptions::Netlink(NlOptions { priority: 1, ..NlOptions::default() });
+    let id = program.attach_with_options(&interface.name, side, options).map_err(|e| one_line(&e))?;
+    let link = program.take_link(id).map_err(|e| one_line(&e))?;
+    // Dropped, it would be detached, and from an interface of whichever namespace that happens in.
+    std::mem::forget(link);
+    Ok(true)
+}
+
+impl Maps {
+    pub(super) fn open(folder: &Path) -> Result<Self, CaptureError> {
+        fn open<K: Plain, V: Plain>(folder: &Path, name: &'static str) -> Result<Map<K, V>, CaptureError> {
+            Map::open(&folder.join(name)).map_err(|source| CaptureError::Map { name, source })
+        }
+        Ok(Self {
+            settings: open(folder, "SETTINGS")?,
+            heartbeat: open(folder, "HEARTBEAT")?,
+            pods: open(folder, "PODS")?,
+            namespaces: open(folder, "NAMESPACES")?,
+            interfaces: open(folder, "INTERFACES")?,
+            pod_addresses: open(folder, "POD_ADDRESSES")?,
+            address_pods: open(folder, "ADDRESS_PODS")?,
+            excluded_ports: open(folder, "EXCLUDED_PORTS")?,
+            excluded_cidrs: open(folder, "EXCLUDED_CIDRS")?,
+            listeners: open(folder, "LISTENERS")?,
+            flows: open(folder, "FLOWS")?,
+            counters: open(folder, "COUNTERS")?,
+        })
+    }
+}
+
+/// The map of socket storage, by which sockets are told from a pod's own.
+pub(super) fn open_tags(folder: &Path) -> Result<Map<i32, SocketTag>, CaptureError> {
+    Map::open(&folder.join("SOCKETS")).map_err(|source| CaptureError::Map { name: "SOCKETS", source })
+}
+
+fn load_object(
+    object: &[u8],
+    folder: &Path,
+    slot: u32,
+    has_ingress_ifindex: u32,
+) -> Result<Ebpf, aya::EbpfError> {
+    let log_pin = folder.join(LOG_MAP);
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(None)
+        .verifier_log_level(VerifierLogLevel::DEBUG)
+        .default_map_pin_directory(folder)
+        .map_pin_path(LOG_MAP, log_pin)
+        .override_global("SLOT", &slot, true)
+        .override_global("HAS_INGRESS_IFINDEX", &has_ingress_ifindex, true);
+    loader.load(object)
+}
+
+/// Loads one program into the kernel, once.
+fn load_program(object: &mut Ebpf, name: &str) -> Result<(), String> {
+    let program = object.program_mut(name).ok_or_else(|| format!("{name} is not in the object"))?;
+    if program.fd().is_ok() {
+        return Ok(());
+    }
+    let loaded = match program {
+        Program::CgroupSockAddr(p) => CgroupSockAddr::load(p),
+        Program::SockOps(p) => SockOps::load(p),
+        Program::SkLookup(p) => SkLookup::load(p),
+        Program::SchedClassifier(p) => SchedClassifier::load(p),
+        other => return Err(format!("{name} is of an unexpected type, {:?}", other.prog_type())),
+    };
+    loaded.map_err(|error| {
+        if let aya::programs::ProgramError::LoadError { verifier_log, .. } = &error {
+            tracing::debug!("{name}: {verifier_log}");
+        }
+        one_line(&error)
+    })
+}
+
+/// An error and its causes, without the verifier's log.
+fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string().lines().next().unwrap_or_default().to_owned();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        let line = cause_text.lines().next().unwrap_or_default();
+        if !text.contains(line) {
+            text = format!("{text}: {line}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn read_object(configured: Option<&Path>) -> Result<(PathBuf, Vec<u8>), CaptureError> {
+    let mut candidates = Vec::new();
+    if let Some(path) = configured {
+        candidates.push(path.to_owned());
+    } else {
+        let binary = std::env::current_exe().ok();
+        for folder in binary.iter().flat_map(|path| path.ancestors().skip(1).take(3)) {
+            // Beside the binary; target/bpf for one in target/debug or target/debug/deps.
+            candidates.push(folder.join("mesh-ebpf.o"));
+            candidates.push(folder.join("bpf/mesh-ebpf.o"));
+        }
+        candidates.push(PathBuf::from("target/bpf/mesh-ebpf.o"));
+    }
+    for path in &candidates {
+        match std::fs::read(path) {
+            Ok(object) => return Ok((path.clone(), object)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(CaptureError::ObjectUnreadable { path: path.clone(), source }),
+        }
+    }
+    Err(CaptureError::ObjectMissing(candidates))
+}
+
+/// Without these, every later step would fail with a less telling message.
+fn check_capabilities() -> Result<(), CaptureError> {
+    const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"), (39, "CAP_BPF")];
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let Some(effective) = line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else {
+        return Ok(());
+    };
+    let has = |bit: u32| effective & 1 << bit != 0;
+    if NEEDED.iter().all(|(bit, _)| has(*bit)) {
+        return Ok(());
+    }
+    Err(CaptureError::Capability("CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN"))
+}
+
+fn make_folder(bpffs: &Path, folder: &Path) -> Result<(), CaptureError> {
+    let is_bpffs = nix::sys::statfs::statfs(bpffs)
+        .is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC);
+    if !is_bpffs {
+        return Err(CaptureError::NoBpffs(bpffs.to_owned()));
+    }
+    for part in ["links", "pods"] {
+        let path = folder.join(part);
+        std::fs::create_dir_all(&path).map_err(|source| CaptureError::File {
+            action: "creating",
+            path,
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// Removes pinned maps whose layout is not this program's.
+fn discard_other_layout(folder: &Path) {
+    let settings: Result<Map<u32, KernelSettings>, _> = Map::open(&folder.join("SETTINGS"));
+    let Ok(settings) = settings else { return };
+    if matches!(settings.get(&0), Ok(Some(s)) if s.layout == LAYOUT || s.layout == 0) {
+        return;
+    }
+    tracing::info!("replacing kernel maps of another version");
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if !entry.file_type().is_ok_and(|t| t.is_dir()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Before Linux 5.11, maps count against the limit of locked memory.
+fn raise_memory_limit() {
+    use nix::sys::resource::{Resource, setrlimit};
+    if let Err(error) = setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX) {
+        tracing::debug!("the limit of locked memory stays: {error}");
+    }
+}

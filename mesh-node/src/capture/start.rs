@@ -1,0 +1,297 @@
+//! Starts capture: probes the kernel, attaches the node's programs, enrols the first pods.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError, mpsc};
+use std::thread::JoinHandle;
+
+use mesh_common::{LAYOUT, Settings as KernelSettings, SocketTag, action, settings_flags};
+use tokio::sync::mpsc::unbounded_channel;
+
+use super::bpf::{AttachType, Map};
+use super::counters::{self, Counter};
+use super::error::CaptureError;
+use super::manager::{Command, Manager, Roster};
+use super::netns::{self, Namespace};
+use super::pods::{self, PodSpec};
+use super::programs::{self, CONNECT4, CONNECT6, Maps, Programs, SOCKOPS};
+use super::record::Records;
+use super::settings::{Action, FailMode, Settings};
+use super::worker::WorkerCapture;
+use super::{cleanup, kernel_log};
+use crate::model::workload::Workload;
+
+/// Running capture. Dropping it stops following pods; programs and pins stay for the next process.
+#[derive(Debug)]
+pub struct Capture {
+    maps: Arc<Maps>,
+    roster: Roster,
+    commands: mpsc::Sender<Command>,
+    manager: Option<JoinHandle<()>>,
+    _watcher: Option<notify::RecommendedWatcher>,
+}
+
+impl Capture {
+    /// The enrolled pods.
+    pub fn workloads(&self) -> Vec<Arc<Workload>> {
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// What the kernel programs counted for the enrolled pods.
+    pub fn counters(&self) -> Vec<Counter> {
+        counters::read(&self.maps, &self.roster).unwrap_or_else(|error| {
+            tracing::warn!("counters cannot be read: {error}");
+            Vec::new()
+        })
+    }
+
+    /// Switches log lines of the kernel programs on or off.
+    pub fn log_connections(&self, on: bool) {
+        if let Ok(Some(mut settings)) = self.maps.settings.get(&0) {
+            settings.flags = settings.flags & !settings_flags::LOG | if on { settings_flags::LOG } else { 0 };
+            if let Err(error) = self.maps.settings.insert(&0, &settings) {
+                tracing::warn!("kernel log lines cannot be switched: {error}");
+            }
+        }
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Command::Stop);
+        if let Some(manager) = self.manager.take()
+            && manager.join().is_err()
+        {
+            tracing::error!("the capture thread has panicked");
+        }
+    }
+}
+
+/// Starts capture for `workers` workers and returns their sources. The calling thread must be in the
+/// host's network namespace.
+///
+/// # Errors
+/// The first problem; the host is then as it was found, except for what an earlier process of the
+/// same instance had left, which still stands.
+pub fn start(settings: &Settings, workers: usize) -> Result<(Capture, Vec<WorkerCapture>), CaptureError> {
+    let problems = settings.problems();
+    if !problems.is_empty() {
+        return Err(CaptureError::Settings(problems));
+    }
+    let pods = settings.pods_file.as_deref().map(pods::read).transpose()?.unwrap_or_default();
+    let fresh = !settings.pins().exists() && !settings.records().exists();
+    let result = try_start(settings, workers, pods);
+    if result.is_err() && fresh {
+        cleanup(settings)?;
+    }
+    result
+}
+
+fn try_start(
+    settings: &Settings,
+    workers: usize,
+    pods: Vec<PodSpec>,
+) -> Result<(Capture, Vec<WorkerCapture>), CaptureError> {
+    let current = PathBuf::from("/proc/thread-self/ns/net");
+    let host = Namespace::current()
+        .map_err(|source| CaptureError::File { action: "opening", path: current, source })
+        .map(Arc::new)?;
+    let (mut programs, maps) = Programs::load(settings)?;
+    let tags = Arc::new(programs::open_tags(&settings.pins())?);
+    kernel_log::follow(programs.node());
+    let cgroups = Cgroups::find(settings)?;
+    let sockops = attach_node(settings, &mut programs, cgroups.as_ref())?;
+    write_settings(settings, &maps, &host, &tags, cgroups.as_ref(), sockops)?;
+
+    let guard = settings.tc_guard && loaded("tc_guard", programs.load_guard());
+    let (commands, inbox) = mpsc::channel();
+    let maps = Arc::new(maps);
+    let roster = Roster::default();
+    let (mut senders, mut sources, mut pulses) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..workers {
+        let (sender, receiver) = unbounded_channel();
+        let pulse = Arc::new(AtomicU64::new(0));
+        sources.push(WorkerCapture::new(receiver, pulse.clone()));
+        senders.push(sender);
+        pulses.push(pulse);
+    }
+    let mut manager = Manager {
+        settings: settings.clone(),
+        host,
+        programs,
+        maps: maps.clone(),
+        tags,
+        records: Records::open(settings.records())?,
+        workers: senders,
+        pulses,
+        commands: commands.clone(),
+        inbox,
+        guard,
+        tc_steering: settings.tc_steering,
+        roster: roster.clone(),
+        enrolled: BTreeMap::new(),
+        lingering: Vec::new(),
+        kept: BTreeMap::new(),
+        last_slot: 0,
+    };
+    manager.begin(&pods)?;
+    let thread =
+        std::thread::Builder::new().name("capture".to_owned()).spawn(move || manager.run()).map_err(
+            |source| CaptureError::File { action: "starting the thread of", path: "capture".into(), source },
+        )?;
+    let watcher = settings.pods_file.clone().map(|path| follow(path, pods, commands.clone())).transpose()?;
+    Ok((Capture { maps, roster, commands, manager: Some(thread), _watcher: watcher }, sources))
+}
+
+fn follow(
+    path: PathBuf,
+    pods: Vec<PodSpec>,
+    commands: mpsc::Sender<Command>,
+) -> Result<notify::RecommendedWatcher, CaptureError> {
+    pods::watch(path.clone(), pods, move |pods| commands.send(Command::Pods(pods)).is_ok()).map_err(|error| {
+        CaptureError::PodsInvalid {
+            path,
+            reason: format!("cannot be watched: {error}; raise fs.inotify limits"),
+        }
+    })
+}
+
+/// The cgroups that hooks are attached to and told by.
+struct Cgroups {
+    root: File,
+    /// Id and depth of the one that all pods are below.
+    kubepods: Option<(u64, u32)>,
+}
+
+impl Cgroups {
+    /// None when the host has no cgroup2, which is said; an explicitly set folder must be good.
+    fn find(settings: &Settings) -> Result<Option<Self>, CaptureError> {
+        let mount = cgroup2_mount();
+        let Some(path) = settings.cgroup_root.clone().or_else(|| mount.clone()) else {
+            tracing::warn!(
+                "no cgroup2 file system is mounted: connections are steered by TC only, and probes of the \
+                 kubelet are captured; mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`"
+            );
+            return Ok(None);
+        };
+        let wrong = |path: &Path| {
+            let path = path.to_owned();
+            move |source| CaptureError::Cgroup { path, source }
+        };
+        let root = File::open(&path).map_err(wrong(&path))?;
+        let candidates = match &settings.kubepods_cgroup {
+            Some(kubepods) => vec![kubepods.clone()],
+            None => vec![path.join("kubepods.slice"), path.join("kubepods")],
+        };
+        let mut kubepods = None;
+        for candidate in candidates {
+            match std::fs::metadata(&candidate) {
+                Ok(metadata) => {
+                    let depth = mount.as_ref().and_then(|mount| candidate.strip_prefix(mount).ok());
+                    kubepods = depth.map(|below| (metadata.ino(), below.components().count() as u32));
+                    break;
+                }
+                Err(error) if settings.kubepods_cgroup.is_some() => return Err(wrong(&candidate)(error)),
+                Err(_) => {}
+            }
+        }
+        Ok(Some(Self { root, kubepods }))
+    }
+}
+
+/// Where cgroup2 is mounted: the fifth field of a line of `mountinfo` whose type is `cgroup2`.
+fn cgroup2_mount() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mounts.lines().find_map(|line| {
+        let (fields, rest) = line.split_once(" - ")?;
+        (rest.split(' ').next() == Some("cgroup2")).then(|| fields.split(' ').nth(4).map(PathBuf::from))?
+    })
+}
+
+/// Attaches the node-wide programs. Returns whether sockops notes flows. What cannot be attached is
+/// said once; it is an error only if nothing is left to steer by.
+fn attach_node(
+    settings: &Settings,
+    programs: &mut Programs,
+    cgroups: Option<&Cgroups>,
+) -> Result<bool, CaptureError> {
+    let Some(cgroups) = cgroups else {
+        if settings.tc_steering {
+            return Ok(false);
+        }
+        return Err(CaptureError::Program {
+            program: "connect4",
+            reason: "there is no cgroup2 file system; mount one or set tc_steering".to_owned(),
+        });
+    };
+    let mut attach = |name, kind| programs.attach_cgroup(name, kind, &cgroups.root);
+    // Before the connect hook, whose sockets it knows more about.
+    let sockops = loaded("sockops", attach(SOCKOPS, AttachType::SockOps));
+    // Also without steering by it: it tells the host's own connections.
+    for (name, kind) in [(CONNECT4, AttachType::Connect4), (CONNECT6, AttachType::Connect6)] {
+        match attach(name, kind) {
+            Err(reason) if !settings.tc_steering => {
+                return Err(CaptureError::Program { program: name, reason });
+            }
+            result => drop(loaded(name, result)),
+        }
+    }
+    Ok(sockops)
+}
+
+/// Whether an optional program works; if not, says so.
+fn loaded(name: &str, result: Result<(), String>) -> bool {
+    if let Err(reason) = &result {
+        tracing::warn!("{name} is not available and goes unused: {reason}");
+    }
+    result.is_ok()
+}
+
+fn write_settings(
+    settings: &Settings,
+    maps: &Maps,
+    host: &Namespace,
+    tags: &Map<i32, SocketTag>,
+    cgroups: Option<&Cgroups>,
+    sockops: bool,
+) -> Result<(), CaptureError> {
+    let host_netns = match netns::cookie(host, host, tags) {
+        Ok(cookie) => cookie,
+        Err(error) => {
+            tracing::warn!("connections of the host are not told from others': {error}");
+            0
+        }
+    };
+    let (kubepods, kubepods_level) = cgroups.and_then(|c| c.kubepods).unwrap_or_default();
+    let mut flags = 0;
+    if settings.fail_mode == FailMode::Open {
+        flags |= settings_flags::FAIL_OPEN;
+    }
+    if tracing::enabled!(target: "mesh_ebpf", tracing::Level::DEBUG) {
+        flags |= settings_flags::LOG;
+    }
+    if settings.connect_hook {
+        flags |= settings_flags::CONNECT;
+    }
+    if sockops {
+        flags |= settings_flags::SOCKOPS;
+    }
+    let act = |a| if a == Action::Pass { action::PASS } else { action::REFUSE };
+    let value = KernelSettings {
+        host_netns,
+        heartbeat_timeout_ns: settings.heartbeat_timeout_ms * 1_000_000,
+        kubepods,
+        kubepods_level,
+        layout: LAYOUT,
+        flags,
+        mark: settings.mark,
+        application_mark: settings.application_mark(),
+        mark_mask: settings.mark_mask,
+        unsteered: act(settings.unsteered),
+        older: act(settings.older_connections),
+    };
+    maps.settings.insert(&0, &value).map_err(|source| CaptureError::Map { name: "SETTINGS", source })
+}

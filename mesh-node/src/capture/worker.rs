@@ -1,0 +1,190 @@
+//! A worker's side of capture: accepts on the listeners of every pod and hands out connections.
+//! Everything here stays on the worker's own thread.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::watch;
+
+use super::enrol::Listeners;
+use super::{CaptureSource, Captured};
+use crate::model::listener::Direction;
+use crate::model::workload::Workload;
+
+/// Connections accepted and not yet taken; with more the kernel's queue holds them.
+const ACCEPTED: usize = 64;
+/// How often a worker shows that it is not wedged.
+const PULSE: Duration = Duration::from_millis(250);
+/// Wait after an accept that failed for want of descriptors or memory.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// What the manager tells a worker.
+pub(super) enum Assignment {
+    Add {
+        slot: u32,
+        workload: Arc<Workload>,
+        listeners: Listeners,
+    },
+    /// Accept for `linger` more, then close.
+    Remove {
+        slot: u32,
+        linger: Duration,
+    },
+}
+
+/// The connections captured for one worker. To be used inside a `LocalSet`.
+pub struct WorkerCapture {
+    assignments: UnboundedReceiver<Assignment>,
+    pulse: Arc<AtomicU64>,
+    pods: HashMap<u32, watch::Sender<Option<Duration>>>,
+    sender: mpsc::Sender<Captured>,
+    captured: mpsc::Receiver<Captured>,
+    started: bool,
+}
+
+impl WorkerCapture {
+    pub(super) fn new(assignments: UnboundedReceiver<Assignment>, pulse: Arc<AtomicU64>) -> Self {
+        let (sender, captured) = mpsc::channel(ACCEPTED);
+        Self { assignments, pulse, pods: HashMap::new(), sender, captured, started: false }
+    }
+
+    fn start(&mut self) {
+        if std::mem::replace(&mut self.started, true) {
+            return;
+        }
+        let pulse = self.pulse.clone();
+        let sender = self.sender.clone();
+        tokio::task::spawn_local(async move {
+            let mut ticks = tokio::time::interval(PULSE);
+            // Ends with the receiver.
+            while !sender.is_closed() {
+                ticks.tick().await;
+                pulse.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+
+    fn apply(&mut self, assignment: Assignment) {
+        match assignment {
+            Assignment::Add { slot, workload, listeners } => {
+                let (stop, stopped) = watch::channel(None);
+                let pairs =
+                    [(listeners.outbound, Direction::Outbound), (listeners.inbound, Direction::Inbound)];
+                for (listener, direction) in pairs {
+                    let listener = match TcpListener::from_std(listener) {
+                        Ok(listener) => listener,
+                        Err(error) => {
+                            tracing::error!("pod {}: a listener is lost: {error}", workload.name);
+                            continue;
+                        }
+                    };
+                    let accepting = Accepting {
+                        listener,
+                        direction,
+                        workload: workload.clone(),
+                        failing: Cell::new(false),
+                    };
+                    tokio::task::spawn_local(accepting.run(self.sender.clone(), stopped.clone()));
+                }
+                self.pods.insert(slot, stop);
+            }
+            Assignment::Remove { slot, linger } => {
+                if let Some(stop) = self.pods.remove(&slot) {
+                    // Received by the tasks even though the sender goes.
+                    let _ = stop.send(Some(linger));
+                }
+            }
+        }
+    }
+}
+
+impl CaptureSource for WorkerCapture {
+    async fn accept(&mut self) -> Option<Captured> {
+        self.start();
+        loop {
+            tokio::select! {
+                captured = self.captured.recv() => return captured,
+                assignment = self.assignments.recv() => self.apply(assignment?),
+            }
+        }
+    }
+}
+
+struct Accepting {
+    listener: TcpListener,
+    direction: Direction,
+    workload: Arc<Workload>,
+    failing: Cell<bool>,
+}
+
+impl Accepting {
+    async fn run(self, sender: mpsc::Sender<Captured>, mut stopped: watch::Receiver<Option<Duration>>) {
+        let this = Rc::new(self);
+        let accept = async { while this.accept_one(&sender).await {} };
+        let end = async {
+            // An error is a worker that ends: no linger.
+            let linger = match stopped.wait_for(Option::is_some).await {
+                Ok(linger) => linger.unwrap_or_default(),
+                Err(_) => Duration::ZERO,
+            };
+            tokio::time::sleep(linger).await;
+        };
+        tokio::select! {
+            () = accept => {}
+            () = end => {}
+        }
+    }
+
+    /// Accepts one connection; false when nobody takes them any more.
+    async fn accept_one(&self, sender: &mpsc::Sender<Captured>) -> bool {
+        // A place first, so that what cannot be taken yet stays in the kernel's queue.
+        let Ok(place) = sender.reserve().await else { return false };
+        match self.listener.accept().await {
+            Ok((io, source)) => {
+                self.failing.set(false);
+                match io.local_addr() {
+                    Ok(local) if !local.ip().to_canonical().is_loopback() => place.send(Captured {
+                        io,
+                        source: canonical(source),
+                        original_dst: canonical(local),
+                        direction: self.direction,
+                        workload: self.workload.clone(),
+                    }),
+                    // Connected to the listener itself, from inside the pod: there is no destination.
+                    Ok(_) | Err(_) => drop(io),
+                }
+            }
+            Err(error) if transient(&error) => {}
+            Err(error) => {
+                // Once, until accepting works again: this comes at every retry.
+                if !self.failing.replace(true) {
+                    tracing::warn!("pod {}: accept: {error}; connections wait", self.workload.name);
+                }
+                drop(place);
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+        true
+    }
+}
+
+/// Errors of the connection that was to be accepted, not of the listener.
+fn transient(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}
+
+/// An IPv4-mapped address is an IPv4 address everywhere after this.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

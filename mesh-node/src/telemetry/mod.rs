@@ -7,3 +7,10 @@ pub mod response_flags;
 pub mod stats;
 pub mod stream_info;
 mod time;
+
+/// A point in time as Envoy's messages write it: `2016-12-15T16:07:39.000Z`.
+pub fn iso8601(at: std::time::SystemTime) -> String {
+    let mut text = String::new();
+    time::iso8601_ms(at, &mut text);
+    text
+}

@@ -1,0 +1,125 @@
+//! Envoy's administration interface over HTTP/1, so that istioctl and the habits of operators keep working.
+//!
+//! It shows and triggers; it decides nothing. What it shows comes through [`AdminState`]; it must not see
+//! protobuf types or hold state of its own beyond log levels.
+
+mod certs;
+mod clusters;
+mod config_dump;
+mod listeners;
+pub mod logging;
+mod mask;
+mod memory;
+mod pages;
+mod query;
+mod reply;
+mod server_info;
+mod stats;
+mod workloads;
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+
+use crate::cluster::ClusterManager;
+use crate::model::Snapshot;
+use crate::telemetry::stats::Store;
+pub use logging::Logging;
+pub use workloads::WorkloadView;
+
+/// A client must send its request head within this time.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the pages show and trigger; implemented by the composition root.
+pub trait AdminState: Send + Sync + 'static {
+    fn store(&self) -> &Store;
+    fn clusters(&self) -> &ClusterManager;
+    fn snapshot(&self) -> Arc<Snapshot>;
+    fn stage(&self) -> Stage;
+    /// The bootstrap as JSON, field names as in the protobuf files, and when it was read.
+    fn bootstrap(&self) -> (serde_json::Value, SystemTime);
+    /// Flags and settings in effect, as an object.
+    fn settings(&self) -> serde_json::Value;
+    fn uptime(&self) -> Duration;
+    fn workloads(&self) -> Vec<WorkloadView>;
+    fn logging(&self) -> &Logging;
+    /// Opens access logs again by their paths.
+    fn reopen_logs(&self);
+    /// Stops accepting and tells connections to end; all listeners, or only inbound ones.
+    fn drain_listeners(&self, inbound_only: bool);
+    /// From now on `/ready` says `DRAINING` (or again what is so).
+    fn fail_health_checks(&self, fail: bool);
+    /// Ends the process in order.
+    fn shut_down(&self);
+}
+
+/// How far the process is (Envoy: `ServerInfo.State`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    Live,
+    Draining,
+    PreInitializing,
+    Initializing,
+}
+
+impl Stage {
+    /// Envoy's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Live => "LIVE",
+            Self::Draining => "DRAINING",
+            Self::PreInitializing => "PRE_INITIALIZING",
+            Self::Initializing => "INITIALIZING",
+        }
+    }
+
+    /// Envoy's number, the value of `server.state`.
+    pub fn number(self) -> u64 {
+        match self {
+            Self::Live => 0,
+            Self::Draining => 1,
+            Self::PreInitializing => 2,
+            Self::Initializing => 3,
+        }
+    }
+}
+
+/// Serves connections until the future is dropped. An error of one connection ends that connection only.
+pub async fn serve(listener: TcpListener, state: Arc<dyn AdminState>) -> Infallible {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(serve_connection(stream, state.clone()))),
+            Err(error) => wait_after(&error).await,
+        }
+    }
+}
+
+/// When descriptors are used up, accepting fails at once again and again.
+async fn wait_after(error: &io::Error) {
+    tracing::warn!(%error, "admin: cannot accept");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+async fn serve_connection(stream: tokio::net::TcpStream, state: Arc<dyn AdminState>) {
+    let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
+        let reply = pages::answer(&*state, request.method(), request.uri());
+        async move { Ok::<http::Response<Full<Bytes>>, Infallible>(reply.into()) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "admin connection");
+    }
+}
+
+#[cfg(test)]
+mod tests;

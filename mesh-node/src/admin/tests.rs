@@ -1,0 +1,248 @@
+use std::sync::Mutex;
+use std::time::UNIX_EPOCH;
+
+use serde_json::{Value, json};
+
+use super::*;
+
+struct Fake {
+    store: Store,
+    clusters: ClusterManager,
+    snapshot: Arc<Snapshot>,
+    stage: Mutex<Stage>,
+    logging: Logging,
+    calls: Mutex<Vec<&'static str>>,
+}
+
+impl Fake {
+    fn call(&self, name: &'static str) {
+        self.calls.lock().unwrap().push(name);
+    }
+}
+
+impl AdminState for Fake {
+    fn store(&self) -> &Store {
+        &self.store
+    }
+    fn clusters(&self) -> &ClusterManager {
+        &self.clusters
+    }
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.clone()
+    }
+    fn stage(&self) -> Stage {
+        *self.stage.lock().unwrap()
+    }
+    fn bootstrap(&self) -> (Value, SystemTime) {
+        let bootstrap = json!({
+            "node": { "id": "n" },
+            "static_resources": {
+                "clusters": [{ "name": "back" }, { "name": "other" }],
+                "listeners": [{ "name": "main", "filter_chains": [{ "filters": [{
+                    "typed_config": { "route_config": { "name": "local" } },
+                }] }] }],
+                "secrets": [{ "name": "cert", "tls_certificate": {
+                    "certificate_chain": { "inline_string": "public" },
+                    "private_key": { "inline_string": "very secret", "inline_bytes": "c2VjcmV0" },
+                } }],
+            },
+        });
+        (bootstrap, UNIX_EPOCH)
+    }
+    fn settings(&self) -> Value {
+        json!({ "concurrency": 2 })
+    }
+    fn uptime(&self) -> Duration {
+        Duration::from_secs(8)
+    }
+    fn workloads(&self) -> Vec<WorkloadView> {
+        vec![WorkloadView {
+            uid: "u".into(),
+            namespace: "ns".into(),
+            name: "pod".into(),
+            service_account: "sa".into(),
+            ips: vec!["10.0.0.1".parse().unwrap()],
+            connections: 1,
+            max_connections: 0,
+            counters: vec![("steered", 3)],
+        }]
+    }
+    fn logging(&self) -> &Logging {
+        &self.logging
+    }
+    fn reopen_logs(&self) {
+        self.call("reopen");
+    }
+    fn drain_listeners(&self, inbound_only: bool) {
+        self.call(if inbound_only { "drain inbound" } else { "drain" });
+    }
+    fn fail_health_checks(&self, fail: bool) {
+        *self.stage.lock().unwrap() = if fail { Stage::Draining } else { Stage::Live };
+    }
+    fn shut_down(&self) {
+        self.call("shut down");
+    }
+}
+
+fn fake() -> Fake {
+    Fake {
+        store: Store::default(),
+        clusters: ClusterManager::new(1),
+        snapshot: Arc::default(),
+        stage: Mutex::new(Stage::Live),
+        logging: Logging::new("info", |_| {}),
+        calls: Mutex::default(),
+    }
+}
+
+fn get(state: &Fake, path: &str) -> reply::Reply {
+    pages::answer(state, &http::Method::GET, &path.parse().unwrap())
+}
+
+fn post(state: &Fake, path: &str) -> reply::Reply {
+    pages::answer(state, &http::Method::POST, &path.parse().unwrap())
+}
+
+fn configs(reply: &reply::Reply) -> Vec<Value> {
+    let body: Value = serde_json::from_str(&reply.body).unwrap();
+    body["configs"].as_array().unwrap().clone()
+}
+
+#[test]
+fn probes_see_readiness_change() {
+    let state = fake();
+    assert_eq!((get(&state, "/ready").status.as_u16(), &*get(&state, "/ready").body), (200, "LIVE\n"));
+    assert_eq!(post(&state, "/healthcheck/fail").body, "OK\n");
+    assert_eq!((get(&state, "/ready").status.as_u16(), &*get(&state, "/ready").body), (503, "DRAINING\n"));
+    post(&state, "/healthcheck/ok");
+    assert_eq!(get(&state, "/ready").status, 200);
+}
+
+#[test]
+fn a_page_that_changes_state_refuses_get() {
+    let state = fake();
+    let reply = get(&state, "/quitquitquit");
+    assert_eq!((reply.status.as_u16(), &*reply.body), (405, "Method GET not allowed, POST required."));
+    assert!(state.calls.lock().unwrap().is_empty());
+    for path in ["/quitquitquit", "/drain_listeners", "/drain_listeners?inboundonly", "/reopen_logs"] {
+        assert_eq!(post(&state, path).body, "OK\n");
+    }
+    assert_eq!(*state.calls.lock().unwrap(), ["shut down", "drain", "drain inbound", "reopen"]);
+}
+
+#[test]
+fn an_unknown_path_gets_the_list_of_pages() {
+    let reply = get(&fake(), "/nope");
+    assert_eq!(reply.status, 404);
+    assert!(reply.body.starts_with("invalid path. admin commands are:\n  /: "), "{}", reply.body);
+    assert!(reply.body.contains("\n  /quitquitquit (POST): "));
+    assert_eq!(get(&fake(), "/help").body, reply.body.strip_prefix("invalid path. ").unwrap());
+}
+
+#[test]
+fn the_dump_has_envoys_parts_and_no_secret() {
+    let reply = get(&fake(), "/config_dump");
+    assert!(!reply.body.contains("very secret") && !reply.body.contains("c2VjcmV0"), "{}", reply.body);
+    assert!(reply.body.contains("[redacted]") && reply.body.contains("public"));
+    let configs = configs(&reply);
+    let types: Vec<_> =
+        configs.iter().map(|c| c["@type"].as_str().unwrap().rsplit('.').next().unwrap()).collect();
+    assert_eq!(
+        types,
+        [
+            "BootstrapConfigDump",
+            "ClustersConfigDump",
+            "ListenersConfigDump",
+            "RoutesConfigDump",
+            "SecretsConfigDump"
+        ]
+    );
+    assert_eq!(
+        configs[1]["static_clusters"][0],
+        json!({
+            "cluster": { "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster", "name": "back" },
+            "last_updated": "1970-01-01T00:00:00.000Z",
+        })
+    );
+    assert_eq!(configs[3]["static_route_configs"][0]["route_config"]["name"], "local");
+    assert_eq!(configs[4]["static_secrets"][0]["name"], "cert");
+}
+
+#[test]
+fn the_dump_can_be_narrowed() {
+    let state = fake();
+    let dump = configs(&get(&state, "/config_dump?name_regex=%5Eback%24"));
+    assert_eq!(dump[1]["static_clusters"].as_array().unwrap().len(), 1);
+    let dump = configs(&get(&state, "/config_dump?resource=static_clusters&mask=cluster.name"));
+    assert_eq!(
+        dump[0],
+        json!({
+            "@type": "type.googleapis.com/envoy.admin.v3.ClustersConfigDump.StaticCluster",
+            "cluster": { "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster", "name": "back" },
+        })
+    );
+    assert_eq!(get(&state, "/config_dump?resource=dynamic_listeners").body, "{}\n");
+    let dump = configs(&get(&state, "/config_dump?mask=bootstrap.node"));
+    assert_eq!(dump[0]["bootstrap"], json!({ "node": { "id": "n" } }));
+    for (path, status, text) in [
+        ("/config_dump?resource=nope", 404, "nope not found in config dump"),
+        ("/config_dump?mask=nope", 400, "FieldMask nope could not be successfully applied to any configs."),
+        (
+            "/config_dump?resource=bootstrap",
+            400,
+            "bootstrap is not a repeated field. Use ?mask=bootstrap to get only this field",
+        ),
+    ] {
+        let reply = get(&state, path);
+        assert_eq!((reply.status.as_u16(), &*reply.body), (status, text));
+    }
+}
+
+#[test]
+fn statistics_are_filtered_and_formatted() {
+    let state = fake();
+    let cluster = state.store.cluster("back");
+    cluster.count_response(200);
+    assert_eq!(get(&state, "/stats?filter=rq_200").body, "cluster.back.upstream_rq_200: 1\n");
+    assert_eq!(
+        get(&state, "/stats?filter=rq_200&format=json").body,
+        "{\"stats\":[{\"name\":\"cluster.back.upstream_rq_200\",\"value\":1}]}"
+    );
+    let prometheus = "# TYPE envoy_cluster_upstream_rq counter\n\
+                      envoy_cluster_upstream_rq{envoy_response_code=\"200\",envoy_cluster_name=\"back\"} 1\n";
+    assert_eq!(get(&state, "/stats/prometheus?filter=rq_200").body, prometheus);
+    assert_eq!(get(&state, "/stats?filter=rq_200&format=prometheus").body, prometheus);
+    assert!(get(&state, "/stats?filter=server.uptime").body.ends_with("server.uptime: 8\n"));
+    assert_eq!(get(&state, "/stats?filter=((").status, 400);
+    assert_eq!(get(&state, "/stats?format=bad").status, 400);
+    post(&state, "/reset_counters");
+    assert_eq!(get(&state, "/stats?usedonly&filter=%5Ecluster%5C.").body, "");
+}
+
+#[test]
+fn workloads_and_server_info() {
+    let state = fake();
+    assert_eq!(
+        get(&state, "/workloads").body,
+        "ns/pod::uid::u\nns/pod::service_account::sa\nns/pod::ips::10.0.0.1\nns/pod::cx_active::1\n\
+         ns/pod::max_connections::0\nns/pod::steered::3\n"
+    );
+    let info: Value = serde_json::from_str(&get(&state, "/server_info").body).unwrap();
+    assert_eq!((&info["state"], &info["uptime_current_epoch"]), (&json!("LIVE"), &json!("8s")));
+    assert_eq!((&info["node"]["id"], &info["command_line_options"]["concurrency"]), (&json!("n"), &json!(2)));
+}
+
+#[tokio::test]
+async fn pages_are_served_over_http() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(serve(listener, Arc::new(fake())));
+    let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+    client.write_all(b"GET /ready HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nLIVE\n"), "{answer}");
+    assert!(answer.contains("content-type: text/plain; charset=UTF-8\r\n"), "{answer}");
+    server.abort();
+}

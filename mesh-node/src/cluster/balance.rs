@@ -123,8 +123,8 @@ fn loaded_weight(host: &Host, bias: f64) -> f64 {
     let weight = f64::from(host.weight());
     let load = host.active_requests() as f64 + 1.0;
     match bias {
-        b if b == 0.0 => weight,
-        b if b == 1.0 => weight / load,
-        b => weight / load.powf(b),
+        0.0 => weight,
+        1.0 => weight / load,
+        bias => weight / load.powf(bias),
     }
 }

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
-use super::breakers::give_back;
 use super::{ClusterState, Host, Outcome, RoutingPriority};
 
 /// One connection to a host, from the attempt to the close.
@@ -13,6 +13,7 @@ pub struct ConnectionGuard {
     cluster: Arc<ClusterState>,
     host: Arc<Host>,
     priority: RoutingPriority,
+    start: Instant,
 }
 
 impl ConnectionGuard {
@@ -22,7 +23,12 @@ impl ConnectionGuard {
         cluster.stats.upstream_cx_active.inc();
         host.counters.cx_total.fetch_add(1, Ordering::Relaxed);
         host.counters.cx_active.fetch_add(1, Ordering::Relaxed);
-        Self { cluster, host, priority }
+        Self { cluster, host, priority, start: Instant::now() }
+    }
+
+    /// The connection (TLS included) stands.
+    pub fn connected(&self) {
+        self.cluster.stats.upstream_cx_connect_ms.record_ms(self.start.elapsed());
     }
 
     /// The attempt failed before the connection (TLS included) stood.
@@ -44,9 +50,11 @@ impl ConnectionGuard {
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        give_back(&self.cluster.breakers.of(self.priority).connections);
+        let breakers = self.cluster.breakers.of(self.priority);
+        breakers.connections.give_back(breakers.thresholds.max_connections);
         self.cluster.stats.upstream_cx_active.dec();
         self.cluster.stats.upstream_cx_destroy.inc();
+        self.cluster.stats.upstream_cx_length_ms.record_ms(self.start.elapsed());
         self.host.counters.cx_active.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -81,7 +89,8 @@ impl RequestGuard {
 
 impl Drop for RequestGuard {
     fn drop(&mut self) {
-        give_back(&self.cluster.breakers.of(self.priority).requests);
+        let breakers = self.cluster.breakers.of(self.priority);
+        breakers.requests.give_back(breakers.thresholds.max_requests);
         self.cluster.stats.upstream_rq_active.dec();
         self.host.counters.rq_active.fetch_sub(1, Ordering::Relaxed);
     }
@@ -96,13 +105,17 @@ pub struct PendingGuard {
 
 impl PendingGuard {
     pub(crate) fn begin(cluster: Arc<ClusterState>, priority: RoutingPriority) -> Self {
+        cluster.stats.upstream_rq_pending_total.inc();
+        cluster.stats.upstream_rq_pending_active.inc();
         Self { cluster, priority }
     }
 }
 
 impl Drop for PendingGuard {
     fn drop(&mut self) {
-        give_back(&self.cluster.breakers.of(self.priority).pending);
+        self.cluster.stats.upstream_rq_pending_active.dec();
+        let breakers = self.cluster.breakers.of(self.priority);
+        breakers.pending.give_back(breakers.thresholds.max_pending_requests);
     }
 }
 
@@ -121,6 +134,7 @@ impl RetryGuard {
 
 impl Drop for RetryGuard {
     fn drop(&mut self) {
-        give_back(&self.cluster.breakers.of(self.priority).retries);
+        let breakers = self.cluster.breakers.of(self.priority);
+        breakers.retries.give_back(breakers.max_retries());
     }
 }

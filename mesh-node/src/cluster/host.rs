@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::drain::Signal;
 use crate::model::Str;
-use crate::model::cluster::{Cluster, Endpoint, HealthStatus, Locality, Transport};
+use crate::model::cluster::{Cluster, Endpoint, EndpointAddress, HealthStatus, Locality, Transport};
 
 /// An address that connections can go to.
 #[derive(Debug)]
@@ -36,6 +36,13 @@ pub struct LocalityName {
     pub region: Str,
     pub zone: Str,
     pub sub_zone: Str,
+}
+
+/// Where a host is.
+pub(crate) struct Place {
+    pub(crate) locality: Arc<LocalityName>,
+    pub(crate) priority: u32,
+    pub(crate) address: SocketAddr,
 }
 
 impl From<&Locality> for LocalityName {
@@ -84,30 +91,24 @@ impl HostCounters {
 }
 
 impl Host {
-    /// The host of a configured endpoint at `address`.
+    /// The host of a configured endpoint.
     pub(crate) fn of_endpoint(
         cluster: &Cluster,
-        locality: Arc<LocalityName>,
-        priority: u32,
         endpoint: Arc<Endpoint>,
-        hostname: Option<Str>,
-        address: SocketAddr,
+        place: Place,
         counters: Arc<HostCounters>,
     ) -> Self {
-        let matched = cluster
-            .transport_socket_matches
-            .iter()
-            .find(|m| m.matches.iter().all(|pair| endpoint.transport_match.contains(pair)));
-        let (transport, transport_name) = match matched {
-            Some(m) => (m.transport.clone(), Some(m.name.clone())),
-            None => (cluster.transport_socket.clone(), None),
+        let (transport, transport_name) = transport_of(cluster, &endpoint.transport_match);
+        let resolved = match &endpoint.address {
+            EndpointAddress::Host(name, _) => Some(name.clone()),
+            EndpointAddress::Socket(_) => None,
         };
         Self {
-            address,
-            hostname,
+            address: place.address,
+            hostname: endpoint.hostname.clone().or(resolved),
             endpoint: Some(endpoint),
-            priority,
-            locality,
+            priority: place.priority,
+            locality: place.locality,
             transport,
             transport_name,
             counters,
@@ -123,11 +124,7 @@ impl Host {
         counters: Arc<HostCounters>,
     ) -> Self {
         // Envoy gives such hosts no metadata: only a match without criteria can fit.
-        let matched = cluster.transport_socket_matches.iter().find(|m| m.matches.is_empty());
-        let (transport, transport_name) = match matched {
-            Some(m) => (m.transport.clone(), Some(m.name.clone())),
-            None => (cluster.transport_socket.clone(), None),
-        };
+        let (transport, transport_name) = transport_of(cluster, &[]);
         Self {
             address,
             hostname: None,
@@ -166,5 +163,14 @@ impl Host {
     /// Chosen since this was asked last?
     pub(crate) fn take_touched(&self) -> bool {
         self.touched.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// The transport for an endpoint with this `envoy.transport_socket_match` metadata.
+fn transport_of(cluster: &Cluster, metadata: &[(String, String)]) -> (Transport, Option<Str>) {
+    let mut matches = cluster.transport_socket_matches.iter();
+    match matches.find(|m| m.matches.iter().all(|pair| metadata.contains(pair))) {
+        Some(m) => (m.transport.clone(), Some(m.name.clone())),
+        None => (cluster.transport_socket.clone(), None),
     }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::{ClusterState, Random, ThreadRandom};
+use super::{ClusterState, Random, Resolve, SystemResolver, ThreadRandom};
+use crate::model::cluster::Cluster;
 use crate::model::{Snapshot, Str};
 
 type Clusters = HashMap<Str, Arc<ClusterState>, ahash::RandomState>;
@@ -15,23 +16,24 @@ type Clusters = HashMap<Str, Arc<ClusterState>, ahash::RandomState>;
 pub struct ClusterManager {
     clusters: ArcSwap<Clusters>,
     random: Arc<dyn Random>,
+    resolver: Arc<dyn Resolve>,
     workers: usize,
 }
 
 impl ClusterManager {
     /// A manager without clusters, for that many worker threads.
     pub fn new(workers: usize) -> Self {
-        Self::with_random(workers, Arc::new(ThreadRandom))
+        Self::with(workers, Arc::new(ThreadRandom), Arc::<SystemResolver>::default())
     }
 
-    /// A manager whose choices come from `random`.
-    pub fn with_random(workers: usize, random: Arc<dyn Random>) -> Self {
-        Self { clusters: ArcSwap::default(), random, workers }
+    /// A manager whose choices come from `random` and addresses from `resolver`.
+    pub fn with(workers: usize, random: Arc<dyn Random>, resolver: Arc<dyn Resolve>) -> Self {
+        Self { clusters: ArcSwap::default(), random, resolver, workers }
     }
 
     /// Takes over the clusters of `snapshot`. A cluster with the same content keeps its state; one that
-    /// changed starts anew, but its hosts keep their counters by address. To be called before the snapshot
-    /// is published, by one caller at a time, on the background runtime.
+    /// changed starts anew, but its hosts keep their counters and names their addresses. To be called before
+    /// the snapshot is published, by one caller at a time, on the runtime that is to resolve names.
     pub fn apply(&self, snapshot: &Snapshot) {
         let old = self.clusters.load_full();
         let mut new = Clusters::default();
@@ -39,12 +41,7 @@ impl ClusterManager {
             let previous = old.get(name);
             let state = match previous {
                 Some(same) if same.config.content_hash == config.content_hash => same.clone(),
-                _ => Arc::new(ClusterState::new(
-                    config.clone(),
-                    previous.map(|p| &**p),
-                    self.random.clone(),
-                    self.workers,
-                )),
+                _ => self.create(config, previous),
             };
             new.insert(name.clone(), state);
         }
@@ -54,6 +51,22 @@ impl ClusterManager {
             if !new.get(name).is_some_and(|kept| Arc::ptr_eq(kept, state)) {
                 state.retire();
             }
+        }
+    }
+
+    fn create(&self, config: &Arc<Cluster>, previous: Option<&Arc<ClusterState>>) -> Arc<ClusterState> {
+        let previous = previous.map(|p| &**p);
+        let state = ClusterState::new(config.clone(), previous, self.random.clone(), self.workers);
+        let state = Arc::new(state);
+        state.start(&self.resolver);
+        state
+    }
+
+    /// Returns when every name of every cluster has been looked up once, with or without success: until
+    /// then a new DNS cluster may have no hosts.
+    pub async fn warmed(&self) {
+        for cluster in self.all() {
+            cluster.warmed().await;
         }
     }
 

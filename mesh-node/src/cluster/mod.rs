@@ -6,6 +6,8 @@
 
 mod balance;
 mod breakers;
+mod discovery;
+mod dns;
 mod edf;
 mod guard;
 mod host;
@@ -17,6 +19,7 @@ mod random;
 mod state;
 
 pub use breakers::{Breakers, PriorityBreakers};
+pub use dns::{Answer, Family, Lookups, Resolve, ResolveError, SystemResolver};
 pub use guard::{ConnectionGuard, PendingGuard, RequestGuard, RetryGuard};
 pub use host::{Host, HostCounters, LocalityName, Outcome};
 pub use manager::ClusterManager;
@@ -30,3 +33,6 @@ pub enum RoutingPriority {
     Default = 0,
     High = 1,
 }
+
+#[cfg(test)]
+mod tests;

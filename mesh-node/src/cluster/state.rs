@@ -1,20 +1,23 @@
 //! A cluster at run time: its hosts now, what is open, and the choice of the next host.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
-use super::breakers::{take, take_over_limit};
-use super::host::LocalityName;
+use super::dns::Resolve;
+use super::host::{LocalityName, Place};
 use super::host_set::{HostSet, LocalityHosts};
 use super::original_dst::OriginalDstHosts;
 use super::{
     Breakers, ConnectionGuard, Host, HostCounters, PendingGuard, Random, RequestGuard, RetryGuard,
-    RoutingPriority,
+    RoutingPriority, discovery,
 };
 use crate::model::Str;
-use crate::model::cluster::{Cluster, Discovery, EndpointAddress};
+use crate::model::cluster::{Cluster, Discovery, Endpoint, EndpointAddress, Locality};
 use crate::telemetry::stats::ClusterStats;
 
 /// A cluster and its run-time state, shared by all workers.
@@ -25,6 +28,11 @@ pub struct ClusterState {
     pub breakers: Breakers,
     hosts: ArcSwap<HostSet>,
     original_dst: OriginalDstHosts,
+    /// Of DNS clusters: what is known of each name. Its lock orders the changes of `hosts`.
+    known: Mutex<HashMap<Str, Vec<IpAddr>>>,
+    /// Names whose first lookup has not ended yet.
+    unanswered: watch::Sender<BTreeSet<Str>>,
+    tasks: Mutex<Vec<AbortHandle>>,
     random: Arc<dyn Random>,
     workers: usize,
 }
@@ -62,69 +70,119 @@ pub enum NoHost {
 pub struct Overflow(pub &'static str);
 
 impl ClusterState {
-    /// State for `config`. Hosts keep the counters that `previous` has for their address.
+    /// State for `config`. Hosts keep the counters that `previous` has for their address, and names the
+    /// addresses it knows: a changed cluster serves before its names are looked up again.
     pub(crate) fn new(
         config: Arc<Cluster>,
         previous: Option<&ClusterState>,
         random: Arc<dyn Random>,
         workers: usize,
     ) -> Self {
+        let names = discovery::names(&config);
+        let mut known = previous.map(|p| lock(&p.known).clone()).unwrap_or_default();
+        known.retain(|name, _| names.contains(name));
+        let unanswered = names.into_iter().filter(|name| !known.contains_key(name)).collect();
         let empty = HostSet::new(&config, Vec::new(), workers, &*random);
         let state = Self {
             stats: config.stats.clone(),
-            breakers: Breakers::new(config.circuit_breakers),
+            breakers: Breakers::new(config.circuit_breakers, &config.stats),
             hosts: ArcSwap::from_pointee(empty),
             original_dst: OriginalDstHosts::default(),
+            known: Mutex::new(known),
+            unanswered: watch::Sender::new(unanswered),
+            tasks: Mutex::default(),
             config,
             random,
             workers,
         };
-        if let Discovery::Static = state.config.discovery {
-            state.publish(state.static_hosts(previous));
-        }
+        state.rebuild(&lock(&state.known), previous);
         state
     }
 
-    fn static_hosts(&self, previous: Option<&ClusterState>) -> Vec<LocalityHosts> {
-        self.config
-            .load_assignment
-            .iter()
-            .map(|locality| {
-                let name = Arc::new(LocalityName::from(locality));
-                let hosts = locality.endpoints.iter().filter_map(|endpoint| {
-                    // A name in a static cluster is an error that the converter reports.
-                    let EndpointAddress::Socket(address) = endpoint.address else { return None };
-                    Some(Arc::new(Host::of_endpoint(
-                        &self.config,
-                        name.clone(),
-                        locality.priority,
-                        endpoint.clone(),
-                        endpoint.hostname.clone(),
-                        address,
-                        previous.and_then(|p| p.counters(&address)).unwrap_or_default(),
-                    )))
-                });
-                LocalityHosts { priority: locality.priority, weight: locality.weight, hosts: hosts.collect() }
-            })
-            .collect()
+    /// Begins to keep the hosts up to date, on the current runtime.
+    pub(crate) fn start(self: &Arc<Self>, resolver: &Arc<dyn Resolve>) {
+        let tasks = discovery::start(self, resolver, &self.random);
+        lock(&self.tasks).extend(tasks);
     }
 
-    /// Replaces the hosts. Those that are gone are told so.
-    pub(crate) fn publish(&self, localities: Vec<LocalityHosts>) {
+    /// Returns when every name has been looked up once, with or without success.
+    pub async fn warmed(&self) {
+        // The sender is ours: it cannot be gone.
+        let _ = self.unanswered.subscribe().wait_for(BTreeSet::is_empty).await;
+    }
+
+    /// A lookup has ended: with these addresses, or without an answer.
+    pub(crate) fn resolved(&self, name: &Str, addresses: Option<Vec<IpAddr>>) {
+        if let Some(addresses) = addresses {
+            if addresses.is_empty() {
+                self.stats.update_empty.inc();
+            }
+            let mut known = lock(&self.known);
+            if known.get(name).is_some_and(|old| same_set(old, &addresses)) {
+                self.stats.update_no_rebuild.inc();
+            } else {
+                known.insert(name.clone(), addresses);
+                self.rebuild(&known, Some(self));
+            }
+        }
+        self.unanswered.send_if_modified(|names| names.remove(name));
+    }
+
+    /// Makes the hosts of what is configured and known. The hosts of `previous` are kept where nothing
+    /// changed, and their counters where the address stays.
+    fn rebuild(&self, known: &HashMap<Str, Vec<IpAddr>>, previous: Option<&ClusterState>) {
+        let old = previous.map(|p| p.hosts.load());
+        let logical = matches!(self.config.discovery, Discovery::LogicalDns(_));
+        let counters = |address: &SocketAddr| -> Arc<HostCounters> {
+            let Some(old) = &old else { return Arc::default() };
+            // A logical host stays the same host when its address changes.
+            let host = old.by_address(address).or_else(|| old.hosts().next().filter(|_| logical));
+            host.map(|host| host.counters.clone()).unwrap_or_default()
+        };
+        let host = |locality: &Locality, name: &Arc<LocalityName>, endpoint: &Arc<Endpoint>, address| {
+            let same = old.as_ref().and_then(|old| old.by_address(&address)).filter(|host| {
+                host.priority == locality.priority
+                    && host.endpoint.as_ref().is_some_and(|e| Arc::ptr_eq(e, endpoint))
+            });
+            same.filter(|_| previous.is_some_and(|p| std::ptr::eq(p, self))).cloned().unwrap_or_else(|| {
+                let place = Place { locality: name.clone(), priority: locality.priority, address };
+                Arc::new(Host::of_endpoint(&self.config, endpoint.clone(), place, counters(&address)))
+            })
+        };
+        let localities = self.config.load_assignment.iter().map(|locality| {
+            let name = Arc::new(LocalityName::from(locality));
+            let hosts = locality.endpoints.iter().flat_map(|endpoint| {
+                let addresses = addresses(&endpoint.address, known, logical);
+                addresses
+                    .into_iter()
+                    .map(|address| host(locality, &name, endpoint, address))
+                    .collect::<Vec<_>>()
+            });
+            LocalityHosts { priority: locality.priority, weight: locality.weight, hosts: hosts.collect() }
+        });
+        self.publish(localities.collect());
+    }
+
+    /// Replaces the hosts. Those that are gone are told so, save for logical ones: their connections are as
+    /// good as before.
+    fn publish(&self, localities: Vec<LocalityHosts>) {
         let new = Arc::new(HostSet::new(&self.config, localities, self.workers, &*self.random));
         let counts = new.counts();
         let old = self.hosts.swap(new.clone());
-        for host in old.hosts() {
-            if !new.by_address(&host.address).is_some_and(|kept| Arc::ptr_eq(kept, host)) {
-                host.removed.start();
+        let kept = |host: &Arc<Host>| new.by_address(&host.address).is_some_and(|new| Arc::ptr_eq(new, host));
+        let mut changed = old.counts().all != counts.all;
+        for gone in old.hosts().filter(|host| !kept(host)) {
+            changed = true;
+            if !matches!(self.config.discovery, Discovery::LogicalDns(_)) {
+                gone.removed.start();
             }
+        }
+        if changed {
+            self.stats.membership_change.inc();
         }
         self.stats.membership_total.set(counts.all as u64);
         self.stats.membership_healthy.set(counts.healthy as u64);
-    }
-
-    fn counters(&self, address: &SocketAddr) -> Option<Arc<HostCounters>> {
-        self.hosts.load().by_address(address).map(|host| host.counters.clone())
+        self.stats.membership_degraded.set(counts.degraded as u64);
     }
 
     /// All hosts now, in order of priority.
@@ -176,8 +234,14 @@ impl ClusterState {
         port_override: Option<u16>,
         context: &LbContext<'_>,
     ) -> Result<Arc<Host>, NoHost> {
-        // A header that is no address is as good as none (Envoy counts original_dst_host_invalid).
-        let from_header = context.original_dst_header.filter(|_| use_header).and_then(|h| h.parse().ok());
+        let from_header = context.original_dst_header.filter(|_| use_header).and_then(|header| {
+            let address = header.parse().ok();
+            if address.is_none() {
+                // As good as none: the original destination counts.
+                self.stats.original_dst_host_invalid.inc();
+            }
+            address
+        });
         let mut address: SocketAddr = from_header.or(context.original_dst).ok_or(NoHost::NoOriginalDst)?;
         if let Some(port) = port_override {
             address.set_port(port);
@@ -202,8 +266,13 @@ impl ClusterState {
         self.stats.membership_healthy.set(hosts);
     }
 
-    /// The cluster is replaced or removed: its hosts' pooled connections end.
+    /// The cluster is replaced or removed: resolution stops, its hosts' pooled connections end.
     pub(crate) fn retire(&self) {
+        for task in lock(&self.tasks).drain(..) {
+            task.abort();
+        }
+        // Nobody waits for answers that will not come.
+        self.unanswered.send_replace(BTreeSet::new());
         for host in self.hosts() {
             host.removed.start();
         }
@@ -216,7 +285,7 @@ impl ClusterState {
         priority: RoutingPriority,
     ) -> Result<ConnectionGuard, Overflow> {
         let breakers = self.breakers.of(priority);
-        if !take(&breakers.connections, breakers.thresholds.max_connections) {
+        if !breakers.connections.take(breakers.thresholds.max_connections) {
             self.stats.upstream_cx_overflow.inc();
             return Err(Overflow("max_connections"));
         }
@@ -230,7 +299,7 @@ impl ClusterState {
         host: &Arc<Host>,
         priority: RoutingPriority,
     ) -> ConnectionGuard {
-        take_over_limit(&self.breakers.of(priority).connections);
+        self.breakers.of(priority).connections.take_over_limit();
         ConnectionGuard::begin(self.clone(), host.clone(), priority)
     }
 
@@ -241,7 +310,7 @@ impl ClusterState {
         priority: RoutingPriority,
     ) -> Result<RequestGuard, Overflow> {
         let breakers = self.breakers.of(priority);
-        if !take(&breakers.requests, breakers.thresholds.max_requests) {
+        if !breakers.requests.take(breakers.thresholds.max_requests) {
             self.stats.upstream_rq_pending_overflow.inc();
             return Err(Overflow("max_requests"));
         }
@@ -251,7 +320,7 @@ impl ClusterState {
     /// Begins to wait for a connection, if `max_pending_requests` allows one more.
     pub fn pending(self: &Arc<Self>, priority: RoutingPriority) -> Result<PendingGuard, Overflow> {
         let breakers = self.breakers.of(priority);
-        if !take(&breakers.pending, breakers.thresholds.max_pending_requests) {
+        if !breakers.pending.take(breakers.thresholds.max_pending_requests) {
             self.stats.upstream_rq_pending_overflow.inc();
             return Err(Overflow("max_pending_requests"));
         }
@@ -261,11 +330,32 @@ impl ClusterState {
     /// Begins a retry, if `max_retries` or the retry budget allows one more.
     pub fn retry(self: &Arc<Self>, priority: RoutingPriority) -> Result<RetryGuard, Overflow> {
         let breakers = self.breakers.of(priority);
-        if !take(&breakers.retries, breakers.max_retries()) {
+        if !breakers.retries.take(breakers.max_retries()) {
             self.stats.upstream_rq_retry_overflow.inc();
             return Err(Overflow("max_retries"));
         }
         self.stats.upstream_rq_retry.inc();
         Ok(RetryGuard::begin(self.clone(), priority))
     }
+}
+
+/// Where an endpoint is now. Of a logical DNS cluster only the first address counts.
+fn addresses(address: &EndpointAddress, known: &HashMap<Str, Vec<IpAddr>>, logical: bool) -> Vec<SocketAddr> {
+    match address {
+        EndpointAddress::Socket(address) => vec![*address],
+        EndpointAddress::Host(name, port) => {
+            let ips = known.get(name).map_or(&[][..], Vec::as_slice);
+            let count = if logical { 1 } else { ips.len() };
+            ips.iter().take(count).map(|ip| SocketAddr::new(*ip, *port)).collect()
+        }
+    }
+}
+
+/// Servers give their answers in changing order.
+fn same_set(a: &[IpAddr], b: &[IpAddr]) -> bool {
+    a.len() == b.len() && a.iter().all(|ip| b.contains(ip))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -37,7 +37,10 @@ pub async fn connect(
 ) -> Result<Connection, UpstreamError> {
     let config = &target.cluster.config;
     match tokio::time::timeout(config.connect_timeout, establish(target, server_name)).await {
-        Ok(Ok((stream, local))) => Ok(Connection { stream, local, remote: target.host.address, guard }),
+        Ok(Ok((stream, local))) => {
+            guard.connected();
+            Ok(Connection { stream, local, remote: target.host.address, guard })
+        }
         Ok(Err(error)) => {
             guard.connect_failed();
             Err(error)

@@ -180,6 +180,9 @@ group! {
             update_attempt,
             update_success,
             update_failure,
+            update_empty,
+            update_no_rebuild,
+            original_dst_host_invalid,
             ssl_handshake as "ssl.handshake",
             ssl_connection_error as "ssl.connection_error",
             ssl_fail_verify_san as "ssl.fail_verify_san",
@@ -189,8 +192,17 @@ group! {
             upstream_cx_active,
             upstream_rq_active,
             upstream_rq_pending_active,
+            membership_degraded,
             membership_healthy,
             membership_total,
+            default_cx_open as "circuit_breakers.default.cx_open",
+            default_rq_pending_open as "circuit_breakers.default.rq_pending_open",
+            default_rq_open as "circuit_breakers.default.rq_open",
+            default_rq_retry_open as "circuit_breakers.default.rq_retry_open",
+            high_cx_open as "circuit_breakers.high.cx_open",
+            high_rq_pending_open as "circuit_breakers.high.rq_pending_open",
+            high_rq_open as "circuit_breakers.high.rq_open",
+            high_rq_retry_open as "circuit_breakers.high.rq_retry_open",
         }
         histograms { upstream_rq_time, upstream_cx_connect_ms, upstream_cx_length_ms, }
         codes { upstream_rq_codes as "upstream_rq_" }

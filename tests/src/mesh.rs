@@ -45,6 +45,24 @@ impl MeshConfig {
     }
 }
 
+/// Settings by what they mean to a test.
+impl MeshConfig {
+    /// Steers outbound connections by TC alone.
+    pub fn without_connect_hook(self) -> MeshConfig {
+        self.setting("connect_hook", false)
+    }
+
+    /// Lets new connections pass while no proxy runs; the default refuses them.
+    pub fn fail_open(self) -> MeshConfig {
+        self.setting("fail_mode", "open")
+    }
+
+    /// Resets connections that are older than the enrolment of their pod; the default lets them pass.
+    pub fn refuse_older_connections(self) -> MeshConfig {
+        self.setting("older_connections", "refuse")
+    }
+}
+
 /// A bootstrap that sends every connection where it was going: steering and nothing else.
 pub fn passthrough_bootstrap() -> String {
     passthrough_with(Vec::new(), Vec::new())
@@ -242,7 +260,8 @@ impl MeshNode {
             let address = SocketAddr::from(([127, 0, 0, 1], ADMIN_PORT));
             let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
             stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-            write!(stream, "{method} {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")?;
+            let request = format!("{method} {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes())?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
             let (head, body) = answer.split_once("\r\n\r\n").context("no end of the answer's head")?;

@@ -37,7 +37,7 @@ fn tc(device: &str) -> std::process::Command {
 fn with_the_proxy_dead_fail_closed_refuses_at_once_and_the_restart_serves() -> Result<()> {
     need_root!();
     let stage = Stage::routed()?;
-    let config = MeshConfig::default().setting("fail_mode", "closed");
+    let config = MeshConfig::default();
     let mut mesh = stage.mesh(&config, &[&stage.client, &stage.server])?;
     stage.client.call(stage.target(Way::V4))?.ok()?;
     mesh.kill_9();
@@ -65,7 +65,7 @@ fn with_the_proxy_dead_fail_closed_refuses_at_once_and_the_restart_serves() -> R
 fn with_the_proxy_dead_fail_open_lets_connections_pass() -> Result<()> {
     need_root!();
     let stage = Stage::routed()?;
-    let config = MeshConfig::default().setting("fail_mode", "open");
+    let config = MeshConfig::default().fail_open();
     let mut mesh = stage.mesh(&config, &[&stage.client, &stage.server])?;
     stage.client.call(stage.target(Way::V4))?.ok()?;
     mesh.kill_9();
@@ -167,7 +167,7 @@ fn pods_that_come_and_go_do_not_disturb_64_connections_of_others() -> Result<()>
 fn connections_older_than_enrolment_go_on_where_they_may_pass() -> Result<()> {
     need_root!();
     let stage = Stage::routed()?;
-    let config = MeshConfig::default().setting("unproxied", "pass");
+    let config = MeshConfig::default();
     let mut mesh = stage.mesh(&config, &[])?;
     let mut sessions =
         [stage.client.session(stage.target(Way::V4))?, stage.client.session(stage.target(Way::V6))?];
@@ -186,7 +186,7 @@ fn connections_older_than_enrolment_go_on_where_they_may_pass() -> Result<()> {
 fn connections_older_than_enrolment_are_reset_where_they_may_not_pass() -> Result<()> {
     need_root!();
     let stage = Stage::routed()?;
-    let config = MeshConfig::default().setting("unproxied", "refuse");
+    let config = MeshConfig::default().refuse_older_connections();
     let mut mesh = stage.mesh(&config, &[])?;
     let mut sessions =
         [stage.client.session(stage.target(Way::V4))?, stage.client.session(stage.target(Way::V6))?];

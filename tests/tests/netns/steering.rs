@@ -53,7 +53,7 @@ fn outbound_of_a_bridged_pod_is_steered_by_the_connect_hook_unnoticed_by_both_en
 }
 
 fn outbound_by_tc(stage: &Stage) -> Result<()> {
-    let config = MeshConfig::default().setting("steering", "tc");
+    let config = MeshConfig::default().without_connect_hook();
     let mesh = stage.mesh(&config, &[&stage.client])?;
     check(stage, &mesh, &stage.client, OUTBOUND)?;
     assert_eq!(mesh.count("connect", "steered_outbound")?, 0.0);

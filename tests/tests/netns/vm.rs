@@ -30,7 +30,7 @@ fn a_connection_is_steered_each_way_in_both_families() -> Result<()> {
 fn a_connection_is_steered_by_tc_alone() -> Result<()> {
     need_root!();
     let stage = Stage::routed()?;
-    let config = MeshConfig::default().setting("steering", "tc");
+    let config = MeshConfig::default().without_connect_hook();
     let mesh = stage.mesh(&config, &[&stage.client])?;
     for way in [Way::V4, Way::V6] {
         let options = CallOptions { timeout_ms: Some(TIMEOUT_MS), ..way.options() };

@@ -1,4 +1,7 @@
 //! The body of a message, whatever carries it.
+//!
+//! Bodies stay on the worker that reads them: nothing here is `Send`. A body reads only when it is polled, so
+//! that a slow receiver slows its sender.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -6,8 +9,9 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::Frame;
-use http_body_util::BodyExt;
-use http_body_util::combinators::UnsyncBoxBody;
+
+use super::h1::client::ResponseBody;
+use super::h1::server::RequestBody;
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +31,16 @@ pub enum BodyError {
     Aborted(&'static str),
 }
 
+impl BodyError {
+    /// The reason of an HTTP/2 reset, if that is what ended the body.
+    pub fn reset_reason(&self) -> Option<h2::Reason> {
+        match self {
+            Self::H2(error) => super::h2::reset_reason(error),
+            _ => None,
+        }
+    }
+}
+
 impl From<Infallible> for BodyError {
     fn from(never: Infallible) -> Self {
         match never {}
@@ -34,13 +48,30 @@ impl From<Infallible> for BodyError {
 }
 
 /// A streaming body: data frames, then at most one trailers frame.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub enum Body {
     #[default]
     Empty,
     Full(Option<Bytes>),
+    /// Of a request that an HTTP/1 client sends us.
+    H1Request(RequestBody),
+    /// Of a response that an HTTP/1 server sends us.
+    H1Response(ResponseBody),
     H2(hyper::body::Incoming),
-    Boxed(UnsyncBoxBody<Bytes, BodyError>),
+    Boxed(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BodyError>>>),
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "Empty",
+            Self::Full(_) => "Full",
+            Self::H1Request(_) => "H1Request",
+            Self::H1Response(_) => "H1Response",
+            Self::H2(_) => "H2",
+            Self::Boxed(_) => "Boxed",
+        })
+    }
 }
 
 impl Body {
@@ -48,8 +79,9 @@ impl Body {
         let bytes = bytes.into();
         if bytes.is_empty() { Self::Empty } else { Self::Full(Some(bytes)) }
     }
-    pub fn boxed(body: impl http_body::Body<Data = Bytes, Error = BodyError> + Send + 'static) -> Self {
-        Self::Boxed(body.boxed_unsync())
+
+    pub fn boxed(body: impl http_body::Body<Data = Bytes, Error = BodyError> + 'static) -> Self {
+        Self::Boxed(Box::pin(body))
     }
 }
 
@@ -64,8 +96,10 @@ impl http_body::Body for Body {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Self::H1Request(body) => body.poll_frame(cx),
+            Self::H1Response(body) => body.poll_frame(cx),
             Self::H2(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::H2),
-            Self::Boxed(body) => Pin::new(body).poll_frame(cx),
+            Self::Boxed(body) => body.as_mut().poll_frame(cx),
         }
     }
 
@@ -73,6 +107,8 @@ impl http_body::Body for Body {
         match self {
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_none(),
+            Self::H1Request(body) => body.is_end_stream(),
+            Self::H1Response(body) => body.is_end_stream(),
             Self::H2(body) => body.is_end_stream(),
             Self::Boxed(body) => body.is_end_stream(),
         }
@@ -82,6 +118,8 @@ impl http_body::Body for Body {
         match self {
             Self::Empty | Self::Full(None) => http_body::SizeHint::with_exact(0),
             Self::Full(Some(bytes)) => http_body::SizeHint::with_exact(bytes.len() as u64),
+            Self::H1Request(body) => body.size_hint(),
+            Self::H1Response(body) => body.size_hint(),
             Self::H2(body) => body.size_hint(),
             Self::Boxed(body) => body.size_hint(),
         }

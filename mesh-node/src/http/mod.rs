@@ -2,4 +2,7 @@
 //! routes, clusters or configuration resources beyond protocol options.
 
 pub mod body;
+pub mod h1;
+pub mod h2;
+pub mod informational;
 pub mod service;

@@ -1,0 +1,616 @@
+//! The server side: one task per connection serves one request after the other.
+//!
+//! The request body and the response are driven by this task, through what the service awaits; nothing is
+//! spawned and no channel lies between. The connection is shared with the request's body through one `Rc` that
+//! lives as long as the connection. No borrow of it is held while foreign code runs.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
+use http_body::{Body as _, Frame};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::chunk::{Decoded, Decoder};
+use super::encode::{self, BodyFacts, ResponseContext};
+use super::parse::{self, ConnectionTokens, Framing, HeadError, Limits, Progress, RequestHead};
+use super::timer::Timer;
+use super::wire::{Expect, Wire};
+use crate::drain::Signal;
+use crate::http::body::{Body, BodyError};
+use crate::http::informational::Informational;
+use crate::http::service::{HttpService, Refusal, Reset};
+
+/// Bytes of following requests that are read while a request is served. Reading goes on so that the peer's end
+/// is noticed.
+const PIPELINE_BYTES: usize = 16 << 10;
+
+/// What a connection may do and how long it may take. One value per listener, shared by its connections.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub limits: Limits,
+    /// `enable_trailers`: off drops them, as Envoy does.
+    pub trailers: bool,
+    pub proper_case: bool,
+    /// `proxy_100_continue`: off answers `Expect: 100-continue` here.
+    pub proxy_100_continue: bool,
+    /// From the first byte of a head to its last.
+    pub headers_timeout: Option<Duration>,
+    /// Between requests.
+    pub idle_timeout: Option<Duration>,
+    /// How long an idle connection is kept once the drain began.
+    pub drain_timeout: Duration,
+    /// How long the peer may take to read an answer and close, after which unread input is dropped.
+    pub delayed_close: Option<Duration>,
+}
+
+impl Default for Options {
+    /// Envoy's.
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            trailers: false,
+            proper_case: false,
+            proxy_100_continue: false,
+            headers_timeout: None,
+            idle_timeout: Some(Duration::from_secs(3600)),
+            drain_timeout: Duration::from_secs(5),
+            delayed_close: Some(Duration::from_secs(1)),
+        }
+    }
+}
+
+/// Why a connection ended.
+#[derive(Debug)]
+pub enum End {
+    /// The client closed between requests.
+    Closed,
+    /// The client went away while a request was served.
+    Abandoned,
+    /// We closed after an answer: asked to, draining, or HTTP/1.0.
+    Finished,
+    /// We closed after a request that was refused.
+    Refused(&'static str),
+    /// The service reset the stream, or a response body failed.
+    Reset,
+    IdleTimeout,
+    Io(io::Error),
+}
+
+/// Serves a connection to its end. `preface`: bytes that were already read off it.
+pub async fn serve<IO, S>(
+    io: IO,
+    preface: Bytes,
+    options: Rc<Options>,
+    service: Rc<S>,
+    drain: Arc<Signal>,
+) -> End
+where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: HttpService,
+{
+    let mut wire = Wire::new(io);
+    if !preface.is_empty() {
+        wire.input = BytesMut::from(preface);
+    }
+    let shared = Rc::new(Shared {
+        state: RefCell::new(State {
+            wire,
+            decoder: Decoder::Done,
+            exchange: 0,
+            failed: false,
+            waker: None,
+            limits: options.limits,
+            trailers: options.trailers,
+        }),
+    });
+    Server { shared, options, service, drain, timer: Timer::default(), spare: HeaderMap::new() }.run().await
+}
+
+struct Server<IO, S> {
+    shared: Rc<Shared<IO>>,
+    options: Rc<Options>,
+    service: Rc<S>,
+    drain: Arc<Signal>,
+    timer: Timer,
+    /// The header map of the message before, emptied.
+    spare: HeaderMap,
+}
+
+/// What came instead of a request head.
+enum NoHead {
+    Closed,
+    Idle,
+    Drained,
+    Refused(Refusal),
+    Io(io::Error),
+}
+
+/// What came out of a call of the service.
+enum Outcome<B> {
+    Response(Response<B>),
+    Reset,
+    Gone,
+    MalformedBody,
+}
+
+impl<IO, S> Server<IO, S>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: HttpService,
+{
+    async fn run(mut self) -> End {
+        let drain = self.drain.clone();
+        let mut draining = pin!(drain.wait());
+        loop {
+            let head = match self.head(draining.as_mut()).await {
+                Ok(head) => head,
+                Err(NoHead::Refused(refusal)) => return self.refuse(refusal).await,
+                Err(NoHead::Closed) => return End::Closed,
+                Err(NoHead::Io(error)) => return End::Io(error),
+                Err(NoHead::Idle) => return self.close(false, End::IdleTimeout).await,
+                Err(NoHead::Drained) => return self.close(false, End::Finished).await,
+            };
+            if let Some(end) = self.exchange(head).await {
+                return end;
+            }
+        }
+    }
+
+    /// The next request head. In the common case one read.
+    async fn head(
+        &mut self,
+        mut draining: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<RequestHead, NoHead> {
+        let Self { shared, options, service, drain, timer, spare } = self;
+        let mut progress = Progress::default();
+        let mut started = false;
+        let mut watched = false;
+        timer.after(options.idle_timeout);
+        poll_fn(|cx| {
+            let state = &mut *shared.state.borrow_mut();
+            loop {
+                if !state.wire.input.is_empty() {
+                    match parse::request(&mut state.wire.input, &mut progress, &options.limits, spare) {
+                        Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                        Err(error) => return Poll::Ready(Err(NoHead::Refused(error.refusal()))),
+                        Ok(None) if started || state.wire.input.is_empty() => {}
+                        Ok(None) => {
+                            started = true;
+                            timer.after(options.headers_timeout);
+                        }
+                    }
+                }
+                match state.wire.poll_fill(cx, Expect::Head) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(NoHead::Closed)),
+                    Poll::Ready(Ok(_)) => state.report(&**service),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(NoHead::Io(error))),
+                    Poll::Pending => break,
+                }
+            }
+            if !started && !watched && draining.as_mut().poll(cx).is_ready() {
+                watched = true;
+                timer.at_most(options.drain_timeout);
+            }
+            ready!(timer.poll(cx));
+            Poll::Ready(Err(match started {
+                true => NoHead::Refused(header_timeout()),
+                false if drain.started() => NoHead::Drained,
+                false => NoHead::Idle,
+            }))
+        })
+        .await
+    }
+
+    /// Serves one request. `Some`: the connection has ended.
+    async fn exchange(&mut self, head: RequestHead) -> Option<End> {
+        let RequestHead { method, uri, version, headers, framing, keep_alive, expect_continue, upgrade } =
+            head;
+        let mut request = Request::new(Body::Empty);
+        *request.uri_mut() = uri;
+        *request.version_mut() = version;
+        *request.headers_mut() = headers;
+        let (head_request, connect) = (method == Method::HEAD, method == Method::CONNECT);
+        *request.method_mut() = method;
+        let informational = self.begin(&mut request, framing, expect_continue);
+
+        let outcome = {
+            let call = pin!(self.service.call(request));
+            self.shared.call(call, &*self.service, informational.as_ref()).await
+        };
+        let response = match outcome {
+            Outcome::Response(response) => response,
+            Outcome::Reset => return Some(End::Reset),
+            Outcome::Gone => return Some(End::Abandoned),
+            Outcome::MalformedBody => return Some(self.refuse(HeadError::Syntax.refusal()).await),
+        };
+        let accepted = match connect {
+            true => response.status().is_success(),
+            false => upgrade && response.status() == StatusCode::SWITCHING_PROTOCOLS,
+        };
+        // As Envoy does: an answer that is early leaves a body that nobody waits for, and a refused upgrade
+        // leaves bytes that may be anything.
+        let unread = !self.shared.state.borrow().decoder.is_done();
+        let close = !keep_alive || self.drain.started() || (unread && !accepted) || (upgrade && !accepted);
+        let context =
+            ResponseContext { head_request, raw: accepted, close, proper_case: self.options.proper_case };
+        let written = self.respond(response, version, context).await;
+        let end = match written {
+            Ok(false) => None,
+            Ok(true) => Some(self.close(unread, End::Finished).await),
+            Err(end) => Some(end),
+        };
+        self.shared.state.borrow_mut().finish();
+        end
+    }
+
+    /// Sets the connection up for the body of a request and gives it its body.
+    fn begin(
+        &mut self,
+        request: &mut Request<Body>,
+        framing: Framing,
+        expect_continue: bool,
+    ) -> Option<Informational> {
+        let state = &mut *self.shared.state.borrow_mut();
+        state.exchange += 1;
+        state.decoder = Decoder::new(framing);
+        if !state.decoder.is_done() {
+            *request.body_mut() = Body::H1Request(RequestBody {
+                exchange: state.exchange,
+                source: self.shared.clone(),
+                ended: false,
+            });
+        }
+        if self.options.proxy_100_continue {
+            let informational = Informational::default();
+            request.extensions_mut().insert(informational.clone());
+            return Some(informational);
+        }
+        if expect_continue {
+            request.headers_mut().remove(header::EXPECT);
+            if state.wire.input.is_empty() {
+                state.wire.output.gather().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            }
+        }
+        None
+    }
+
+    /// Writes a response. True: the connection must end.
+    async fn respond(
+        &mut self,
+        response: Response<S::Body>,
+        version: Version,
+        mut context: ResponseContext,
+    ) -> Result<bool, End> {
+        let (mut parts, body) = response.into_parts();
+        let mut body = pin!(body);
+        let asked_to = ConnectionTokens::of(&parts.headers, parts.headers.contains_key(header::CONNECTION));
+        context.close |= asked_to.close;
+        let facts = BodyFacts { ended: body.is_end_stream(), exact: body.size_hint().exact() };
+        let framing = {
+            let out = &mut self.shared.state.borrow_mut().wire.output;
+            if version == Version::HTTP_10 && facts.exact.is_none() && !facts.ended {
+                context.close |= !parts.headers.contains_key(header::CONTENT_LENGTH);
+            }
+            encode::response(out.gather(), version, parts.status, &parts.headers, facts, context)
+        };
+        parts.headers.clear();
+        self.spare = parts.headers;
+        self.shared.stream(body.as_mut(), framing, &*self.service, &self.options).await?;
+        Ok(context.close || framing == Framing::UntilClose)
+    }
+
+    /// Answers what is not a request, and closes.
+    async fn refuse(&mut self, refusal: Refusal) -> End {
+        let details = refusal.details;
+        let response = self.service.refuse(&refusal);
+        let context = ResponseContext { close: true, ..ResponseContext::default() };
+        match self.respond(response, Version::HTTP_11, context).await {
+            Ok(_) => self.close(true, End::Refused(details)).await,
+            Err(end) => end,
+        }
+    }
+
+    /// Ends our side. With input that nobody reads, waits for the peer to close first: a reset would take the
+    /// answer away from it.
+    async fn close(&mut self, unread: bool, end: End) -> End {
+        let Self { shared, options, timer, .. } = self;
+        let shut = poll_fn(|cx| shared.state.borrow_mut().wire.poll_shutdown(cx)).await;
+        let linger = unread || !shared.state.borrow().wire.input.is_empty();
+        let (true, Ok(()), Some(_)) = (linger, shut, options.delayed_close) else { return end };
+        timer.after(options.delayed_close);
+        poll_fn(|cx| {
+            let wire = &mut shared.state.borrow_mut().wire;
+            loop {
+                wire.input.clear();
+                match wire.poll_fill(cx, Expect::Head) {
+                    Poll::Ready(Ok(1..)) => {}
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => return timer.poll(cx),
+                }
+            }
+        })
+        .await;
+        end
+    }
+}
+
+fn header_timeout() -> Refusal {
+    Refusal {
+        status: StatusCode::REQUEST_TIMEOUT,
+        details: "request_header_timeout",
+        body: "request header timeout",
+        version: Version::HTTP_11,
+    }
+}
+
+struct Shared<IO> {
+    state: RefCell<State<IO>>,
+}
+
+struct State<IO> {
+    wire: Wire<IO>,
+    decoder: Decoder,
+    /// Number of the request whose body `decoder` reads; a body of an earlier one gets nothing.
+    exchange: u64,
+    /// The body broke the protocol.
+    failed: bool,
+    /// The connection's task, while another may read the body.
+    waker: Option<Waker>,
+    limits: Limits,
+    trailers: bool,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> State<IO> {
+    /// Tells the service what went over the wire.
+    fn report<S: HttpService>(&mut self, service: &S) {
+        let (read, written) = self.wire.take_counts();
+        if read > 0 {
+            service.on_read(read);
+        }
+        if written > 0 {
+            service.on_written(written);
+        }
+    }
+
+    /// Between requests.
+    fn finish(&mut self) {
+        self.waker = None;
+        self.exchange += 1;
+    }
+
+    /// Is the peer still there? Reads ahead a little, so that its end is seen. Only once the body is read:
+    /// before that, bytes belong to it.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.decoder.is_done() && self.wire.input.len() < PIPELINE_BYTES {
+            match self.wire.poll_fill(cx, Expect::Head) {
+                Poll::Ready(Ok(1..)) => {}
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => break,
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Shared<IO> {
+    /// Runs the service, watching the connection.
+    async fn call<S: HttpService>(
+        &self,
+        mut call: Pin<&mut impl Future<Output = Result<Response<S::Body>, Reset>>>,
+        service: &S,
+        informational: Option<&Informational>,
+    ) -> Outcome<S::Body> {
+        poll_fn(|cx| {
+            if !self.state.borrow().decoder.is_done() {
+                self.state.borrow_mut().waker = Some(cx.waker().clone());
+            }
+            let answer = call.as_mut().poll(cx);
+            let state = &mut *self.state.borrow_mut();
+            state.report(service);
+            if state.failed {
+                return Poll::Ready(Outcome::MalformedBody);
+            }
+            for (status, headers) in informational.into_iter().flat_map(|queue| queue.take(cx.waker())) {
+                let body = BodyFacts { ended: true, exact: None };
+                let out = state.wire.output.gather();
+                encode::response(out, Version::HTTP_11, status, &headers, body, ResponseContext::default());
+            }
+            if let Poll::Ready(answer) = answer {
+                return Poll::Ready(match answer {
+                    Ok(response) => Outcome::Response(response),
+                    Err(Reset) => Outcome::Reset,
+                });
+            }
+            if !state.wire.output.is_empty()
+                && let Poll::Ready(Err(_)) = state.wire.poll_flush(cx)
+            {
+                return Poll::Ready(Outcome::Gone);
+            }
+            let gone = state.poll_gone(cx);
+            state.report(service);
+            gone.map(|()| Outcome::Gone)
+        })
+        .await
+    }
+
+    /// Writes the queued head and the body after it: whatever is ready goes out in one write.
+    async fn stream<S: HttpService>(
+        &self,
+        mut body: Pin<&mut S::Body>,
+        framing: Framing,
+        service: &S,
+        options: &Options,
+    ) -> Result<(), End> {
+        let mut left = match framing {
+            Framing::None => 0,
+            Framing::Length(length) => length,
+            _ => u64::MAX,
+        };
+        let mut ended = framing == Framing::None;
+        let mut failed = false;
+        poll_fn(|cx| {
+            loop {
+                let mut waiting = false;
+                while !ended && !waiting && self.state.borrow().wire.output.has_room() {
+                    match body.as_mut().poll_frame(cx) {
+                        Poll::Pending => waiting = true,
+                        Poll::Ready(None) => {
+                            ended = true;
+                            if framing == Framing::Chunked {
+                                self.end_chunks(None, options);
+                            } else if left > 0 && matches!(framing, Framing::Length(_)) {
+                                return Poll::Ready(Err(End::Reset));
+                            }
+                        }
+                        Poll::Ready(Some(Err(error))) => {
+                            // What came of it is passed on, then the connection is cut.
+                            tracing::debug!(%error, "response body failed");
+                            ended = true;
+                            failed = true;
+                        }
+                        Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                            Ok(data) => {
+                                let Some(rest) = left.checked_sub(data.len() as u64) else {
+                                    return Poll::Ready(Err(End::Reset));
+                                };
+                                let out = &mut self.state.borrow_mut().wire.output;
+                                match framing {
+                                    Framing::Chunked => out.push_chunk(data),
+                                    _ => out.push(data),
+                                }
+                                if matches!(framing, Framing::Length(_)) {
+                                    left = rest;
+                                    // The body may have its end to tell, which a poll finds; but the
+                                    // message is complete, and most bodies know it.
+                                    ended = rest == 0 && body.is_end_stream();
+                                }
+                            }
+                            Err(frame) => {
+                                ended = framing == Framing::Chunked;
+                                if ended {
+                                    self.end_chunks(
+                                        frame.trailers_ref().filter(|_| options.trailers),
+                                        options,
+                                    );
+                                }
+                            }
+                        },
+                    }
+                }
+                let state = &mut *self.state.borrow_mut();
+                let flushed = state.wire.poll_flush(cx);
+                state.report(service);
+                match flushed {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(End::Io(error))),
+                    Poll::Ready(Ok(())) if failed => return Poll::Ready(Err(End::Reset)),
+                    Poll::Ready(Ok(())) if ended => return Poll::Ready(Ok(())),
+                    Poll::Ready(Ok(())) if waiting => {
+                        let gone = state.poll_gone(cx);
+                        state.report(service);
+                        return gone.map(|()| Err(End::Abandoned));
+                    }
+                    Poll::Ready(Ok(())) => {}
+                }
+            }
+        })
+        .await
+    }
+
+    fn end_chunks(&self, trailers: Option<&HeaderMap>, options: &Options) {
+        let out = &mut self.state.borrow_mut().wire.output;
+        encode::last_chunk(out.gather(), trailers, options.proper_case);
+    }
+}
+
+/// A request's body, read off the connection when it is polled.
+pub struct RequestBody {
+    source: Rc<dyn Source>,
+    exchange: u64,
+    ended: bool,
+}
+
+impl RequestBody {
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let frame = ready!(self.source.poll_frame(self.exchange, cx));
+        self.ended = !matches!(frame, Some(Ok(_)));
+        Poll::Ready(frame)
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        self.ended || self.source.remaining(self.exchange) == Some(0)
+    }
+
+    pub(crate) fn size_hint(&self) -> http_body::SizeHint {
+        self.source.remaining(self.exchange).map_or_else(Default::default, http_body::SizeHint::with_exact)
+    }
+}
+
+/// A connection that a request's body is read from, whatever carries it.
+trait Source {
+    fn poll_frame(
+        &self,
+        exchange: u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>>;
+
+    /// Bytes still to come, where known; 0 once all is read.
+    fn remaining(&self, exchange: u64) -> Option<u64>;
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Source for Shared<IO> {
+    fn poll_frame(
+        &self,
+        exchange: u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let state = &mut *self.state.borrow_mut();
+        if state.exchange != exchange {
+            return Poll::Ready(Some(Err(BodyError::Aborted("the exchange is over"))));
+        }
+        loop {
+            let State { wire, decoder, limits, .. } = state;
+            let frame = match decoder.decode(&mut wire.input, wire.eof, limits) {
+                Ok(Decoded::Data(data)) => {
+                    decoder.settle(&mut wire.input);
+                    Some(Ok(Frame::data(data)))
+                }
+                Ok(Decoded::Trailers(trailers)) if state.trailers => Some(Ok(Frame::trailers(trailers))),
+                Ok(Decoded::Trailers(_) | Decoded::End) => None,
+                Ok(Decoded::More) => {
+                    let left = state.decoder.remaining().unwrap_or(u64::MAX);
+                    ready!(state.wire.poll_fill(cx, Expect::Body(left)))?;
+                    continue;
+                }
+                Err(error) => {
+                    state.failed = matches!(error, BodyError::Malformed(_));
+                    Some(Err(error))
+                }
+            };
+            let over = state.decoder.is_done() || state.failed;
+            if over && let Some(waker) = state.waker.take().filter(|waker| !waker.will_wake(cx.waker())) {
+                waker.wake();
+            }
+            return Poll::Ready(frame);
+        }
+    }
+
+    fn remaining(&self, exchange: u64) -> Option<u64> {
+        let state = self.state.borrow();
+        if state.exchange == exchange { state.decoder.remaining() } else { Some(0) }
+    }
+}

@@ -1,0 +1,7 @@
+//! The codec over loopback sockets and buffers.
+
+mod client;
+mod exchange;
+mod heads;
+mod smoke;
+mod support;

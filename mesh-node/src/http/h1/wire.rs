@@ -1,0 +1,199 @@
+//! A connection's byte side: one read buffer, one write queue, and what was counted.
+//!
+//! Small pieces are gathered and large ones are sent where they lie, so that a message usually is one `read`
+//! and one `writev`.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+
+/// Room for a message head and a small body.
+const HEAD_ROOM: usize = 8 << 10;
+/// Room for the next piece of a large body.
+const BODY_ROOM: usize = 64 << 10;
+/// Body pieces up to this size are copied behind what is already queued.
+const COPY_BELOW: usize = 4 << 10;
+/// The queue takes no more once it holds this much.
+const QUEUE_BYTES: usize = 32 << 10;
+
+/// What the next bytes are expected to be; sizes the read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expect {
+    Head,
+    /// A body with at least this many bytes to come.
+    Body(u64),
+}
+
+/// An I/O object with its buffers.
+#[derive(Debug)]
+pub(super) struct Wire<IO> {
+    io: IO,
+    pub input: BytesMut,
+    pub output: Output,
+    /// The peer sends no more.
+    pub eof: bool,
+    read: usize,
+    written: usize,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
+    pub(super) fn new(io: IO) -> Self {
+        Self { io, input: BytesMut::new(), output: Output::default(), eof: false, read: 0, written: 0 }
+    }
+
+    pub(super) fn io(&self) -> &IO {
+        &self.io
+    }
+
+    /// Reads once. 0 is the end of the stream.
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>, expect: Expect) -> Poll<io::Result<usize>> {
+        let (least, room) = match expect {
+            Expect::Head => (1 << 10, HEAD_ROOM),
+            Expect::Body(left) => {
+                let room = usize::try_from(left).map_or(BODY_ROOM, |left| left.clamp(HEAD_ROOM, BODY_ROOM));
+                (room / 2, room)
+            }
+        };
+        if self.input.capacity() - self.input.len() < least {
+            self.input.reserve(room);
+        }
+        let length = ready!(pin!(self.io.read_buf(&mut self.input)).poll(cx))?;
+        self.read += length;
+        self.eof |= length == 0;
+        Poll::Ready(Ok(length))
+    }
+
+    /// Writes what is queued.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.output.is_empty() {
+            let written = {
+                let slices = self.output.slices();
+                if slices[1].is_empty() {
+                    ready!(Pin::new(&mut self.io).poll_write(cx, &slices[0]))?
+                } else {
+                    ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &slices))?
+                }
+            };
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += written;
+            self.output.advance(written);
+        }
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    /// Bytes read and written since the last call.
+    pub(super) fn take_counts(&mut self) -> (usize, usize) {
+        (std::mem::take(&mut self.read), std::mem::take(&mut self.written))
+    }
+
+    /// Gives back memory that an idle connection does not need.
+    pub(super) fn release_memory(&mut self) {
+        if self.input.is_empty() {
+            self.input = BytesMut::new();
+        }
+        self.output.release_memory();
+    }
+}
+
+/// Bytes to be written: a gathered part, then one large piece that is not copied, then its line end.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    gathered: Vec<u8>,
+    /// Bytes of `gathered` that are written.
+    done: usize,
+    piece: Bytes,
+    tail: &'static [u8],
+}
+
+impl Output {
+    pub(super) fn is_empty(&self) -> bool {
+        self.done == self.gathered.len() && self.piece.is_empty() && self.tail.is_empty()
+    }
+
+    /// More may be queued before it is written.
+    pub(super) fn has_room(&self) -> bool {
+        self.piece.is_empty() && self.tail.is_empty() && self.gathered.len() - self.done < QUEUE_BYTES
+    }
+
+    /// Where heads, chunk sizes and small pieces are gathered. Only while there [is room](Self::has_room).
+    pub(super) fn gather(&mut self) -> &mut Vec<u8> {
+        if self.is_empty() {
+            self.gathered.clear();
+            self.done = 0;
+        }
+        &mut self.gathered
+    }
+
+    /// Queues body bytes as they are.
+    pub(super) fn push(&mut self, data: Bytes) {
+        if data.len() <= COPY_BELOW {
+            self.gather().extend_from_slice(&data);
+        } else {
+            self.gather();
+            self.piece = data;
+        }
+    }
+
+    /// Queues body bytes as one chunk (RFC 9112 section 7.1). An empty one would end the body, so it is left out.
+    pub(super) fn push_chunk(&mut self, data: Bytes) {
+        if data.is_empty() {
+            return;
+        }
+        let gathered = self.gather();
+        push_hex(gathered, data.len());
+        gathered.extend_from_slice(b"\r\n");
+        if data.len() <= COPY_BELOW {
+            gathered.extend_from_slice(&data);
+            gathered.extend_from_slice(b"\r\n");
+        } else {
+            self.piece = data;
+            self.tail = b"\r\n";
+        }
+    }
+
+    fn slices(&self) -> [IoSlice<'_>; 3] {
+        let parts = [&self.gathered[self.done..], &self.piece[..], self.tail];
+        let mut slices = [IoSlice::new(&[]); 3];
+        for (slot, part) in slices.iter_mut().zip(parts.into_iter().filter(|part| !part.is_empty())) {
+            *slot = IoSlice::new(part);
+        }
+        slices
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        let gathered = written.min(self.gathered.len() - self.done);
+        self.done += gathered;
+        written -= gathered;
+        let piece = written.min(self.piece.len());
+        self.piece.advance(piece);
+        if self.piece.is_empty() {
+            // Lets go of the memory at once: a read buffer may wait for it.
+            self.piece = Bytes::new();
+        }
+        self.tail = &self.tail[written - piece..];
+    }
+
+    fn release_memory(&mut self) {
+        if self.is_empty() && self.gathered.capacity() > HEAD_ROOM {
+            self.gathered = Vec::new();
+            self.done = 0;
+        }
+    }
+}
+
+fn push_hex(out: &mut Vec<u8>, value: usize) {
+    let digits = (usize::BITS - value.leading_zeros()).div_ceil(4).max(1);
+    for position in (0..digits).rev() {
+        out.push(b"0123456789abcdef"[value >> (4 * position) & 15]);
+    }
+}

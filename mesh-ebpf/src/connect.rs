@@ -3,19 +3,15 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{bpf_sock, bpf_sock_addr},
-    helpers::generated::{
-        bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_release,
-    },
+    helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_setsockopt},
     programs::SockAddrContext,
 };
 use aya_log_ebpf::debug;
-use mesh_common::{
-    Address, Settings, SocketTag, direction, hook, kind, listener_index, reason, settings_flags,
-};
+use mesh_common::{Address, Settings, SocketTag, hook, kind, reason, settings_flags};
 
 use crate::{
     context::field,
-    maps::{ADDRESS_PODS, LISTENERS, NAMESPACES, SOCKETS, count, pod, proxy_alive, settings},
+    maps::{ADDRESS_PODS, NAMESPACES, SOCKETS, count, pod, proxy_serves, settings},
     verdict,
 };
 
@@ -84,7 +80,7 @@ fn steer(
         count(slot, hook::CONNECT, reason);
         return PASS;
     }
-    if !proxy_alive(settings) || !listening(slot) {
+    if !proxy_serves(settings, slot) {
         if settings.flags & settings_flags::FAIL_OPEN != 0 {
             count(slot, hook::CONNECT, reason::PASSED_PROXY_AWAY);
             return PASS;
@@ -114,23 +110,6 @@ fn steer(
         debug!(ctx, "connect: pod {} port {} steered", slot, port);
     }
     PASS
-}
-
-/// Whether the pod's outbound listener exists: it is gone at once when the proxy dies, long before
-/// the heartbeat is old.
-#[inline(always)]
-fn listening(slot: u32) -> bool {
-    let index = listener_index(slot, direction::OUTBOUND);
-    let map = core::ptr::from_ref(&LISTENERS).cast_mut().cast();
-    // SAFETY: a lookup in a socket map takes a reference, which is given back.
-    unsafe {
-        let sk = aya_ebpf::helpers::generated::bpf_map_lookup_elem(map, core::ptr::from_ref(&index).cast());
-        if sk.is_null() {
-            return false;
-        }
-        bpf_sk_release(sk);
-    }
-    true
 }
 
 /// A connection of the host itself to a pod is told to sockops, which knows its port. Host-network

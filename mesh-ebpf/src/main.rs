@@ -11,8 +11,12 @@ mod connect4;
 mod connect6;
 mod context;
 mod maps;
+mod packet;
+mod reset;
 mod sk_lookup;
 mod sockops;
+mod tc_guard;
+mod tc_steer;
 mod verdict;
 
 #[panic_handler]

@@ -8,12 +8,13 @@ use aya_ebpf::{
     bindings::{
         BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE, bpf_sock,
     },
-    helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_get},
+    helpers::generated::{bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_get},
     macros::{btf_map, map},
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuHashMap, SockMap},
 };
 use mesh_common::{
-    Address, CidrKey, CounterKey, FlowKey, MAX_FLOWS, MAX_PODS, Pod, PodAddress, PortKey, Settings, SocketTag,
+    Address, CidrKey, CounterKey, FlowKey, MAX_FLOWS, MAX_PODS, Pod, PodAddress, PortKey, Settings,
+    SocketTag, direction, listener_index,
 };
 
 /// The pod that a per-namespace program instance belongs to. Those hooks cannot ask the kernel
@@ -157,6 +158,26 @@ pub fn proxy_alive(settings: &Settings) -> bool {
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     now.wrapping_sub(*beat) < settings.heartbeat_timeout_ns
+}
+
+/// Whether the proxy takes new connections of the pod: it is alive, and its outbound listener
+/// exists, which is gone at once when the proxy dies, long before the heartbeat is old.
+#[inline(always)]
+pub fn proxy_serves(settings: &Settings, slot: u32) -> bool {
+    if !proxy_alive(settings) {
+        return false;
+    }
+    let index = listener_index(slot, direction::OUTBOUND);
+    let map = core::ptr::from_ref(&LISTENERS).cast_mut().cast();
+    // SAFETY: a lookup in a map of sockets takes a reference, which is given back.
+    unsafe {
+        let sk = bpf_map_lookup_elem(map, core::ptr::from_ref(&index).cast());
+        if sk.is_null() {
+            return false;
+        }
+        bpf_sk_release(sk);
+    }
+    true
 }
 
 /// Adds one to a counter.

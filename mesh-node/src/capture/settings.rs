@@ -70,7 +70,7 @@ impl Default for Settings {
             unsteered: Action::Refuse,
             older_connections: Action::Pass,
             connect_hook: true,
-            tc_steering: false,
+            tc_steering: true,
             tc_guard: true,
             outbound_port: 15001,
             inbound_port: 15006,

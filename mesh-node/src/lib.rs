@@ -14,3 +14,4 @@ pub mod readiness;
 pub mod router;
 pub mod telemetry;
 pub mod upstream;
+pub mod xds;

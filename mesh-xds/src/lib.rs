@@ -10,6 +10,7 @@ mod problem;
 mod scalar;
 mod schema;
 mod table;
+mod visit;
 mod wire;
 mod wkt;
 
@@ -18,6 +19,7 @@ pub use node::{Content, Node};
 pub use problem::Problem;
 pub use prost;
 use prost::{Message, Name};
+pub use visit::SetField;
 
 /// Reads a tree as a message. All mistakes are reported.
 pub fn from_node<T: Message + Name + Default>(node: &Node) -> Result<T, Vec<Problem>> {
@@ -42,4 +44,16 @@ pub fn unpack<T: Message + Name + Default>(
 ) -> Option<Result<T, prost::DecodeError>> {
     let name = any.type_url.rsplit('/').next()?;
     (name == T::full_name()).then(|| T::decode(any.value.as_slice()))
+}
+
+/// Calls `f` for each field that is set in `message`, and descends where `f` answers true, into every `Any`
+/// too. False if the type of the message is not in the schema.
+pub fn visit<T: Message + Name>(message: &T, f: &mut dyn FnMut(SetField<'_>) -> bool) -> bool {
+    let Some(schema) = schema::Message::named(&T::full_name()) else { return false };
+    visit::visit(&message.encode_to_vec(), schema, f).is_ok()
+}
+
+/// Does a message type of this full name exist, and which fields has it?
+pub fn fields_of(message: &str) -> Option<Vec<&'static str>> {
+    Some(schema::Message::named(message)?.fields().map(|f| f.name()).collect())
 }

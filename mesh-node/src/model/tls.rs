@@ -9,6 +9,9 @@ use super::Str;
 pub struct DownstreamTls {
     /// With ALPN and client verification as configured.
     pub config: Arc<rustls::ServerConfig>,
+    /// The same without ALPN, if `config` has it: for clients that offer only other protocols, which Envoy
+    /// serves without one instead of refusing them.
+    pub without_alpn: Option<Arc<rustls::ServerConfig>>,
     pub require_client_certificate: bool,
     /// URI SANs of our own certificate.
     pub local_uri_sans: Vec<Str>,

@@ -1,0 +1,371 @@
+//! `envoy.config.cluster.v3.Cluster`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mesh_xds::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds as ThresholdsProto;
+use mesh_xds::pb::envoy::config::cluster::v3::cluster::common_lb_config::LocalityConfigSpecifier;
+use mesh_xds::pb::envoy::config::cluster::v3::cluster::{
+    ClusterDiscoveryType, ClusterProtocolSelection, DiscoveryType, DnsLookupFamily, LbConfig,
+    LbPolicy as LbPolicyProto,
+};
+use mesh_xds::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster as Proto};
+use mesh_xds::pb::envoy::config::core::v3::{
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonProto,
+    TcpKeepalive as KeepaliveProto, TransportSocket, UpstreamHttpProtocolOptions,
+};
+use mesh_xds::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use mesh_xds::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::UpstreamProtocolOptions;
+use mesh_xds::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
+
+use super::common::{content_hash, duration_or, enumeration, number, socket, timeout};
+use super::error::{At, XdsError};
+use super::http_options::{http1, http2};
+use super::listener::BUFFER_LIMIT_BYTES;
+use super::{Context, endpoint, headers, support, tls};
+use crate::model::cluster::{
+    Cluster, Discovery, DnsFamily, DnsOptions, EndpointAddress, LbPolicy, TcpKeepalive, Thresholds,
+    Transport, TransportSocketMatch, UpstreamProtocol,
+};
+
+/// Envoy's `connect_timeout`, `dns_refresh_rate` and `cleanup_interval`.
+const FIVE_SECONDS: Duration = Duration::from_secs(5);
+/// Envoy's idle timeout of pooled connections.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Key and type of the extension that holds HTTP options.
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+/// Envoy's default header for `use_http_header`.
+const ORIGINAL_DST_HEADER: &str = "x-envoy-original-dst-host";
+
+/// Compiles a cluster; `path` is where it stands, for errors.
+pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<Cluster, XdsError> {
+    support::check(path, proto, &mut context.ignored)?;
+    let context = &*context;
+    let at = At::root(path);
+    let discovery = discovery(at, proto)?;
+    let hosts_allowed = matches!(discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
+    let load_assignment = match &proto.load_assignment {
+        Some(assignment) => endpoint::convert(at.field("load_assignment"), assignment, hosts_allowed)?,
+        None => Vec::new(),
+    };
+    check_endpoints(at, &discovery, load_assignment.iter().map(|l| l.endpoints.len()).sum())?;
+    let policy = proto.load_assignment.as_ref().and_then(|assignment| assignment.policy.as_ref());
+    let overprovisioning = policy.and_then(|policy| policy.overprovisioning_factor);
+    let common = proto.common_lb_config.as_ref();
+    let locality = common.and_then(|common| common.locality_config_specifier.as_ref());
+    let http = Http::of(at, proto)?;
+    let auto_san_validation = http.upstream.as_ref().is_some_and(|u| u.auto_san_validation);
+    let mut files = tls::Files::default();
+    let mut transport = |at: At<'_>, socket: Option<&TransportSocket>| match socket {
+        Some(socket) => tls::upstream(at, socket, auto_san_validation, context, &mut files),
+        None => Ok(Transport::Raw),
+    };
+    let transport_socket = transport(at.field("transport_socket"), proto.transport_socket.as_ref())?;
+    let at_matches = at.field("transport_socket_matches");
+    let mut transport_socket_matches = Vec::with_capacity(proto.transport_socket_matches.len());
+    for (i, of) in proto.transport_socket_matches.iter().enumerate() {
+        let at = at_matches.index(i);
+        transport_socket_matches.push(TransportSocketMatch {
+            name: of.name.as_str().into(),
+            matches: of.r#match.as_ref().map(endpoint::pairs).unwrap_or_default(),
+            transport: transport(at.field("transport_socket"), of.transport_socket.as_ref())?,
+        });
+    }
+    let at_common = at.field("common_http_protocol_options");
+    let stat_name = if proto.alt_stat_name.is_empty() { &proto.name } else { &proto.alt_stat_name };
+    let connection = proto.upstream_connection_options.as_ref();
+    Ok(Cluster {
+        name: proto.name.as_str().into(),
+        stat_name: stat_name.as_str().into(),
+        lb: lb_policy(at, proto, &discovery)?,
+        discovery,
+        load_assignment,
+        overprovisioning_factor_percent: number(overprovisioning, 140),
+        panic_threshold_percent: common
+            .and_then(|common| common.healthy_panic_threshold)
+            .map_or(50.0, |percent| percent.value),
+        locality_weighted: matches!(locality, Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_))),
+        connect_timeout: duration_or(at.field("connect_timeout"), proto.connect_timeout, FIVE_SECONDS)?,
+        bind_source: bind_source(at, proto)?,
+        tcp_keepalive: connection.and_then(|options| options.tcp_keepalive.as_ref()).map(keepalive),
+        transport_socket_matches,
+        transport_socket,
+        protocol: http.protocol,
+        http1: http1(http.http1.as_ref()),
+        http2: http2(at.field("http2_protocol_options"), http.http2.as_ref())?,
+        idle_timeout: timeout(
+            at_common.field("idle_timeout"),
+            http.common.as_ref().and_then(|c| c.idle_timeout),
+            Some(IDLE_TIMEOUT),
+        )?,
+        max_requests_per_connection: number(
+            http.common
+                .as_ref()
+                .and_then(|c| c.max_requests_per_connection)
+                .or(proto.max_requests_per_connection),
+            0,
+        ),
+        max_stream_duration: timeout(
+            at_common.field("max_stream_duration"),
+            http.common.as_ref().and_then(|c| c.max_stream_duration),
+            None,
+        )?,
+        auto_sni: http.upstream.as_ref().is_some_and(|u| u.auto_sni),
+        auto_san_validation,
+        circuit_breakers: circuit_breakers(at, proto.circuit_breakers.as_ref())?,
+        per_connection_buffer_limit_bytes: number(
+            proto.per_connection_buffer_limit_bytes,
+            BUFFER_LIMIT_BYTES,
+        ),
+        close_connections_on_host_health_failure: proto.close_connections_on_host_health_failure,
+        stats: context.stats.cluster(stat_name),
+        content_hash: content_hash(proto, files.hashes()),
+    })
+}
+
+fn discovery(at: At<'_>, proto: &Proto) -> Result<Discovery, XdsError> {
+    let kind = match &proto.cluster_discovery_type {
+        Some(ClusterDiscoveryType::Type(kind)) => enumeration(at.field("type"), *kind)?,
+        Some(ClusterDiscoveryType::ClusterType(_)) => return Err(at.field("cluster_type").unsupported()),
+        None => DiscoveryType::Static,
+    };
+    Ok(match kind {
+        DiscoveryType::Static => Discovery::Static,
+        DiscoveryType::StrictDns => Discovery::StrictDns(dns(at, proto)?),
+        DiscoveryType::LogicalDns => Discovery::LogicalDns(dns(at, proto)?),
+        DiscoveryType::Eds => {
+            let message =
+                "EDS is not supported by mesh-node; use STATIC, STRICT_DNS, LOGICAL_DNS or ORIGINAL_DST";
+            return Err(at.field("type").invalid(message));
+        }
+        DiscoveryType::OriginalDst => original_dst(at, proto)?,
+    })
+}
+
+fn check_endpoints(at: At<'_>, discovery: &Discovery, endpoints: usize) -> Result<(), XdsError> {
+    let at = at.field("load_assignment");
+    match (discovery, endpoints) {
+        // Envoy: "LOGICAL_DNS clusters must have a single locality_lb_endpoint and a single lb_endpoint".
+        (Discovery::LogicalDns(_), n) if n != 1 => {
+            Err(at.invalid(format!("a LOGICAL_DNS cluster needs exactly one endpoint, not {n}")))
+        }
+        (Discovery::OriginalDst { .. }, n) if n > 0 => {
+            Err(at.invalid("an ORIGINAL_DST cluster takes no endpoints; remove it"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn dns(at: At<'_>, proto: &Proto) -> Result<DnsOptions, XdsError> {
+    let at_failure = at.field("dns_failure_refresh_rate");
+    let failure_refresh = match &proto.dns_failure_refresh_rate {
+        Some(rate) => {
+            let base = duration_or(at_failure.field("base_interval"), rate.base_interval, FIVE_SECONDS)?;
+            let max = duration_or(at_failure.field("max_interval"), rate.max_interval, base * 10)?;
+            if max < base {
+                return Err(at_failure.field("max_interval").invalid("must not be below base_interval"));
+            }
+            Some((base, max))
+        }
+        None => None,
+    };
+    Ok(DnsOptions {
+        refresh: duration_or(at.field("dns_refresh_rate"), proto.dns_refresh_rate, FIVE_SECONDS)?,
+        failure_refresh,
+        respect_ttl: proto.respect_dns_ttl,
+        family: match enumeration(at.field("dns_lookup_family"), proto.dns_lookup_family)? {
+            DnsLookupFamily::Auto => DnsFamily::Auto,
+            DnsLookupFamily::V4Only => DnsFamily::V4Only,
+            DnsLookupFamily::V6Only => DnsFamily::V6Only,
+            DnsLookupFamily::V4Preferred => DnsFamily::V4Preferred,
+            DnsLookupFamily::All => DnsFamily::All,
+        },
+    })
+}
+
+fn original_dst(at: At<'_>, proto: &Proto) -> Result<Discovery, XdsError> {
+    let at_config = at.field("original_dst_lb_config");
+    let cleanup_interval = duration_or(at.field("cleanup_interval"), proto.cleanup_interval, FIVE_SECONDS)?;
+    let (mut http_header, mut port_override) = (None, None);
+    if let Some(LbConfig::OriginalDstLbConfig(config)) = &proto.lb_config {
+        if config.use_http_header {
+            let name = Some(config.http_header_name.as_str()).filter(|name| !name.is_empty());
+            let at = at_config.field("http_header_name");
+            http_header = Some(headers::name(at, name.unwrap_or(ORIGINAL_DST_HEADER))?);
+        }
+        if let Some(port) = config.upstream_port_override {
+            let at = at_config.field("upstream_port_override");
+            let message = format!("must be at most 65535, not {}", port.value);
+            port_override = Some(u16::try_from(port.value).map_err(|_| at.invalid(message))?);
+        }
+    }
+    Ok(Discovery::OriginalDst { http_header, port_override, cleanup_interval })
+}
+
+fn lb_policy(at: At<'_>, proto: &Proto, discovery: &Discovery) -> Result<LbPolicy, XdsError> {
+    let at = at.field("lb_policy");
+    let policy = enumeration(at, proto.lb_policy)?;
+    let original_dst = matches!(discovery, Discovery::OriginalDst { .. });
+    // Envoy's own rule, both ways.
+    if original_dst != (policy == LbPolicyProto::ClusterProvided) {
+        let message = if original_dst {
+            "must be CLUSTER_PROVIDED with type ORIGINAL_DST"
+        } else {
+            "CLUSTER_PROVIDED is only for type ORIGINAL_DST"
+        };
+        return Err(at.invalid(message));
+    }
+    Ok(match policy {
+        LbPolicyProto::RoundRobin => LbPolicy::RoundRobin,
+        LbPolicyProto::LeastRequest => {
+            let config = match &proto.lb_config {
+                Some(LbConfig::LeastRequestLbConfig(config)) => Some(config),
+                _ => None,
+            };
+            let bias = config.and_then(|config| config.active_request_bias.as_ref());
+            LbPolicy::LeastRequest {
+                choices: number(config.and_then(|config| config.choice_count), 2).max(2),
+                active_request_bias: bias.map_or(1.0, |bias| bias.default_value),
+            }
+        }
+        LbPolicyProto::Random => LbPolicy::Random,
+        LbPolicyProto::ClusterProvided => LbPolicy::ClusterProvided,
+        other => {
+            let message = format!(
+                "{} is not supported by mesh-node; use ROUND_ROBIN, LEAST_REQUEST or RANDOM",
+                other.as_str_name()
+            );
+            return Err(at.invalid(message));
+        }
+    })
+}
+
+fn bind_source(at: At<'_>, proto: &Proto) -> Result<Option<SocketAddr>, XdsError> {
+    let Some(address) = proto.upstream_bind_config.as_ref().and_then(|bind| bind.source_address.as_ref())
+    else {
+        return Ok(None);
+    };
+    let at = at.field("upstream_bind_config");
+    let at = at.field("source_address");
+    match socket(at, address)? {
+        EndpointAddress::Socket(address) => Ok(Some(address)),
+        EndpointAddress::Host(host, _) => {
+            Err(at.field("address").invalid(format!("must be an IP address, not {host:?}")))
+        }
+    }
+}
+
+fn keepalive(proto: &KeepaliveProto) -> TcpKeepalive {
+    let seconds = |value: u32| Duration::from_secs(value.into());
+    TcpKeepalive {
+        probes: proto.keepalive_probes.map(|v| v.value),
+        time: proto.keepalive_time.map(|v| seconds(v.value)),
+        interval: proto.keepalive_interval.map(|v| seconds(v.value)),
+    }
+}
+
+fn circuit_breakers(at: At<'_>, proto: Option<&CircuitBreakers>) -> Result<[Thresholds; 2], XdsError> {
+    let at = at.field("circuit_breakers");
+    let at = at.field("thresholds");
+    let mut thresholds = [Thresholds::default(); 2];
+    let given = proto.map(|breakers| breakers.thresholds.as_slice()).unwrap_or_default();
+    for (i, proto) in given.iter().enumerate() {
+        let priority = usize::try_from(proto.priority).unwrap_or(usize::MAX);
+        let Some(of_priority) = thresholds.get_mut(priority) else {
+            return Err(at.index(i).field("priority").invalid("must be DEFAULT or HIGH"));
+        };
+        *of_priority = with(*of_priority, proto);
+    }
+    Ok(thresholds)
+}
+
+fn with(defaults: Thresholds, proto: &ThresholdsProto) -> Thresholds {
+    Thresholds {
+        max_connections: number(proto.max_connections, defaults.max_connections),
+        max_pending_requests: number(proto.max_pending_requests, defaults.max_pending_requests),
+        max_requests: number(proto.max_requests, defaults.max_requests),
+        max_retries: number(proto.max_retries, defaults.max_retries),
+        // Envoy: 20 percent, and three at least.
+        retry_budget: proto.retry_budget.as_ref().map(|budget| {
+            let percent = budget.budget_percent.map_or(20.0, |percent| percent.value);
+            (percent, number(budget.min_retry_concurrency, 3))
+        }),
+    }
+}
+
+/// HTTP options, from the extension or from the deprecated fields of the cluster.
+struct Http {
+    protocol: UpstreamProtocol,
+    common: Option<CommonProto>,
+    upstream: Option<UpstreamHttpProtocolOptions>,
+    http1: Option<Http1ProtocolOptions>,
+    http2: Option<Http2ProtocolOptions>,
+}
+
+impl Http {
+    fn of(at: At<'_>, proto: &Proto) -> Result<Self, XdsError> {
+        let at_options = at.field("typed_extension_protocol_options");
+        let mut found = None;
+        for (key, config) in &proto.typed_extension_protocol_options {
+            let at = at_options.field(key);
+            match mesh_xds::unpack::<HttpProtocolOptions>(config) {
+                Some(options) if key == HTTP_OPTIONS => {
+                    found = Some(options.map_err(|e| at.invalid(e.to_string()))?);
+                }
+                _ => return Err(at.invalid(format!("the only key is {HTTP_OPTIONS}"))),
+            }
+        }
+        match found {
+            Some(options) => Self::of_extension(at_options.field(HTTP_OPTIONS), options),
+            None => Self::of_deprecated(at, proto),
+        }
+    }
+
+    fn of_extension(at: At<'_>, options: HttpProtocolOptions) -> Result<Self, XdsError> {
+        let (protocol, http1, http2) = match options.upstream_protocol_options {
+            Some(UpstreamProtocolOptions::ExplicitHttpConfig(config)) => match config.protocol_config {
+                Some(ProtocolConfig::Http2ProtocolOptions(http2)) => {
+                    (UpstreamProtocol::Http2, None, Some(http2))
+                }
+                Some(ProtocolConfig::HttpProtocolOptions(http1)) => {
+                    (UpstreamProtocol::Http1, Some(http1), None)
+                }
+                Some(ProtocolConfig::Http3ProtocolOptions(_)) | None => {
+                    return Err(at
+                        .field("explicit_http_config")
+                        .invalid("needs one of http_protocol_options, http2_protocol_options"));
+                }
+            },
+            Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => {
+                (UpstreamProtocol::Downstream, config.http_protocol_options, config.http2_protocol_options)
+            }
+            Some(UpstreamProtocolOptions::AutoConfig(config)) => {
+                (UpstreamProtocol::Auto, config.http_protocol_options, config.http2_protocol_options)
+            }
+            None => {
+                let message =
+                    "needs one of explicit_http_config, use_downstream_protocol_config, auto_config";
+                return Err(at.invalid(message));
+            }
+        };
+        let upstream = options.upstream_http_protocol_options;
+        Ok(Self { protocol, common: options.common_http_protocol_options, upstream, http1, http2 })
+    }
+
+    fn of_deprecated(at: At<'_>, proto: &Proto) -> Result<Self, XdsError> {
+        let protocol = match enumeration(at.field("protocol_selection"), proto.protocol_selection)? {
+            ClusterProtocolSelection::UseDownstreamProtocol => UpstreamProtocol::Downstream,
+            ClusterProtocolSelection::UseConfiguredProtocol if proto.http2_protocol_options.is_some() => {
+                UpstreamProtocol::Http2
+            }
+            ClusterProtocolSelection::UseConfiguredProtocol => UpstreamProtocol::Http1,
+        };
+        Ok(Self {
+            protocol,
+            common: proto.common_http_protocol_options,
+            upstream: proto.upstream_http_protocol_options.clone(),
+            http1: proto.http_protocol_options.clone(),
+            http2: proto.http2_protocol_options.clone(),
+        })
+    }
+}

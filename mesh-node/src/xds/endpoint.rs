@@ -1,0 +1,83 @@
+//! `envoy.config.endpoint.v3.ClusterLoadAssignment`.
+
+use std::sync::Arc;
+
+use mesh_xds::pb::envoy::config::core::v3::{HealthStatus as HealthProto, Metadata};
+use mesh_xds::pb::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
+use mesh_xds::pb::envoy::config::endpoint::v3::{ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints};
+use mesh_xds::pb::google::protobuf::Struct;
+use mesh_xds::pb::google::protobuf::value::Kind;
+
+use super::common::{endpoint_address, enumeration, non_empty, number};
+use super::error::{At, XdsError};
+use crate::model::cluster::{Endpoint, EndpointAddress, HealthStatus, Locality};
+
+/// All localities of an assignment. `hosts_allowed`: addresses may be names to resolve.
+pub(super) fn convert(
+    at: At<'_>,
+    proto: &ClusterLoadAssignment,
+    hosts_allowed: bool,
+) -> Result<Vec<Locality>, XdsError> {
+    let at = at.field("endpoints");
+    let localities = proto.endpoints.iter().enumerate();
+    localities.map(|(i, proto)| locality(at.index(i), proto, hosts_allowed)).collect()
+}
+
+fn locality(at: At<'_>, proto: &LocalityLbEndpoints, hosts_allowed: bool) -> Result<Locality, XdsError> {
+    let at_endpoints = at.field("lb_endpoints");
+    let endpoints = proto.lb_endpoints.iter().enumerate();
+    let endpoints = endpoints.map(|(i, proto)| endpoint(at_endpoints.index(i), proto, hosts_allowed));
+    let place = proto.locality.clone().unwrap_or_default();
+    Ok(Locality {
+        region: place.region.into(),
+        zone: place.zone.into(),
+        sub_zone: place.sub_zone.into(),
+        priority: proto.priority,
+        weight: number(proto.load_balancing_weight, 0),
+        endpoints: endpoints.collect::<Result<_, _>>()?,
+    })
+}
+
+fn endpoint(at: At<'_>, proto: &LbEndpoint, hosts_allowed: bool) -> Result<Arc<Endpoint>, XdsError> {
+    let Some(HostIdentifier::Endpoint(inner)) = &proto.host_identifier else {
+        return Err(at.field("endpoint").invalid("is required"));
+    };
+    let at_endpoint = at.field("endpoint");
+    let at_address = at_endpoint.field("address");
+    let address = endpoint_address(at_address, inner.address.as_ref())?;
+    if let (EndpointAddress::Host(host, _), false) = (&address, hosts_allowed) {
+        let message = format!("{host:?} is not an IP address; use one, or type STRICT_DNS or LOGICAL_DNS");
+        return Err(at_address.invalid(message));
+    }
+    Ok(Arc::new(Endpoint {
+        address,
+        hostname: non_empty(&inner.hostname),
+        weight: number(proto.load_balancing_weight, 1).max(1),
+        health: match enumeration(at.field("health_status"), proto.health_status)? {
+            HealthProto::Unknown | HealthProto::Healthy => HealthStatus::Healthy,
+            HealthProto::Degraded => HealthStatus::Degraded,
+            HealthProto::Draining => HealthStatus::Draining,
+            HealthProto::Unhealthy | HealthProto::Timeout => HealthStatus::Unhealthy,
+        },
+        transport_match: transport_match(proto.metadata.as_ref()),
+    }))
+}
+
+fn transport_match(metadata: Option<&Metadata>) -> Vec<(String, String)> {
+    let of_socket = metadata.and_then(|m| m.filter_metadata.get("envoy.transport_socket_match"));
+    of_socket.map(pairs).unwrap_or_default()
+}
+
+/// The text entries of a struct, sorted: what `transport_socket_matches` compare.
+pub(super) fn pairs(fields: &Struct) -> Vec<(String, String)> {
+    let mut pairs: Vec<_> = fields
+        .fields
+        .iter()
+        .filter_map(|(key, value)| match &value.kind {
+            Some(Kind::StringValue(text)) => Some((key.clone(), text.clone())),
+            _ => None,
+        })
+        .collect();
+    pairs.sort();
+    pairs
+}

@@ -1,0 +1,193 @@
+//! `envoy.filters.network.http_connection_manager` and the router filter.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_xds::pb::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
+use mesh_xds::pb::envoy::extensions::filters::http::router::v3::Router;
+use mesh_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
+    CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
+    ServerHeaderTransformation, StripPortMode,
+};
+use mesh_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager as Proto, HttpFilter as FilterProto, http_filter,
+};
+
+use super::common::{boolean, cidrs, duration_or, enumeration, non_empty, number, timeout};
+use super::error::{At, XdsError};
+use super::http_options::{http1, http2};
+use super::listener::extension;
+use super::{Context, access_log, route};
+use crate::model::Str;
+use crate::model::network::{
+    ClientCertDetails, Codec, EscapedSlashes, ForwardClientCert, HttpConnectionManager, HttpFilter,
+    RouterFilter, ServerHeader, UnderscoresAction,
+};
+
+/// Envoy's defaults.
+const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+const DELAYED_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_HEADERS: u32 = 100;
+const MAX_REQUEST_HEADERS_KIB: u32 = 60;
+
+pub(super) fn convert(
+    at: At<'_>,
+    proto: &Proto,
+    context: &Context<'_>,
+) -> Result<HttpConnectionManager, XdsError> {
+    let at_common = at.field("common_http_protocol_options");
+    let common = proto.common_http_protocol_options.unwrap_or_default();
+    let routes = match &proto.route_specifier {
+        Some(RouteSpecifier::RouteConfig(routes)) => {
+            route::convert(at.field("route_config"), routes, context)?
+        }
+        _ => return Err(at.invalid("needs a route_config")),
+    };
+    let internal = proto.internal_address_config.as_ref().map(|config| config.cidr_ranges.as_slice());
+    let client_cert = proto.set_current_client_cert_details.unwrap_or_default();
+    let upgrades = proto.upgrade_configs.iter();
+    Ok(HttpConnectionManager {
+        stat_prefix: proto.stat_prefix.as_str().into(),
+        codec: match enumeration(at.field("codec_type"), proto.codec_type)? {
+            CodecType::Auto => Codec::Auto,
+            CodecType::Http1 => Codec::Http1,
+            CodecType::Http2 => Codec::Http2,
+            CodecType::Http3 => return Err(at.field("codec_type").invalid("HTTP3 is not supported")),
+        },
+        routes: Arc::new(routes),
+        http_filters: http_filters(at.field("http_filters"), &proto.http_filters, context)?,
+        server_name: non_empty(&proto.server_name).unwrap_or_else(|| "envoy".into()),
+        server_header: match enumeration(
+            at.field("server_header_transformation"),
+            proto.server_header_transformation,
+        )? {
+            ServerHeaderTransformation::Overwrite => ServerHeader::Overwrite,
+            ServerHeaderTransformation::AppendIfAbsent => ServerHeader::AppendIfAbsent,
+            ServerHeaderTransformation::PassThrough => ServerHeader::PassThrough,
+        },
+        use_remote_address: boolean(proto.use_remote_address, false),
+        xff_num_trusted_hops: proto.xff_num_trusted_hops,
+        skip_xff_append: proto.skip_xff_append,
+        internal_cidrs: cidrs(at.field("internal_address_config"), internal.unwrap_or_default())?,
+        via: non_empty(&proto.via),
+        generate_request_id: boolean(proto.generate_request_id, true),
+        preserve_external_request_id: proto.preserve_external_request_id,
+        always_set_request_id_in_response: proto.always_set_request_id_in_response,
+        stream_idle_timeout: timeout(
+            at.field("stream_idle_timeout"),
+            proto.stream_idle_timeout,
+            Some(STREAM_IDLE_TIMEOUT),
+        )?,
+        request_timeout: timeout(at.field("request_timeout"), proto.request_timeout, None)?,
+        request_headers_timeout: timeout(
+            at.field("request_headers_timeout"),
+            proto.request_headers_timeout,
+            None,
+        )?,
+        drain_timeout: duration_or(at.field("drain_timeout"), proto.drain_timeout, DRAIN_TIMEOUT)?,
+        delayed_close_timeout: timeout(
+            at.field("delayed_close_timeout"),
+            proto.delayed_close_timeout,
+            Some(DELAYED_CLOSE_TIMEOUT),
+        )?,
+        idle_timeout: timeout(at_common.field("idle_timeout"), common.idle_timeout, Some(IDLE_TIMEOUT))?,
+        max_connection_duration: timeout(
+            at_common.field("max_connection_duration"),
+            common.max_connection_duration,
+            None,
+        )?,
+        max_stream_duration: timeout(
+            at_common.field("max_stream_duration"),
+            common.max_stream_duration,
+            None,
+        )?,
+        max_requests_per_connection: number(common.max_requests_per_connection, 0),
+        max_headers_count: number(common.max_headers_count, MAX_HEADERS),
+        underscores: match enumeration(
+            at_common.field("headers_with_underscores_action"),
+            common.headers_with_underscores_action,
+        )? {
+            HeadersWithUnderscoresAction::Allow => UnderscoresAction::Allow,
+            HeadersWithUnderscoresAction::RejectRequest => UnderscoresAction::RejectRequest,
+            HeadersWithUnderscoresAction::DropHeader => UnderscoresAction::DropHeader,
+        },
+        max_request_headers_kib: number(proto.max_request_headers_kb, MAX_REQUEST_HEADERS_KIB),
+        http1: http1(proto.http_protocol_options.as_ref()),
+        http2: http2(at.field("http2_protocol_options"), proto.http2_protocol_options.as_ref())?,
+        upgrades: upgrades.map(|u| upgrade(&u.upgrade_type, u.enabled)).collect(),
+        normalize_path: boolean(proto.normalize_path, false),
+        merge_slashes: proto.merge_slashes,
+        escaped_slashes: escaped_slashes(at, proto)?,
+        strip_any_host_port: matches!(proto.strip_port_mode, Some(StripPortMode::StripAnyHostPort(true))),
+        strip_matching_host_port: proto.strip_matching_host_port,
+        forward_client_cert: forward_client_cert(at, proto)?,
+        set_client_cert: ClientCertDetails {
+            subject: boolean(client_cert.subject, false),
+            cert: client_cert.cert,
+            chain: client_cert.chain,
+            dns: client_cert.dns,
+            uri: client_cert.uri,
+        },
+        proxy_100_continue: proto.proxy_100_continue,
+        access_log: access_log::convert(at.field("access_log"), &proto.access_log, context)?,
+        stats: context.stats.http(&proto.stat_prefix),
+    })
+}
+
+/// Lower-case upgrade type and whether it is allowed.
+pub(super) fn upgrade(kind: &str, enabled: Option<mesh_xds::pb::google::protobuf::BoolValue>) -> (Str, bool) {
+    (kind.to_ascii_lowercase().into(), boolean(enabled, true))
+}
+
+fn escaped_slashes(at: At<'_>, proto: &Proto) -> Result<EscapedSlashes, XdsError> {
+    let at = at.field("path_with_escaped_slashes_action");
+    Ok(match enumeration(at, proto.path_with_escaped_slashes_action)? {
+        PathWithEscapedSlashesAction::ImplementationSpecificDefault
+        | PathWithEscapedSlashesAction::KeepUnchanged => EscapedSlashes::KeepUnchanged,
+        PathWithEscapedSlashesAction::RejectRequest => EscapedSlashes::RejectRequest,
+        PathWithEscapedSlashesAction::UnescapeAndRedirect => EscapedSlashes::UnescapeAndRedirect,
+        PathWithEscapedSlashesAction::UnescapeAndForward => EscapedSlashes::UnescapeAndForward,
+    })
+}
+
+fn forward_client_cert(at: At<'_>, proto: &Proto) -> Result<ForwardClientCert, XdsError> {
+    let at = at.field("forward_client_cert_details");
+    Ok(match enumeration(at, proto.forward_client_cert_details)? {
+        ForwardClientCertDetails::Sanitize => ForwardClientCert::Sanitize,
+        ForwardClientCertDetails::ForwardOnly => ForwardClientCert::ForwardOnly,
+        ForwardClientCertDetails::AppendForward => ForwardClientCert::AppendForward,
+        ForwardClientCertDetails::SanitizeSet => ForwardClientCert::SanitizeSet,
+        ForwardClientCertDetails::AlwaysForwardOnly => ForwardClientCert::AlwaysForwardOnly,
+    })
+}
+
+fn http_filters(
+    at: At<'_>,
+    protos: &[FilterProto],
+    context: &Context<'_>,
+) -> Result<Vec<HttpFilter>, XdsError> {
+    let mut filters = Vec::with_capacity(protos.len());
+    for (i, proto) in protos.iter().enumerate() {
+        let at = at.index(i);
+        let Some(http_filter::ConfigType::TypedConfig(config)) = &proto.config_type else {
+            return Err(at.field("typed_config").invalid("is required"));
+        };
+        // The router ends the chain, and is the only filter so far.
+        if i + 1 < protos.len() {
+            return Err(at.invalid(format!("{:?} must be the last HTTP filter", proto.name)));
+        }
+        let at = at.field("typed_config");
+        let Some(router) = mesh_xds::unpack::<Router>(config) else { return Err(extension(at, config)) };
+        let router = router.map_err(|e| at.invalid(e.to_string()))?;
+        filters.push(HttpFilter::Router(Arc::new(RouterFilter {
+            suppress_envoy_headers: router.suppress_envoy_headers,
+            upstream_log: access_log::convert(at.field("upstream_log"), &router.upstream_log, context)?,
+        })));
+    }
+    if filters.is_empty() {
+        return Err(at.invalid("needs envoy.filters.http.router as the last filter"));
+    }
+    Ok(filters)
+}

@@ -1,0 +1,61 @@
+//! Envoy's messages to the compiled configuration: one converter per resource type.
+//!
+//! A converter is a pure function of its message, but for the files that data sources name and the statistics
+//! handles that it asks for. It never publishes anything, and never skips what it does not understand: a
+//! field that would change behaviour refuses its resource, by its full path.
+
+#![allow(deprecated, reason = "configurations use deprecated fields, and Envoy still honours them")]
+
+mod access_log;
+mod cluster;
+mod common;
+mod endpoint;
+mod error;
+mod format;
+mod headers;
+mod http_connection_manager;
+mod http_options;
+mod listener;
+mod matcher;
+mod route;
+mod route_action;
+mod support;
+mod supported;
+mod tcp_proxy;
+mod tls;
+
+use std::collections::{BTreeSet, HashMap};
+
+use mesh_xds::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+
+use crate::telemetry::log_file::LogFiles;
+use crate::telemetry::stats::Store;
+
+pub use error::XdsError;
+pub use format::parse as parse_format;
+pub use support::Ignored;
+
+/// What converters may look at beside their message.
+pub struct Context<'a> {
+    pub stats: &'a Store,
+    pub log_files: &'a LogFiles,
+    /// Static secrets by name.
+    pub secrets: HashMap<String, Secret>,
+    /// Names of all clusters: static routes and TCP proxies may name no other.
+    pub clusters: BTreeSet<String>,
+    /// Fields that were given and change nothing; converters add to it.
+    pub ignored: Ignored,
+}
+
+pub use cluster::convert as cluster;
+pub use listener::convert as listener;
+
+impl Context<'_> {
+    /// Envoy refuses a static route or `tcp_proxy` to a cluster that does not exist.
+    fn known_cluster(&self, at: error::At<'_>, cluster: &str) -> Result<(), XdsError> {
+        if self.clusters.contains(cluster) {
+            return Ok(());
+        }
+        Err(XdsError::MissingCluster { path: at.to_string(), cluster: cluster.to_owned() })
+    }
+}

@@ -1,0 +1,154 @@
+//! `envoy.config.route.v3.RouteConfiguration`: virtual hosts and what their routes match.
+
+use std::sync::Arc;
+
+use mesh_xds::pb::envoy::config::route::v3::route::Action as ActionProto;
+use mesh_xds::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use mesh_xds::pb::envoy::config::route::v3::virtual_host::TlsRequirementType;
+use mesh_xds::pb::envoy::config::route::v3::{
+    Route as RouteProto, RouteConfiguration, RouteMatch as MatchProto, VirtualHost as HostProto,
+};
+
+use super::common::{boolean, enumeration, number, runtime_fraction};
+use super::error::{At, XdsError};
+use super::headers::{lists, mutations};
+use super::{Context, matcher, route_action};
+use crate::model::domains::Domains;
+use crate::model::route::{Action, PathMatch, RequireTls, Route, RouteMatch, RouteTable, VirtualHost};
+
+/// Envoy's `max_direct_response_body_size_bytes`.
+const DIRECT_RESPONSE_BODY_BYTES: u32 = 4096;
+
+/// What the converters of one table share.
+pub(super) struct Table<'a, 'b> {
+    pub(super) context: &'a Context<'b>,
+    /// Must clusters exist?
+    pub(super) validate_clusters: bool,
+    pub(super) max_body_bytes: usize,
+}
+
+pub(super) fn convert(
+    at: At<'_>,
+    proto: &RouteConfiguration,
+    context: &Context<'_>,
+) -> Result<RouteTable, XdsError> {
+    let max_body = number(proto.max_direct_response_body_size_bytes, DIRECT_RESPONSE_BODY_BYTES);
+    let table = Table {
+        context,
+        // Envoy: true for inline tables.
+        validate_clusters: boolean(proto.validate_clusters, true),
+        max_body_bytes: usize::try_from(max_body).unwrap_or(usize::MAX),
+    };
+    let at_hosts = at.field("virtual_hosts");
+    let hosts = proto.virtual_hosts.iter().enumerate();
+    let virtual_hosts: Vec<_> = hosts
+        .map(|(i, proto)| virtual_host(at_hosts.index(i), proto, &table).map(Arc::new))
+        .collect::<Result<_, _>>()?;
+    let domains = Domains::new(virtual_hosts.iter().map(|host| host.domains.iter()))
+        .map_err(|e| at_hosts.invalid(format!("{e}; remove one")))?;
+    Ok(RouteTable {
+        name: proto.name.as_str().into(),
+        virtual_hosts,
+        domains,
+        headers: mutations(at, lists!(proto))?,
+        internal_only_headers: proto
+            .internal_only_headers
+            .iter()
+            .map(|name| name.to_ascii_lowercase().into())
+            .collect(),
+        ignore_port_in_host_matching: proto.ignore_port_in_host_matching,
+        most_specific_header_mutations_wins: proto.most_specific_header_mutations_wins,
+    })
+}
+
+fn virtual_host(at: At<'_>, proto: &HostProto, table: &Table<'_, '_>) -> Result<VirtualHost, XdsError> {
+    let at_routes = at.field("routes");
+    let routes = proto.routes.iter().enumerate();
+    let retry = match &proto.retry_policy {
+        Some(policy) => Some(Arc::new(route_action::retry(at.field("retry_policy"), policy)?)),
+        None => None,
+    };
+    let at_domains = at.field("domains");
+    for (i, domain) in proto.domains.iter().enumerate() {
+        let fixed = domain.strip_prefix('*').or(domain.strip_suffix('*')).unwrap_or(domain);
+        if domain.is_empty() || fixed.contains('*') {
+            let message = format!("{domain:?} is not a domain; * may only be its first or last character");
+            return Err(at_domains.index(i).invalid(message));
+        }
+    }
+    Ok(VirtualHost {
+        name: proto.name.as_str().into(),
+        domains: proto.domains.iter().map(|domain| domain.as_str().into()).collect(),
+        routes: routes
+            .map(|(i, proto)| route(at_routes.index(i), proto, table).map(Arc::new))
+            .collect::<Result<_, _>>()?,
+        require_tls: match enumeration(at.field("require_tls"), proto.require_tls)? {
+            TlsRequirementType::None => RequireTls::None,
+            TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
+            TlsRequirementType::All => RequireTls::All,
+        },
+        headers: mutations(at, lists!(proto))?,
+        retry,
+        include_request_attempt_count: proto.include_request_attempt_count,
+        include_attempt_count_in_response: proto.include_attempt_count_in_response,
+    })
+}
+
+fn route(at: At<'_>, proto: &RouteProto, table: &Table<'_, '_>) -> Result<Route, XdsError> {
+    let matches = proto.r#match.as_ref().ok_or_else(|| at.field("match").invalid("is required"))?;
+    let action = match &proto.action {
+        Some(ActionProto::Route(action)) => {
+            let forward = route_action::forward(at.field("route"), action, table)?;
+            Action::Forward(Box::new(forward))
+        }
+        Some(ActionProto::Redirect(action)) => {
+            Action::Redirect(route_action::redirect(at.field("redirect"), action)?)
+        }
+        Some(ActionProto::DirectResponse(action)) => {
+            Action::Direct(route_action::direct(at.field("direct_response"), action, table)?)
+        }
+        Some(_) => return Err(at.unsupported()),
+        None => return Err(at.invalid("needs one of route, redirect, direct_response")),
+    };
+    Ok(Route {
+        name: proto.name.as_str().into(),
+        matches: route_match(at.field("match"), matches)?,
+        action,
+        headers: mutations(at, lists!(proto))?,
+    })
+}
+
+fn route_match(at: At<'_>, proto: &MatchProto) -> Result<RouteMatch, XdsError> {
+    Ok(RouteMatch {
+        path: path_match(at, proto)?,
+        case_sensitive: boolean(proto.case_sensitive, true),
+        headers: matcher::headers(at.field("headers"), &proto.headers)?,
+        query: matcher::queries(at.field("query_parameters"), &proto.query_parameters)?,
+        runtime_fraction: proto.runtime_fraction.as_ref().map(runtime_fraction),
+        grpc: proto.grpc.is_some(),
+    })
+}
+
+fn path_match(at: At<'_>, proto: &MatchProto) -> Result<PathMatch, XdsError> {
+    Ok(match &proto.path_specifier {
+        Some(PathSpecifier::Prefix(prefix)) => PathMatch::Prefix(prefix.clone()),
+        Some(PathSpecifier::Path(path)) => PathMatch::Exact(path.clone()),
+        Some(PathSpecifier::SafeRegex(regex)) => {
+            PathMatch::Regex(matcher::whole(at.field("safe_regex"), regex)?)
+        }
+        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => {
+            // Envoy: "^[^?#]+[^?#/]$".
+            if !prefix.starts_with('/') || prefix.ends_with('/') || prefix.contains(['?', '#']) {
+                let message = format!("{prefix:?} must begin with /, not end with /, and have no ? or #");
+                return Err(at.field("path_separated_prefix").invalid(message));
+            }
+            PathMatch::SeparatedPrefix(prefix.clone())
+        }
+        Some(PathSpecifier::ConnectMatcher(_)) => PathMatch::Connect,
+        Some(_) => return Err(at.unsupported()),
+        None => {
+            let message = "needs one of prefix, path, safe_regex, path_separated_prefix, connect_matcher";
+            return Err(at.invalid(message));
+        }
+    })
+}

@@ -1,0 +1,323 @@
+//! What a matched route does: forward, redirect, answer; retry and hash policies.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_xds::pb::envoy::config::route::v3::redirect_action::{
+    PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
+};
+use mesh_xds::pb::envoy::config::route::v3::retry_policy::{RetryHostPredicate, retry_host_predicate};
+use mesh_xds::pb::envoy::config::route::v3::route_action::hash_policy::PolicySpecifier;
+use mesh_xds::pb::envoy::config::route::v3::route_action::{
+    ClusterNotFoundResponseCode, ClusterSpecifier, HashPolicy as HashProto, HostRewriteSpecifier,
+};
+use mesh_xds::pb::envoy::config::route::v3::weighted_cluster::cluster_weight;
+use mesh_xds::pb::envoy::config::route::v3::{
+    DirectResponseAction, RedirectAction, RetryPolicy as RetryProto, RouteAction,
+    WeightedCluster as WeightedProto,
+};
+use mesh_xds::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use mesh_xds::pb::google::protobuf;
+
+use super::common::{data, duration, duration_or, enumeration, number, timeout};
+use super::error::{At, XdsError};
+use super::headers::{lists, mutations};
+use super::http_connection_manager::upgrade;
+use super::listener::extension;
+use super::route::Table;
+use super::{format, headers, matcher};
+use crate::model::route::{
+    ClusterChoice, DirectResponse, Forward, HashOn, HashPolicy, HostRewrite, PathRewrite, Redirect,
+    RedirectPath, RetryOn, RetryPolicy, WeightedCluster,
+};
+
+/// Envoy's route timeout.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// Envoy's base of the retry back-off.
+const RETRY_BASE: Duration = Duration::from_millis(25);
+
+pub(super) fn forward(at: At<'_>, proto: &RouteAction, table: &Table<'_, '_>) -> Result<Forward, XdsError> {
+    let retry = match &proto.retry_policy {
+        Some(policy) => Some(Arc::new(self::retry(at.field("retry_policy"), policy)?)),
+        None => None,
+    };
+    let at_duration = at.field("max_stream_duration");
+    let stream = proto.max_stream_duration.unwrap_or_default();
+    let not_found = at.field("cluster_not_found_response_code");
+    let upgrades = proto.upgrade_configs.iter();
+    let at_hash = at.field("hash_policy");
+    let hash_policy = proto.hash_policy.iter().enumerate();
+    Ok(Forward {
+        cluster: cluster_choice(at, proto, table)?,
+        cluster_not_found_status: match enumeration(not_found, proto.cluster_not_found_response_code)? {
+            ClusterNotFoundResponseCode::ServiceUnavailable => 503,
+            ClusterNotFoundResponseCode::NotFound => 404,
+            ClusterNotFoundResponseCode::InternalServerError => 500,
+        },
+        path_rewrite: path_rewrite(at, proto)?,
+        host_rewrite: host_rewrite(at, proto)?,
+        append_x_forwarded_host: proto.append_x_forwarded_host,
+        timeout: timeout(at.field("timeout"), proto.timeout, Some(TIMEOUT))?,
+        idle_timeout: timeout(at.field("idle_timeout"), proto.idle_timeout, None)?,
+        max_stream_duration: given(at_duration.field("max_stream_duration"), stream.max_stream_duration)?,
+        max_grpc_timeout: given(at.field("max_grpc_timeout"), proto.max_grpc_timeout)?,
+        grpc_timeout_offset: timeout(at.field("grpc_timeout_offset"), proto.grpc_timeout_offset, None)?,
+        grpc_timeout_header_max: given(
+            at_duration.field("grpc_timeout_header_max"),
+            stream.grpc_timeout_header_max,
+        )?,
+        retry,
+        upgrades: upgrades.map(|u| upgrade(&u.upgrade_type, u.enabled)).collect(),
+        hash_policy: hash_policy
+            .map(|(i, proto)| self::hash_policy(at_hash.index(i), proto))
+            .collect::<Result<_, _>>()?,
+        priority_high: proto.priority == 1,
+    })
+}
+
+/// `None`: not given; `Some(None)`: zero, which is "no limit".
+fn given(at: At<'_>, value: Option<protobuf::Duration>) -> Result<Option<Option<Duration>>, XdsError> {
+    value.map(|value| timeout(at, Some(value), None)).transpose()
+}
+
+fn cluster_choice(at: At<'_>, proto: &RouteAction, table: &Table<'_, '_>) -> Result<ClusterChoice, XdsError> {
+    match &proto.cluster_specifier {
+        Some(ClusterSpecifier::Cluster(name)) => {
+            known_cluster(at.field("cluster"), name, table)?;
+            Ok(ClusterChoice::Single(name.as_str().into()))
+        }
+        Some(ClusterSpecifier::ClusterHeader(name)) => {
+            Ok(ClusterChoice::Header(headers::name(at.field("cluster_header"), name)?))
+        }
+        Some(ClusterSpecifier::WeightedClusters(weighted)) => {
+            self::weighted(at.field("weighted_clusters"), weighted, table)
+        }
+        Some(_) => Err(at.unsupported()),
+        None => Err(at.invalid("needs one of cluster, cluster_header, weighted_clusters")),
+    }
+}
+
+fn known_cluster(at: At<'_>, name: &str, table: &Table<'_, '_>) -> Result<(), XdsError> {
+    if table.validate_clusters { table.context.known_cluster(at, name) } else { Ok(()) }
+}
+
+fn weighted(at: At<'_>, proto: &WeightedProto, table: &Table<'_, '_>) -> Result<ClusterChoice, XdsError> {
+    let at_clusters = at.field("clusters");
+    let mut sum = 0u32;
+    let mut clusters = Vec::with_capacity(proto.clusters.len());
+    for (i, cluster) in proto.clusters.iter().enumerate() {
+        let at = at_clusters.index(i);
+        known_cluster(at.field("name"), &cluster.name, table)?;
+        let weight = number(cluster.weight, 0);
+        sum = sum
+            .checked_add(weight)
+            .ok_or_else(|| at.field("weight").invalid("the sum of all weights exceeds 4294967295"))?;
+        clusters.push(WeightedCluster {
+            name: cluster.name.as_str().into(),
+            weight,
+            headers: mutations(at, lists!(cluster))?,
+            host_rewrite: cluster
+                .host_rewrite_specifier
+                .as_ref()
+                .map(|cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host)| host.as_str().into()),
+        });
+    }
+    if sum == 0 {
+        return Err(at_clusters.invalid("needs at least one cluster with a weight above 0"));
+    }
+    // Envoy: "the sum of weights must equal total_weight", where that is given.
+    match proto.total_weight {
+        Some(total) if total.value != sum => {
+            let message = format!("is {}, but the weights sum to {sum}; remove it", total.value);
+            Err(at.field("total_weight").invalid(message))
+        }
+        _ => Ok(ClusterChoice::Weighted { clusters, total: sum }),
+    }
+}
+
+fn path_rewrite(at: At<'_>, proto: &RouteAction) -> Result<PathRewrite, XdsError> {
+    match (&proto.regex_rewrite, proto.prefix_rewrite.as_str()) {
+        (None, "") => Ok(PathRewrite::None),
+        (None, prefix) => Ok(PathRewrite::Prefix(prefix.to_owned())),
+        (Some(rewrite), "") => {
+            let (regex, substitution) = matcher::rewrite(at.field("regex_rewrite"), rewrite)?;
+            Ok(PathRewrite::Regex(regex, substitution))
+        }
+        (Some(_), _) => {
+            Err(at.field("regex_rewrite").invalid("cannot be given beside prefix_rewrite; keep one"))
+        }
+    }
+}
+
+fn host_rewrite(at: At<'_>, proto: &RouteAction) -> Result<HostRewrite, XdsError> {
+    Ok(match &proto.host_rewrite_specifier {
+        None => HostRewrite::None,
+        Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => HostRewrite::Literal(host.as_str().into()),
+        Some(HostRewriteSpecifier::AutoHostRewrite(auto)) => {
+            if auto.value {
+                HostRewrite::Auto
+            } else {
+                HostRewrite::None
+            }
+        }
+        Some(HostRewriteSpecifier::HostRewriteHeader(name)) => {
+            HostRewrite::Header(headers::name(at.field("host_rewrite_header"), name)?)
+        }
+        Some(HostRewriteSpecifier::HostRewritePathRegex(rewrite)) => {
+            let (regex, substitution) = matcher::rewrite(at.field("host_rewrite_path_regex"), rewrite)?;
+            HostRewrite::PathRegex(regex, substitution)
+        }
+        Some(_) => return Err(at.unsupported()),
+    })
+}
+
+fn hash_policy(at: At<'_>, proto: &HashProto) -> Result<HashPolicy, XdsError> {
+    let on = match &proto.policy_specifier {
+        Some(PolicySpecifier::Header(header)) => {
+            let at = at.field("header");
+            HashOn::Header(headers::name(at.field("header_name"), &header.header_name)?)
+        }
+        Some(PolicySpecifier::Cookie(cookie)) => {
+            let at = at.field("cookie");
+            HashOn::Cookie {
+                name: cookie.name.clone(),
+                path: cookie.path.clone(),
+                ttl: cookie.ttl.map(|ttl| duration(at.field("ttl"), ttl)).transpose()?,
+            }
+        }
+        Some(PolicySpecifier::ConnectionProperties(properties)) if properties.source_ip => HashOn::SourceIp,
+        Some(PolicySpecifier::ConnectionProperties(_)) => {
+            return Err(at.field("connection_properties").invalid("needs source_ip: true"));
+        }
+        Some(PolicySpecifier::QueryParameter(parameter)) => HashOn::QueryParameter(parameter.name.clone()),
+        _ => return Err(at.invalid("needs one of header, cookie, connection_properties, query_parameter")),
+    };
+    Ok(HashPolicy { on, terminal: proto.terminal })
+}
+
+pub(super) fn redirect(at: At<'_>, proto: &RedirectAction) -> Result<Redirect, XdsError> {
+    let (mut scheme, mut https) = (None, false);
+    match &proto.scheme_rewrite_specifier {
+        Some(SchemeRewriteSpecifier::HttpsRedirect(redirect)) => https = *redirect,
+        Some(SchemeRewriteSpecifier::SchemeRedirect(to)) => scheme = Some(to.clone()),
+        None => {}
+    }
+    let path = match &proto.path_rewrite_specifier {
+        None => RedirectPath::Keep,
+        // An empty path redirects to where the request came from.
+        Some(PathRewriteSpecifier::PathRedirect(path)) if path.is_empty() => RedirectPath::Keep,
+        Some(PathRewriteSpecifier::PathRedirect(path)) => RedirectPath::Replace(path.clone()),
+        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) if prefix.is_empty() => RedirectPath::Keep,
+        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => RedirectPath::PrefixRewrite(prefix.clone()),
+        Some(PathRewriteSpecifier::RegexRewrite(rewrite)) => {
+            let (regex, substitution) = matcher::rewrite(at.field("regex_rewrite"), rewrite)?;
+            RedirectPath::Regex(regex, substitution)
+        }
+        Some(_) => return Err(at.unsupported()),
+    };
+    Ok(Redirect {
+        scheme,
+        https,
+        host: Some(proto.host_redirect.clone()).filter(|host| !host.is_empty()),
+        port: Some(proto.port_redirect).filter(|&port| port != 0),
+        path,
+        strip_query: proto.strip_query,
+        status: match enumeration(at.field("response_code"), proto.response_code)? {
+            RedirectResponseCode::MovedPermanently => 301,
+            RedirectResponseCode::Found => 302,
+            RedirectResponseCode::SeeOther => 303,
+            RedirectResponseCode::TemporaryRedirect => 307,
+            RedirectResponseCode::PermanentRedirect => 308,
+        },
+    })
+}
+
+pub(super) fn direct(
+    at: At<'_>,
+    proto: &DirectResponseAction,
+    table: &Table<'_, '_>,
+) -> Result<DirectResponse, XdsError> {
+    let status = u16::try_from(proto.status).ok().filter(|status| (200..600).contains(status));
+    let status = status.ok_or_else(|| {
+        at.field("status").invalid(format!("must be from 200 to 599, not {}", proto.status))
+    })?;
+    let at_body = at.field("body");
+    let body = match &proto.body {
+        Some(source) => data(at_body, source)?,
+        None => Vec::new(),
+    };
+    if body.len() > table.max_body_bytes {
+        let message = format!(
+            "has {} bytes; the limit is {} (max_direct_response_body_size_bytes)",
+            body.len(),
+            table.max_body_bytes
+        );
+        return Err(at_body.invalid(message));
+    }
+    let body_format = match &proto.body_format {
+        Some(format) => Some(format::text(at.field("body_format"), format)?),
+        None => None,
+    };
+    Ok(DirectResponse { status, body: body.into(), body_format })
+}
+
+pub(super) fn retry(at: At<'_>, proto: &RetryProto) -> Result<RetryPolicy, XdsError> {
+    let mut on = RetryOn::default();
+    for condition in proto.retry_on.split(',').map(str::trim).filter(|c| !c.is_empty()) {
+        // A bare status code is Istio's way to write a retriable one; Envoy ignores conditions that it does
+        // not know, so that one policy fits several versions.
+        on.add(condition);
+    }
+    let at_codes = at.field("retriable_status_codes");
+    let codes = proto.retriable_status_codes.iter().enumerate().map(|(i, &code)| {
+        u16::try_from(code).map_err(|_| at_codes.index(i).invalid(format!("{code} is not a status")))
+    });
+    let at_back_off = at.field("retry_back_off");
+    let back_off = match &proto.retry_back_off {
+        Some(back_off) => {
+            let base = duration_or(at_back_off.field("base_interval"), back_off.base_interval, RETRY_BASE)?;
+            let max = duration_or(at_back_off.field("max_interval"), back_off.max_interval, base * 10)?;
+            if max < base {
+                return Err(at_back_off.field("max_interval").invalid("must not be below base_interval"));
+            }
+            (base, max)
+        }
+        None => (RETRY_BASE, RETRY_BASE * 10),
+    };
+    let at_predicates = at.field("retry_host_predicate");
+    for (i, predicate) in proto.retry_host_predicate.iter().enumerate() {
+        previous_hosts(at_predicates.index(i), predicate)?;
+    }
+    Ok(RetryPolicy {
+        on,
+        num_retries: number(proto.num_retries, 1),
+        per_try_timeout: timeout(at.field("per_try_timeout"), proto.per_try_timeout, None)?,
+        per_try_idle_timeout: timeout(at.field("per_try_idle_timeout"), proto.per_try_idle_timeout, None)?,
+        retriable_status_codes: codes.collect::<Result<_, _>>()?,
+        retriable_headers: matcher::headers(at.field("retriable_headers"), &proto.retriable_headers)?,
+        retriable_request_headers: matcher::headers(
+            at.field("retriable_request_headers"),
+            &proto.retriable_request_headers,
+        )?,
+        previous_hosts: !proto.retry_host_predicate.is_empty(),
+        // Envoy: one attempt if nothing is said.
+        host_selection_retry_max_attempts: u32::try_from(proto.host_selection_retry_max_attempts)
+            .ok()
+            .filter(|&n| n > 0)
+            .unwrap_or(1),
+        back_off,
+    })
+}
+
+fn previous_hosts(at: At<'_>, proto: &RetryHostPredicate) -> Result<(), XdsError> {
+    match &proto.config_type {
+        Some(retry_host_predicate::ConfigType::TypedConfig(config)) => {
+            match mesh_xds::unpack::<PreviousHostsPredicate>(config) {
+                Some(_) => Ok(()),
+                None => Err(extension(at.field("typed_config"), config)),
+            }
+        }
+        None if proto.name == "envoy.retry_host_predicates.previous_hosts" => Ok(()),
+        None => Err(at.field("typed_config").invalid("is required")),
+    }
+}

@@ -1,0 +1,259 @@
+//! The table of [`super::support`]: message, honoured fields, ignored fields.
+
+use super::support::Row;
+
+/// All messages that a converter reads.
+#[rustfmt::skip]
+pub(super) const ROWS: &[Row] = &[
+    ("config.bootstrap.v3.Bootstrap", "node admin static_resources",
+     "layered_runtime stats_config stats_sinks stats_flush_interval stats_flush_on_admin bootstrap_extensions \
+      node_context_params cluster_manager watchdog watchdogs overload_manager default_socket_interface \
+      typed_dns_resolver_config application_log_config memory_allocator_manager deferred_stat_options \
+      fatal_actions default_regex_engine grpc_async_client_manager_config inline_headers \
+      perf_tracing_file_path perf_tracing_file_path flags_path"),
+    ("config.bootstrap.v3.Bootstrap.StaticResources", "listeners clusters secrets", ""),
+    ("config.bootstrap.v3.Admin", "address", "access_log_path access_log profile_path ignore_global_conn_limit"),
+
+    ("config.listener.v3.Listener",
+     "name address stat_prefix filter_chains default_filter_chain use_original_dst traffic_direction \
+      bind_to_port deprecated_v1 listener_filters listener_filters_timeout \
+      continue_on_listener_filters_timeout per_connection_buffer_limit_bytes access_log",
+     "metadata drain_type stats_matcher reuse_port enable_reuse_port connection_balance_config \
+      tcp_fast_open_queue_length tcp_backlog_size max_connections_to_accept_per_socket_event \
+      ignore_global_conn_limit bypass_overload_manager per_connection_buffer_high_watermark_timeout \
+      tcp_keepalive"),
+    ("config.listener.v3.Listener.DeprecatedV1", "bind_to_port", ""),
+    ("config.listener.v3.FilterChain",
+     "name filter_chain_match filters transport_socket transport_socket_connect_timeout", "metadata"),
+    ("config.listener.v3.FilterChainMatch",
+     "destination_port prefix_ranges server_names transport_protocol application_protocols source_type \
+      direct_source_prefix_ranges source_prefix_ranges source_ports", ""),
+    ("config.listener.v3.Filter", "name typed_config", ""),
+    ("config.listener.v3.ListenerFilter", "name typed_config filter_disabled", ""),
+    ("config.listener.v3.ListenerFilterChainMatchPredicate",
+     "or_match and_match not_match any_match destination_port_range", ""),
+    ("config.listener.v3.ListenerFilterChainMatchPredicate.MatchSet", "rules", ""),
+    ("extensions.filters.listener.original_dst.v3.OriginalDst", "", ""),
+    ("extensions.filters.listener.tls_inspector.v3.TlsInspector", "",
+     "enable_ja3_fingerprinting enable_ja4_fingerprinting initial_read_buffer_size"),
+    ("extensions.filters.listener.http_inspector.v3.HttpInspector", "", ""),
+    ("extensions.filters.listener.proxy_protocol.v3.ProxyProtocol", "", "stat_prefix"),
+
+    ("config.core.v3.Address", "socket_address", ""),
+    ("config.core.v3.SocketAddress", "protocol address port_value", "ipv4_compat"),
+    ("config.core.v3.CidrRange", "address_prefix prefix_len", ""),
+    ("config.core.v3.TransportSocket", "name typed_config", ""),
+    ("config.core.v3.DataSource", "filename inline_bytes inline_string environment_variable",
+     "watched_directory"),
+    ("config.core.v3.Metadata", "filter_metadata", "typed_filter_metadata"),
+    ("config.core.v3.Node", "id cluster metadata locality user_agent_name user_agent_version",
+     "dynamic_parameters user_agent_build_version extensions client_features listening_addresses"),
+    ("config.core.v3.Locality", "region zone sub_zone", ""),
+    ("config.core.v3.TypedExtensionConfig", "name typed_config", ""),
+    ("config.core.v3.RuntimeFractionalPercent", "default_value", "runtime_key"),
+    ("config.core.v3.RuntimeDouble", "default_value", "runtime_key"),
+    ("config.core.v3.TcpKeepalive", "keepalive_probes keepalive_time keepalive_interval", ""),
+    ("config.core.v3.BindConfig", "source_address", ""),
+    ("config.core.v3.HeaderValueOption", "header append append_action keep_empty_value", ""),
+    ("config.core.v3.HeaderValue", "key value", ""),
+    ("config.core.v3.SubstitutionFormatString",
+     "text_format text_format_source json_format", "content_type json_format_options"),
+    ("config.core.v3.HttpProtocolOptions",
+     "idle_timeout max_connection_duration max_headers_count max_stream_duration \
+      headers_with_underscores_action max_requests_per_connection",
+     "max_connection_duration_jitter max_response_headers_kb"),
+    ("config.core.v3.UpstreamHttpProtocolOptions", "auto_sni auto_san_validation", ""),
+    ("config.core.v3.Http1ProtocolOptions",
+     "allow_absolute_url accept_http_10 default_host_for_http_10 header_key_format enable_trailers \
+      allow_chunked_length",
+     "override_stream_error_on_invalid_http_message use_balsa_parser allow_custom_methods"),
+    ("config.core.v3.Http1ProtocolOptions.HeaderKeyFormat", "proper_case_words", ""),
+    ("config.core.v3.Http1ProtocolOptions.HeaderKeyFormat.ProperCaseWords", "", ""),
+    ("config.core.v3.Http2ProtocolOptions",
+     "max_concurrent_streams initial_stream_window_size initial_connection_window_size allow_connect \
+      connection_keepalive",
+     "hpack_table_size max_outbound_frames max_outbound_control_frames \
+      max_consecutive_inbound_frames_with_empty_payload max_inbound_priority_frames_per_stream \
+      max_inbound_window_update_frames_per_data_frame_sent stream_error_on_invalid_http_messaging \
+      override_stream_error_on_invalid_http_message use_oghttp2_codec max_metadata_size \
+      enable_huffman_encoding max_header_field_size_kb disallow_obs_text stream_reset_burst \
+      stream_reset_rate"),
+    ("config.core.v3.KeepaliveSettings", "interval timeout", "interval_jitter connection_idle_interval"),
+
+    ("type.v3.Int32Range", "start end", ""),
+    ("type.v3.Int64Range", "start end", ""),
+    ("type.v3.Percent", "value", ""),
+    ("type.v3.FractionalPercent", "numerator denominator", ""),
+    ("type.v3.HashPolicy", "source_ip", ""),
+    ("type.v3.HashPolicy.SourceIp", "", ""),
+    ("type.matcher.v3.StringMatcher", "exact prefix suffix safe_regex contains ignore_case", ""),
+    ("type.matcher.v3.RegexMatcher", "regex", "google_re2"),
+    ("type.matcher.v3.RegexMatchAndSubstitute", "pattern substitution", ""),
+
+    ("config.accesslog.v3.AccessLog", "name typed_config", ""),
+    ("extensions.access_loggers.file.v3.FileAccessLog",
+     "path format json_format typed_json_format log_format", ""),
+    ("extensions.access_loggers.stream.v3.StdoutAccessLog", "log_format", ""),
+    ("extensions.access_loggers.stream.v3.StderrAccessLog", "log_format", ""),
+
+    ("extensions.filters.network.tcp_proxy.v3.TcpProxy",
+     "stat_prefix cluster weighted_clusters idle_timeout access_log max_connect_attempts hash_policy \
+      max_downstream_connection_duration",
+     "metadata_match access_log_flush_interval flush_access_log_on_connected access_log_options \
+      backoff_options check_drain_close max_downstream_connection_duration_jitter_percentage"),
+    ("extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster", "clusters", ""),
+    ("extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight", "name weight",
+     "metadata_match"),
+
+    ("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+     "codec_type stat_prefix http_filters common_http_protocol_options http_protocol_options \
+      http2_protocol_options server_name server_header_transformation max_request_headers_kb \
+      stream_idle_timeout request_timeout request_headers_timeout drain_timeout delayed_close_timeout \
+      access_log use_remote_address xff_num_trusted_hops internal_address_config skip_xff_append via \
+      generate_request_id preserve_external_request_id always_set_request_id_in_response \
+      forward_client_cert_details set_current_client_cert_details proxy_100_continue upgrade_configs \
+      normalize_path merge_slashes path_with_escaped_slashes_action strip_matching_host_port \
+      strip_any_host_port route_config tracing",
+     "http1_safe_max_connection_duration http3_protocol_options stream_flush_timeout drain_timeout_jitter \
+      access_log_flush_interval flush_access_log_on_new_request access_log_options \
+      stream_error_on_invalid_http_message append_local_overload add_proxy_protocol_connection_state"),
+    ("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing", "",
+     "client_sampling random_sampling overall_sampling verbose max_path_tag_length custom_tags \
+      spawn_upstream_span operation upstream_operation no_context_propagation"),
+    ("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.InternalAddressConfig",
+     "cidr_ranges", "unix_sockets"),
+    ("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails",
+     "subject cert chain dns uri", ""),
+    ("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig",
+     "upgrade_type enabled", ""),
+    ("extensions.filters.network.http_connection_manager.v3.HttpFilter", "name typed_config", "is_optional"),
+    ("extensions.filters.http.router.v3.Router", "suppress_envoy_headers upstream_log",
+     "dynamic_stats start_child_span upstream_log_options suppress_grpc_request_failure_code_stats \
+      reject_connect_request_early_data"),
+
+    ("config.route.v3.RouteConfiguration",
+     "name virtual_hosts internal_only_headers request_headers_to_add request_headers_to_remove \
+      response_headers_to_add response_headers_to_remove most_specific_header_mutations_wins \
+      validate_clusters max_direct_response_body_size_bytes ignore_port_in_host_matching",
+     "metadata typed_per_filter_config"),
+    ("config.route.v3.VirtualHost",
+     "name domains routes require_tls request_headers_to_add request_headers_to_remove \
+      response_headers_to_add response_headers_to_remove include_request_attempt_count \
+      include_attempt_count_in_response retry_policy",
+     "virtual_clusters rate_limits cors typed_per_filter_config per_request_buffer_limit_bytes \
+      request_body_buffer_limit metadata"),
+    ("config.route.v3.Route",
+     "name match route redirect direct_response request_headers_to_add request_headers_to_remove \
+      response_headers_to_add response_headers_to_remove",
+     "metadata decorator tracing stat_prefix typed_per_filter_config per_request_buffer_limit_bytes \
+      request_body_buffer_limit"),
+    ("config.route.v3.RouteMatch",
+     "prefix path safe_regex path_separated_prefix connect_matcher case_sensitive runtime_fraction headers \
+      query_parameters grpc", ""),
+    ("config.route.v3.RouteMatch.GrpcRouteMatchOptions", "", ""),
+    ("config.route.v3.RouteMatch.ConnectMatcher", "", ""),
+    ("config.route.v3.HeaderMatcher",
+     "name exact_match safe_regex_match range_match present_match prefix_match suffix_match contains_match \
+      string_match invert_match treat_missing_header_as_empty", ""),
+    ("config.route.v3.QueryParameterMatcher", "name string_match present_match", ""),
+    ("config.route.v3.RouteAction",
+     "cluster cluster_header weighted_clusters cluster_not_found_response_code prefix_rewrite regex_rewrite \
+      host_rewrite_literal auto_host_rewrite host_rewrite_header host_rewrite_path_regex \
+      append_x_forwarded_host timeout idle_timeout retry_policy priority hash_policy max_grpc_timeout \
+      grpc_timeout_offset \
+      upgrade_configs max_stream_duration",
+     "metadata_match rate_limits include_vh_rate_limits cors early_data_policy flush_timeout"),
+    ("config.route.v3.RouteAction.MaxStreamDuration", "max_stream_duration grpc_timeout_header_max", ""),
+    ("config.route.v3.RouteAction.UpgradeConfig", "upgrade_type enabled", ""),
+    ("config.route.v3.RouteAction.HashPolicy",
+     "header cookie connection_properties query_parameter terminal", ""),
+    ("config.route.v3.RouteAction.HashPolicy.Header", "header_name", ""),
+    ("config.route.v3.RouteAction.HashPolicy.Cookie", "name ttl path", ""),
+    ("config.route.v3.RouteAction.HashPolicy.ConnectionProperties", "source_ip", ""),
+    ("config.route.v3.RouteAction.HashPolicy.QueryParameter", "name", ""),
+    ("config.route.v3.WeightedCluster", "clusters total_weight", "runtime_key_prefix"),
+    ("config.route.v3.WeightedCluster.ClusterWeight",
+     "name weight request_headers_to_add request_headers_to_remove response_headers_to_add \
+      response_headers_to_remove host_rewrite_literal",
+     "metadata_match typed_per_filter_config"),
+    ("config.route.v3.RedirectAction",
+     "https_redirect scheme_redirect host_redirect port_redirect path_redirect prefix_rewrite regex_rewrite \
+      response_code strip_query", ""),
+    ("config.route.v3.DirectResponseAction", "status body body_format", ""),
+    ("config.route.v3.RetryPolicy",
+     "retry_on num_retries per_try_timeout per_try_idle_timeout retry_host_predicate \
+      host_selection_retry_max_attempts retriable_status_codes retry_back_off retriable_headers \
+      retriable_request_headers", ""),
+    ("config.route.v3.RetryPolicy.RetryBackOff", "base_interval max_interval", ""),
+    ("config.route.v3.RetryPolicy.RetryHostPredicate", "name typed_config", ""),
+    ("extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate", "", ""),
+
+    ("config.cluster.v3.Cluster",
+     "name alt_stat_name type connect_timeout per_connection_buffer_limit_bytes lb_policy load_assignment \
+      max_requests_per_connection circuit_breakers upstream_http_protocol_options \
+      common_http_protocol_options http_protocol_options http2_protocol_options \
+      typed_extension_protocol_options dns_refresh_rate dns_failure_refresh_rate respect_dns_ttl \
+      dns_lookup_family cleanup_interval upstream_bind_config common_lb_config transport_socket \
+      transport_socket_matches protocol_selection upstream_connection_options \
+      close_connections_on_host_health_failure original_dst_lb_config least_request_lb_config \
+      round_robin_lb_config",
+     "metadata wait_for_warm_on_init dns_jitter typed_dns_resolver_config use_tcp_for_dns_lookups \
+      stats_matcher per_connection_buffer_high_watermark_timeout ignore_health_on_host_removal \
+      track_timeout_budgets track_cluster_stats preconnect_policy lrs_report_endpoint_metrics"),
+    ("config.cluster.v3.Cluster.TransportSocketMatch", "name match transport_socket", ""),
+    ("config.cluster.v3.Cluster.RefreshRate", "base_interval max_interval", ""),
+    ("config.cluster.v3.Cluster.CommonLbConfig", "healthy_panic_threshold locality_weighted_lb_config",
+     "update_merge_window ignore_new_hosts_until_first_hc zone_aware_lb_config \
+      close_connections_on_host_set_change consistent_hashing_lb_config override_host_status"),
+    ("config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfig", "", ""),
+    ("config.cluster.v3.Cluster.LeastRequestLbConfig", "choice_count active_request_bias", ""),
+    ("config.cluster.v3.Cluster.RoundRobinLbConfig", "", ""),
+    ("config.cluster.v3.Cluster.OriginalDstLbConfig",
+     "use_http_header http_header_name upstream_port_override", ""),
+    ("config.cluster.v3.UpstreamConnectionOptions", "tcp_keepalive",
+     "set_local_interface_name_on_upstream_connections happy_eyeballs_config"),
+    ("config.cluster.v3.CircuitBreakers", "thresholds", ""),
+    ("config.cluster.v3.CircuitBreakers.Thresholds",
+     "priority max_connections max_pending_requests max_requests max_retries retry_budget",
+     "track_remaining max_connection_pools"),
+    ("config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget", "budget_percent min_retry_concurrency",
+     "budget_interval"),
+    ("config.endpoint.v3.ClusterLoadAssignment", "cluster_name endpoints policy", ""),
+    ("config.endpoint.v3.ClusterLoadAssignment.Policy", "overprovisioning_factor", "endpoint_stale_after"),
+    ("config.endpoint.v3.LocalityLbEndpoints", "locality lb_endpoints load_balancing_weight priority",
+     "metadata proximity"),
+    ("config.endpoint.v3.LbEndpoint", "health_status metadata load_balancing_weight endpoint", ""),
+    ("config.endpoint.v3.Endpoint", "address hostname", "health_check_config observability_name"),
+    ("extensions.upstreams.http.v3.HttpProtocolOptions",
+     "common_http_protocol_options upstream_http_protocol_options explicit_http_config \
+      use_downstream_protocol_config auto_config", ""),
+    ("extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig",
+     "http_protocol_options http2_protocol_options", ""),
+    ("extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig",
+     "http_protocol_options http2_protocol_options", ""),
+    ("extensions.upstreams.http.v3.HttpProtocolOptions.AutoHttpConfig",
+     "http_protocol_options http2_protocol_options", ""),
+
+    ("extensions.transport_sockets.raw_buffer.v3.RawBuffer", "", ""),
+    ("extensions.transport_sockets.tls.v3.UpstreamTlsContext", "common_tls_context sni",
+     "allow_renegotiation max_session_keys enforce_rsa_key_usage"),
+    ("extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+     "common_tls_context require_client_certificate",
+     "disable_stateless_session_resumption disable_stateful_session_resumption session_timeout \
+      ocsp_staple_policy full_scan_certs_on_sni_mismatch prefer_client_ciphers"),
+    ("extensions.transport_sockets.tls.v3.CommonTlsContext",
+     "tls_params tls_certificates tls_certificate_sds_secret_configs validation_context \
+      validation_context_sds_secret_config combined_validation_context alpn_protocols", ""),
+    ("extensions.transport_sockets.tls.v3.CommonTlsContext.CombinedCertificateValidationContext",
+     "default_validation_context validation_context_sds_secret_config", ""),
+    ("extensions.transport_sockets.tls.v3.TlsParameters",
+     "tls_minimum_protocol_version tls_maximum_protocol_version cipher_suites ecdh_curves", ""),
+    ("extensions.transport_sockets.tls.v3.TlsCertificate", "certificate_chain private_key",
+     "watched_directory"),
+    ("extensions.transport_sockets.tls.v3.SdsSecretConfig", "name", ""),
+    ("extensions.transport_sockets.tls.v3.CertificateValidationContext",
+     "trusted_ca match_typed_subject_alt_names match_subject_alt_names trust_chain_verification",
+     "watched_directory suppress_client_ca_list"),
+    ("extensions.transport_sockets.tls.v3.SubjectAltNameMatcher", "san_type matcher", ""),
+    ("extensions.transport_sockets.tls.v3.Secret", "name tls_certificate validation_context", ""),
+];

@@ -1,0 +1,62 @@
+//! `envoy.filters.network.tcp_proxy`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy as Proto;
+use mesh_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
+
+use super::common::{number, timeout};
+use super::error::{At, XdsError};
+use super::{Context, access_log};
+use crate::model::network::{TcpClusters, TcpProxy};
+
+/// Envoy's `idle_timeout` of TCP connections.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+pub(super) fn convert(at: At<'_>, proto: &Proto, context: &Context<'_>) -> Result<TcpProxy, XdsError> {
+    let at_duration = at.field("max_downstream_connection_duration");
+    Ok(TcpProxy {
+        stat_prefix: proto.stat_prefix.as_str().into(),
+        cluster: clusters(at, proto, context)?,
+        idle_timeout: timeout(at.field("idle_timeout"), proto.idle_timeout, Some(IDLE_TIMEOUT))?,
+        max_downstream_connection_duration: timeout(
+            at_duration,
+            proto.max_downstream_connection_duration,
+            None,
+        )?,
+        max_connect_attempts: number(proto.max_connect_attempts, 1).max(1),
+        // The only policy that the table of supported fields lets through.
+        hash_source_ip: !proto.hash_policy.is_empty(),
+        access_log: access_log::convert(at.field("access_log"), &proto.access_log, context)?,
+        stats: context.stats.tcp(&proto.stat_prefix),
+    })
+}
+
+fn clusters(at: At<'_>, proto: &Proto, context: &Context<'_>) -> Result<TcpClusters, XdsError> {
+    match &proto.cluster_specifier {
+        Some(ClusterSpecifier::Cluster(name)) => {
+            context.known_cluster(at.field("cluster"), name)?;
+            Ok(TcpClusters::Single(name.as_str().into()))
+        }
+        Some(ClusterSpecifier::WeightedClusters(weighted)) => {
+            let at = at.field("weighted_clusters");
+            let at = at.field("clusters");
+            let mut total = 0u32;
+            let mut clusters = Vec::with_capacity(weighted.clusters.len());
+            for (i, cluster) in weighted.clusters.iter().enumerate() {
+                let at = at.index(i);
+                context.known_cluster(at.field("name"), &cluster.name)?;
+                total = total
+                    .checked_add(cluster.weight)
+                    .ok_or_else(|| at.field("weight").invalid("the sum of all weights exceeds 4294967295"))?;
+                clusters.push((Arc::from(cluster.name.as_str()), cluster.weight));
+            }
+            if total == 0 {
+                return Err(at.invalid("needs at least one cluster with a weight above 0"));
+            }
+            Ok(TcpClusters::Weighted { clusters, total })
+        }
+        None => Err(at.invalid("needs one of cluster, weighted_clusters")),
+    }
+}

@@ -1,0 +1,272 @@
+//! TLS contexts (`envoy.extensions.transport_sockets.tls.v3`) to rustls configurations.
+//!
+//! Trust is Envoy's, not a browser's: a peer is verified against `trusted_ca` and the configured subject
+//! alternative names; host names are compared only where the configuration asks for it; without a
+//! `trusted_ca` nothing is verified.
+
+mod certificates;
+mod parameters;
+mod verify;
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+
+use mesh_xds::pb::envoy::config::core::v3::TransportSocket;
+use mesh_xds::pb::envoy::config::core::v3::transport_socket::ConfigType;
+use mesh_xds::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
+use mesh_xds::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
+use mesh_xds::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type as SecretType;
+use mesh_xds::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsCertificate,
+    UpstreamTlsContext,
+};
+use mesh_xds::prost::Message;
+use rustls::{ClientConfig, ServerConfig};
+
+use super::Context;
+use super::common::{boolean, data, non_empty};
+use super::error::{At, XdsError};
+use super::listener::extension;
+use crate::model::cluster::Transport;
+use crate::model::tls::{DownstreamTls, UpstreamTls};
+
+/// What a resource read beside its message, so that its hash changes with it.
+#[derive(Debug, Default)]
+pub(super) struct Files(Vec<u64>);
+
+impl Files {
+    fn note(&mut self, content: &[u8]) {
+        let mut hasher = ahash::RandomState::with_seeds(5, 6, 7, 8).build_hasher();
+        hasher.write(content);
+        self.0.push(hasher.finish());
+    }
+
+    pub(super) fn hashes(&self) -> &[u64] {
+        &self.0
+    }
+}
+
+/// A transport socket of a filter chain; `None` for plain text.
+pub(super) fn downstream(
+    at: At<'_>,
+    socket: &TransportSocket,
+    context: &Context<'_>,
+    files: &mut Files,
+) -> Result<Option<Arc<DownstreamTls>>, XdsError> {
+    let Some(ConfigType::TypedConfig(config)) = &socket.config_type else {
+        return Err(at.field("typed_config").invalid("is required"));
+    };
+    let at = at.field("typed_config");
+    if mesh_xds::unpack::<RawBuffer>(config).is_some() {
+        return Ok(None);
+    }
+    let Some(proto) = mesh_xds::unpack::<DownstreamTlsContext>(config) else {
+        return Err(extension(at, config));
+    };
+    let proto = proto.map_err(|e| at.invalid(e.to_string()))?;
+    let common = proto.common_tls_context.unwrap_or_default();
+    let require = boolean(proto.require_client_certificate, false);
+    let mut parts = Parts { context, files };
+    let at = at.field("common_tls_context");
+    let provider = parameters::provider(at.field("tls_params"), common.tls_params.as_ref(), true)?;
+    let certificates = parts.certificates(at, &common, &provider)?;
+    if certificates.is_empty() {
+        let message = "needs one of tls_certificates, tls_certificate_sds_secret_configs";
+        return Err(at.invalid(message));
+    }
+    let (at_trust, trust) = parts.trust(at, &common)?;
+    let verifier = verify::client(
+        At::root(&at_trust),
+        trust.as_ref(),
+        require,
+        |at, source| parts.read(at, source),
+        &provider,
+    )?;
+    let versions = parameters::versions(at.field("tls_params"), common.tls_params.as_ref())?;
+    let local_uri_sans = certificates[0].uri_sans();
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&versions)
+        .map_err(|e| at.field("tls_params").invalid(e.to_string()))?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(certificates::Certificates::new(certificates)));
+    config.alpn_protocols = alpn(&common);
+    let without_alpn = (!config.alpn_protocols.is_empty()).then(|| {
+        let mut config = config.clone();
+        config.alpn_protocols = Vec::new();
+        Arc::new(config)
+    });
+    Ok(Some(Arc::new(DownstreamTls {
+        config: Arc::new(config),
+        without_alpn,
+        require_client_certificate: require,
+        local_uri_sans,
+    })))
+}
+
+/// A transport socket of a cluster. `auto_san`: the peer's certificate must name the server that was asked for.
+pub(super) fn upstream(
+    at: At<'_>,
+    socket: &TransportSocket,
+    auto_san: bool,
+    context: &Context<'_>,
+    files: &mut Files,
+) -> Result<Transport, XdsError> {
+    let Some(ConfigType::TypedConfig(config)) = &socket.config_type else {
+        return Err(at.field("typed_config").invalid("is required"));
+    };
+    let at = at.field("typed_config");
+    if mesh_xds::unpack::<RawBuffer>(config).is_some() {
+        return Ok(Transport::Raw);
+    }
+    let Some(proto) = mesh_xds::unpack::<UpstreamTlsContext>(config) else {
+        return Err(extension(at, config));
+    };
+    let proto = proto.map_err(|e| at.invalid(e.to_string()))?;
+    let sni = non_empty(&proto.sni);
+    files.note(&proto.encode_to_vec());
+    let common = proto.common_tls_context.unwrap_or_default();
+    let mut parts = Parts { context, files };
+    let at = at.field("common_tls_context");
+    let provider = parameters::provider(at.field("tls_params"), common.tls_params.as_ref(), false)?;
+    let certificates = parts.certificates(at, &common, &provider)?;
+    let (at_trust, trust) = parts.trust(at, &common)?;
+    let verifier = verify::server(
+        At::root(&at_trust),
+        trust.as_ref(),
+        auto_san,
+        |at, source| parts.read(at, source),
+        &provider,
+    )?;
+    let versions = parameters::versions(at.field("tls_params"), common.tls_params.as_ref())?;
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&versions)
+        .map_err(|e| at.field("tls_params").invalid(e.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match certificates.into_iter().next() {
+        Some(certificate) => builder.with_client_cert_resolver(Arc::new(certificate)),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = alpn(&common);
+    let identity_hash = super::common::content_hash(&common, files.hashes());
+    Ok(Transport::Tls(Arc::new(UpstreamTls { config: Arc::new(config), sni, identity_hash })))
+}
+
+fn alpn(common: &CommonTlsContext) -> Vec<Vec<u8>> {
+    common.alpn_protocols.iter().map(|protocol| protocol.clone().into_bytes()).collect()
+}
+
+/// Gathers what a context refers to: files and secrets.
+struct Parts<'a, 'b> {
+    context: &'a Context<'b>,
+    files: &'a mut Files,
+}
+
+impl Parts<'_, '_> {
+    fn read(
+        &mut self,
+        at: At<'_>,
+        source: &mesh_xds::pb::envoy::config::core::v3::DataSource,
+    ) -> Result<Vec<u8>, XdsError> {
+        let content = data(at, source)?;
+        self.files.note(&content);
+        Ok(content)
+    }
+
+    /// Own certificates, inline or from static secrets.
+    fn certificates(
+        &mut self,
+        at: At<'_>,
+        common: &CommonTlsContext,
+        provider: &Arc<rustls::crypto::CryptoProvider>,
+    ) -> Result<Vec<certificates::Certificate>, XdsError> {
+        let mut found = Vec::new();
+        let at_inline = at.field("tls_certificates");
+        for (i, proto) in common.tls_certificates.iter().enumerate() {
+            found.push(self.certificate(at_inline.index(i), proto, provider)?);
+        }
+        let at_secrets = at.field("tls_certificate_sds_secret_configs");
+        for (i, config) in common.tls_certificate_sds_secret_configs.iter().enumerate() {
+            let at = at_secrets.index(i);
+            let SecretType::TlsCertificate(proto) = self.secret(at, config)? else {
+                return Err(at
+                    .field("name")
+                    .invalid(format!("secret {:?} is not a tls_certificate", config.name)));
+            };
+            found.push(self.certificate(At::root(&secret_path(&config.name)), &proto, provider)?);
+        }
+        Ok(found)
+    }
+
+    fn certificate(
+        &mut self,
+        at: At<'_>,
+        proto: &TlsCertificate,
+        provider: &Arc<rustls::crypto::CryptoProvider>,
+    ) -> Result<certificates::Certificate, XdsError> {
+        let (at_chain, at_key) = (at.field("certificate_chain"), at.field("private_key"));
+        let chain = proto.certificate_chain.as_ref().ok_or_else(|| at_chain.invalid("is required"))?;
+        let key = proto.private_key.as_ref().ok_or_else(|| at_key.invalid("is required"))?;
+        let chain = self.read(at_chain, chain)?;
+        let key = self.read(at_key, key)?;
+        certificates::Certificate::parse(at, &chain, &key, provider)
+    }
+
+    fn secret(&self, at: At<'_>, config: &SdsSecretConfig) -> Result<SecretType, XdsError> {
+        let at = at.field("name");
+        let secret = self.context.secrets.get(&config.name).ok_or_else(|| {
+            at.invalid(format!("unknown secret {:?}; add it to static_resources.secrets", config.name))
+        })?;
+        secret.r#type.clone().ok_or_else(|| at.invalid(format!("secret {:?} is empty", config.name)))
+    }
+
+    /// The validation context and where it stands.
+    fn trust(
+        &mut self,
+        at: At<'_>,
+        common: &CommonTlsContext,
+    ) -> Result<(String, Option<CertificateValidationContext>), XdsError> {
+        Ok(match &common.validation_context_type {
+            None => (at.to_string(), None),
+            Some(ValidationContextType::ValidationContext(trust)) => {
+                (at.field("validation_context").to_string(), Some(trust.clone()))
+            }
+            Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => {
+                let at = at.field("validation_context_sds_secret_config");
+                (secret_path(&config.name), Some(self.validation_secret(at, config)?))
+            }
+            Some(ValidationContextType::CombinedValidationContext(combined)) => {
+                let at = at.field("combined_validation_context");
+                let mut trust = combined.default_validation_context.clone().unwrap_or_default();
+                if let Some(config) = &combined.validation_context_sds_secret_config {
+                    let at = at.field("validation_context_sds_secret_config");
+                    let of_secret = self.validation_secret(at, config)?;
+                    // As protobuf merges: the secret's values win, lists are joined.
+                    trust
+                        .merge(of_secret.encode_to_vec().as_slice())
+                        .map_err(|e| at.invalid(e.to_string()))?;
+                }
+                (at.field("default_validation_context").to_string(), Some(trust))
+            }
+            Some(_) => return Err(at.unsupported()),
+        })
+    }
+
+    fn validation_secret(
+        &self,
+        at: At<'_>,
+        config: &SdsSecretConfig,
+    ) -> Result<CertificateValidationContext, XdsError> {
+        match self.secret(at, config)? {
+            SecretType::ValidationContext(trust) => Ok(trust),
+            _ => {
+                let message = format!("secret {:?} is not a validation_context", config.name);
+                Err(at.field("name").invalid(message))
+            }
+        }
+    }
+}
+
+fn secret_path(name: &str) -> String {
+    format!("static_resources.secrets ({name})")
+}

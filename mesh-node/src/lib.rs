@@ -2,8 +2,8 @@
 //!
 //! Modules in data-flow order; each stage imports only the stages after it, plus `model` and `telemetry`.
 
-pub mod capture;
 pub mod admin;
+pub mod capture;
 pub mod cluster;
 pub mod drain;
 pub mod filter;

@@ -3,8 +3,10 @@
 //! Modules in data-flow order; each stage imports only the stages after it, plus `model` and `telemetry`.
 
 pub mod admin;
+pub mod app;
 pub mod capture;
 pub mod cluster;
+pub mod config;
 pub mod drain;
 pub mod filter;
 pub mod http;

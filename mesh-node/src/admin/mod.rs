@@ -31,7 +31,7 @@ use crate::cluster::ClusterManager;
 use crate::model::Snapshot;
 use crate::telemetry::stats::Store;
 pub use logging::Logging;
-pub use workloads::WorkloadView;
+pub use workloads::{KernelCount, WorkloadView};
 
 /// A client must send its request head within this time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);

@@ -24,13 +24,16 @@ pub fn page(state: &dyn AdminState, query: &Query) -> Reply {
             let body = stats::json(&samples).to_string();
             Reply { content_type: "application/json", ..Reply::text(body) }
         }
-        Some("prometheus") => Reply::text(stats::prometheus(&samples)),
+        Some("prometheus") => Reply::text(stats::prometheus(&samples) + &super::workloads::prometheus(state)),
         Some(_) => Reply::bad_request("usage: /stats?format=(json|prometheus|text)\n\n"),
     }
 }
 
 pub fn prometheus_page(state: &dyn AdminState, query: &Query) -> Reply {
-    samples(state, query).map_or_else(|reply| reply, |samples| Reply::text(stats::prometheus(&samples)))
+    samples(state, query).map_or_else(
+        |reply| reply,
+        |samples| Reply::text(stats::prometheus(&samples) + &super::workloads::prometheus(state)),
+    )
 }
 
 fn samples(state: &dyn AdminState, query: &Query) -> Result<Vec<stats::Sample>, Reply> {

@@ -64,7 +64,7 @@ impl AdminState for Fake {
             ips: vec!["10.0.0.1".parse().unwrap()],
             connections: 1,
             max_connections: 0,
-            counters: vec![("steered", 3)],
+            counters: vec![KernelCount { hook: "connect", reason: "steered_outbound", value: 3 }],
         }]
     }
     fn logging(&self) -> &Logging {
@@ -225,7 +225,7 @@ fn workloads_and_server_info() {
     assert_eq!(
         get(&state, "/workloads").body,
         "ns/pod::uid::u\nns/pod::service_account::sa\nns/pod::ips::10.0.0.1\nns/pod::cx_active::1\n\
-         ns/pod::max_connections::0\nns/pod::steered::3\n"
+         ns/pod::max_connections::0\nns/pod::connect.steered_outbound::3\n"
     );
     let info: Value = serde_json::from_str(&get(&state, "/server_info").body).unwrap();
     assert_eq!((&info["state"], &info["uptime_current_epoch"]), (&json!("LIVE"), &json!("8s")));

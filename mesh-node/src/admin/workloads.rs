@@ -19,8 +19,37 @@ pub struct WorkloadView {
     /// Captured connections open now, and how many may be (0 is no limit).
     pub connections: u32,
     pub max_connections: u32,
-    /// Name and value, in the order to show.
-    pub counters: Vec<(&'static str, u64)>,
+    /// What the kernel programs counted, in the order to show.
+    pub counters: Vec<KernelCount>,
+}
+
+/// One counter of a kernel program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelCount {
+    /// `connect`, `sk_lookup`, `sockops`, `tc_steer` or `tc_guard`.
+    pub hook: &'static str,
+    /// As `steered_outbound`.
+    pub reason: &'static str,
+    pub value: u64,
+}
+
+/// The enrolled pods and what was steered for them, as Prometheus reads it.
+pub fn prometheus(state: &dyn AdminState) -> String {
+    let workloads = state.workloads();
+    let mut out = format!("# TYPE mesh_enrolled_pods gauge\nmesh_enrolled_pods{{}} {}\n", workloads.len());
+    if workloads.iter().any(|w| !w.counters.is_empty()) {
+        out.push_str("# TYPE mesh_kernel_total counter\n");
+    }
+    for workload in &workloads {
+        let (namespace, pod) = (&workload.namespace, &workload.name);
+        for KernelCount { hook, reason, value } in &workload.counters {
+            let _ = writeln!(
+                out,
+                "mesh_kernel_total{{namespace=\"{namespace}\",pod=\"{pod}\",hook=\"{hook}\",reason=\"{reason}\"}} {value}"
+            );
+        }
+    }
+    out
 }
 
 pub fn page(state: &dyn AdminState, query: &Query) -> Reply {
@@ -39,8 +68,8 @@ pub fn page(state: &dyn AdminState, query: &Query) -> Reply {
         let _ = writeln!(out, "{key}::ips::{}", ips.join(","));
         let _ = writeln!(out, "{key}::cx_active::{}", workload.connections);
         let _ = writeln!(out, "{key}::max_connections::{}", workload.max_connections);
-        for (name, value) in &workload.counters {
-            let _ = writeln!(out, "{key}::{name}::{value}");
+        for KernelCount { hook, reason, value } in &workload.counters {
+            let _ = writeln!(out, "{key}::{hook}.{reason}::{value}");
         }
     }
     Reply::text(out)
@@ -48,7 +77,7 @@ pub fn page(state: &dyn AdminState, query: &Query) -> Reply {
 
 fn as_json(workload: &WorkloadView) -> Value {
     let counters: serde_json::Map<_, _> =
-        workload.counters.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
+        workload.counters.iter().map(|c| (format!("{}.{}", c.hook, c.reason), c.value.into())).collect();
     json!({
         "uid": workload.uid,
         "namespace": workload.namespace,

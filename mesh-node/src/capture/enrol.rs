@@ -21,7 +21,7 @@ use super::programs::{CidrEntry, Maps, Programs};
 use super::record::{Interface, Record, Records};
 use super::settings::{Cidr, Settings};
 use super::sysctl;
-use crate::model::workload::Workload;
+use crate::model::workload::{Workload, WorkloadLimits};
 
 /// What enrolling needs beside the pod.
 pub(super) struct Context<'a> {
@@ -124,7 +124,7 @@ fn try_enrol(
     attach(context, &namespace, &mut record)?;
     write(&record)?;
     fill_maps(context, slot, spec, cookie).map_err(PodProblem::setup("filling the kernel maps"))?;
-    let workload = workload(spec, sockets);
+    let workload = workload(spec, sockets, context.settings.max_connections);
     Ok((Enrolled { spec: spec.clone(), cookie, workload }, listeners))
 }
 
@@ -338,7 +338,7 @@ fn cidr_entry(slot: u32, direction: u16, cidr: &Cidr) -> CidrEntry {
     }
 }
 
-fn workload(spec: &PodSpec, sockets: Arc<PodSockets>) -> Arc<Workload> {
+fn workload(spec: &PodSpec, sockets: Arc<PodSockets>, max_connections: u32) -> Arc<Workload> {
     Arc::new(Workload {
         uid: spec.uid.as_str().into(),
         namespace: spec.namespace.as_str().into(),
@@ -347,7 +347,7 @@ fn workload(spec: &PodSpec, sockets: Arc<PodSockets>) -> Arc<Workload> {
         labels: spec.labels.clone(),
         ips: spec.ips.clone(),
         sockets,
-        limits: Default::default(),
+        limits: WorkloadLimits { max_connections, ..WorkloadLimits::default() },
     })
 }
 

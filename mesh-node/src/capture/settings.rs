@@ -49,6 +49,8 @@ pub struct Settings {
     pub rule_priority: u32,
     /// The proxy counts as away when it has shown no sign of life for this long.
     pub heartbeat_timeout_ms: u64,
+    /// Captured connections that one pod may have open at once; 0 is no limit.
+    pub max_connections: u32,
     /// For every pod, beside the pod's own.
     pub exclude_outbound_ports: Vec<u16>,
     pub exclude_inbound_ports: Vec<u16>,
@@ -79,6 +81,7 @@ impl Default for Settings {
             route_table: 500,
             rule_priority: 500,
             heartbeat_timeout_ms: 3000,
+            max_connections: 0,
             exclude_outbound_ports: Vec::new(),
             exclude_inbound_ports: Vec::new(),
             exclude_outbound_cidrs: Vec::new(),

@@ -7,6 +7,7 @@
 #![allow(deprecated, reason = "configurations use deprecated fields, and Envoy still honours them")]
 
 mod access_log;
+mod bootstrap;
 mod cluster;
 mod common;
 mod endpoint;
@@ -47,6 +48,7 @@ pub struct Context<'a> {
     pub ignored: Ignored,
 }
 
+pub use bootstrap::convert as bootstrap;
 pub use cluster::convert as cluster;
 pub use listener::convert as listener;
 

@@ -1,0 +1,282 @@
+//! The composition root: puts the stages together, and runs the life of the process from the first read of
+//! the configuration to the end of the drain. The only module that sees every other.
+
+mod admin_state;
+mod logging;
+mod publish;
+mod worker;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::admin;
+use crate::capture::{self, Capture, CaptureError, WorkerCapture};
+use crate::cluster::ClusterManager;
+use crate::config::bootstrap::{BootstrapError, Source};
+use crate::config::watch::Watch;
+use crate::config::{Cli, Loaded, Mode, Settings, SettingsError};
+use crate::filter::WorkerContext;
+use crate::model::{Published, Snapshot};
+use crate::readiness::Readiness;
+use crate::telemetry::log_file::LogFiles;
+use crate::telemetry::stats::Store;
+use admin_state::{Parts, Request, State};
+use publish::{BindError, Publisher};
+use worker::Worker;
+
+/// Why the process cannot start. One line for each mistake.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("admin.address: cannot listen on {address}: {source}; stop what listens there or change it")]
+    Admin { address: std::net::SocketAddr, source: std::io::Error },
+    #[error("starting threads: {0}; raise the process limit (ulimit -u)")]
+    Threads(#[source] std::io::Error),
+    #[error("{}: cannot be watched: {source}; raise fs.inotify.max_user_instances", path.display())]
+    Watch { path: std::path::PathBuf, source: notify::Error },
+}
+
+/// Does what the command line asks.
+///
+/// # Errors
+/// Why it cannot; the host is then left as it was found.
+pub fn run(cli: &Cli) -> Result<(), StartError> {
+    let settings = Settings::load(cli.settings.as_deref(), std::env::vars(), &cli.flags)?;
+    let log_level = logging::start(&settings.node);
+    match cli.mode {
+        Mode::Cleanup => cleanup(&settings),
+        Mode::Validate => validate(cli),
+        Mode::Run => serve(cli, &settings, log_level),
+    }
+}
+
+fn cleanup(settings: &Settings) -> Result<(), StartError> {
+    let removed = capture::cleanup(&settings.capture)?;
+    let instance = &settings.capture.instance;
+    match &removed.pins {
+        Some(pins) => println!("instance {instance}: programs and maps removed ({})", pins.display()),
+        None => println!("instance {instance}: no programs were pinned"),
+    }
+    for pod in &removed.pods {
+        println!("instance {instance}: rules, routes and settings put back in pod {pod}");
+    }
+    Ok(())
+}
+
+fn validate(cli: &Cli) -> Result<(), StartError> {
+    let source = Source::of(cli)?;
+    let stats = Store::default();
+    let log_files = LogFiles::start(stats.filesystem().clone()).map_err(StartError::Threads)?;
+    let loaded = source.load(&stats, &log_files)?;
+    for field in &loaded.ignored {
+        println!("{field}: has no effect in mesh-node");
+    }
+    println!("configuration OK: {} listeners, {} clusters", loaded.listeners.len(), loaded.clusters.len());
+    Ok(())
+}
+
+fn serve(cli: &Cli, settings: &Settings, level: logging::Level) -> Result<(), StartError> {
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), settings = %settings.effective().join(" "), "mesh-node starts");
+    for flag in &cli.ignored {
+        tracing::warn!(%flag, "this flag of Envoy has no effect in mesh-node");
+    }
+    let source = Source::of(cli)?;
+    let stats = Arc::new(Store::default());
+    let log_files = LogFiles::start(stats.filesystem().clone()).map_err(StartError::Threads)?;
+    let loaded = source.load(&stats, &log_files)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Threads)?;
+    runtime.block_on(async {
+        let node = Node::start(settings, &source, (stats, log_files, level), loaded).await?;
+        node.live().await;
+        Ok(())
+    })
+}
+
+/// The running process.
+struct Node {
+    publisher: Publisher,
+    state: Arc<State>,
+    requests: mpsc::UnboundedReceiver<Request>,
+    source: Source,
+    watch: Option<Watch>,
+    drain_time: Duration,
+}
+
+impl Node {
+    async fn start(
+        settings: &Settings,
+        source: &Source,
+        (stats, log_files, level): (Arc<Store>, Arc<LogFiles>, logging::Level),
+        loaded: Loaded,
+    ) -> Result<Self, StartError> {
+        let readiness = Readiness::default();
+        let starting = readiness.task("start");
+        let count = worker_count(settings.node.workers);
+        let clusters = Arc::new(ClusterManager::new(count));
+        let published: Published = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+        let watch = source.file().map(|path| {
+            Watch::new(path).map_err(|source| StartError::Watch { path: path.to_owned(), source })
+        });
+        let watch = watch.transpose()?;
+        // What can fail without a trace on the host comes first.
+        let admin = match loaded.admin {
+            Some(address) => Some(listen_admin(address).await?),
+            None => None,
+        };
+        let (capture, sources) = start_capture(settings, count)?;
+        let workers = start_workers(sources, &published, &clusters)?;
+        let (requests, inbox) = mpsc::unbounded_channel();
+        let parts = Parts {
+            stats,
+            log_files,
+            clusters: clusters.clone(),
+            published: published.clone(),
+            readiness,
+            capture: capture.clone(),
+            settings,
+            level,
+            requests,
+        };
+        let state = Arc::new(State::new(parts, loaded.message));
+        let mut publisher = Publisher::new(published, clusters, workers, capture.is_some());
+        publisher.publish(loaded.listeners, loaded.clusters)?;
+        for field in &loaded.ignored {
+            tracing::warn!(%field, "this field has no effect in mesh-node");
+        }
+        if let Some(listener) = admin {
+            tokio::spawn(admin::serve(listener, state.clone()));
+        }
+        drop(starting);
+        let pods = capture.map_or(0, |c| c.workloads().len());
+        tracing::info!(workers = count, pods, "mesh-node serves");
+        let drain_time = Duration::from_secs(settings.node.drain_time_s);
+        Ok(Self { publisher, state, requests: inbox, source: source.clone(), watch, drain_time })
+    }
+
+    /// Serves until a signal or `/quitquitquit`, then drains.
+    async fn live(mut self) {
+        let mut terminate = signal(SignalKind::terminate()).expect("signal handlers can be installed");
+        let mut interrupt = signal(SignalKind::interrupt()).expect("signal handlers can be installed");
+        loop {
+            let changed = async {
+                match &self.watch {
+                    Some(watch) => watch.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                request = self.requests.recv() => match request {
+                    Some(Request::DrainListeners { inbound_only }) => self.publisher.drain_listeners(inbound_only),
+                    Some(Request::ShutDown) | None => break,
+                },
+                () = changed => self.reload(),
+            }
+        }
+        self.drain(&mut terminate).await;
+    }
+
+    /// Takes a changed bootstrap, or says what is wrong with it and goes on with the last good one.
+    fn reload(&mut self) {
+        let loaded = match self.source.load(&self.state.stats, &self.state.log_files) {
+            Ok(loaded) => loaded,
+            Err(BootstrapError(mistakes)) => {
+                for mistake in mistakes {
+                    tracing::error!("configuration not taken, the last good one serves: {mistake}");
+                }
+                return;
+            }
+        };
+        let (listeners, clusters) = (loaded.listeners.len(), loaded.clusters.len());
+        match self.publisher.publish(loaded.listeners, loaded.clusters) {
+            Ok(()) => {
+                self.state.took(loaded.message);
+                tracing::info!(listeners, clusters, "configuration taken");
+            }
+            Err(error) => tracing::error!("configuration not taken, the last good one serves: {error}"),
+        }
+    }
+
+    /// Lets connections finish, for the drain time at most; a second signal ends it at once.
+    async fn drain(self, terminate: &mut tokio::signal::unix::Signal) {
+        self.state.set_draining(true);
+        self.publisher.drain();
+        let begun = Instant::now();
+        tracing::info!(connections = self.publisher.connections(), "draining");
+        let idle = async {
+            // Counters have no events; the wait ends within a step of the last connection.
+            let mut step = tokio::time::interval(Duration::from_millis(20));
+            loop {
+                step.tick().await;
+                if self.publisher.connections() == 0 {
+                    break;
+                }
+            }
+        };
+        tokio::select! {
+            () = idle => {}
+            () = tokio::time::sleep(self.drain_time) => {}
+            _ = terminate.recv() => {}
+        }
+        let left = self.publisher.connections();
+        for worker in self.publisher.workers {
+            worker.stop();
+        }
+        self.state.log_files.flush();
+        tracing::info!(
+            connections_cut = left,
+            after_ms = begun.elapsed().as_millis() as u64,
+            "mesh-node ends"
+        );
+    }
+}
+
+async fn listen_admin(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Admin { address, source })
+}
+
+type Sources = Vec<Option<WorkerCapture>>;
+
+fn start_capture(settings: &Settings, workers: usize) -> Result<(Option<Arc<Capture>>, Sources), StartError> {
+    if settings.capture.pods_file.is_none() {
+        return Ok((None, (0..workers).map(|_| None).collect()));
+    }
+    let (capture, sources) = capture::start(&settings.capture, workers)?;
+    Ok((Some(Arc::new(capture)), sources.into_iter().map(Some).collect()))
+}
+
+fn start_workers(
+    sources: Sources,
+    published: &Published,
+    clusters: &Arc<ClusterManager>,
+) -> Result<Vec<Worker>, StartError> {
+    let mut workers = Vec::with_capacity(sources.len());
+    for (index, source) in sources.into_iter().enumerate() {
+        let (published, clusters) = (published.clone(), clusters.clone());
+        let context = move || WorkerContext { published, clusters };
+        workers.push(Worker::start(index, context, source).map_err(StartError::Threads)?);
+    }
+    Ok(workers)
+}
+
+fn worker_count(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    }
+}

@@ -1,0 +1,169 @@
+//! What the admin pages see of the process, and what they may ask of it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use mesh_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
+use tokio::sync::mpsc;
+
+use super::logging::Level;
+use crate::admin::{AdminState, KernelCount, Logging, Stage, WorkloadView};
+use crate::capture::Capture;
+use crate::cluster::ClusterManager;
+use crate::config::Settings;
+use crate::model::{Published, Snapshot};
+use crate::readiness::Readiness;
+use crate::telemetry::log_file::LogFiles;
+use crate::telemetry::stats::Store;
+
+/// What an admin page asks of the main loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    ShutDown,
+    DrainListeners { inbound_only: bool },
+}
+
+/// Shared with the admin server's connections.
+pub struct State {
+    pub stats: Arc<Store>,
+    pub log_files: Arc<LogFiles>,
+    pub clusters: Arc<ClusterManager>,
+    pub published: Published,
+    pub readiness: Readiness,
+    pub capture: Option<Arc<Capture>>,
+    pub settings: serde_json::Value,
+    pub logging: Logging,
+    pub requests: mpsc::UnboundedSender<Request>,
+    begun: Instant,
+    draining: AtomicBool,
+    bootstrap: Mutex<(Bootstrap, SystemTime)>,
+}
+
+/// The parts of [`State`] that the composition root has at hand.
+pub struct Parts<'a> {
+    pub stats: Arc<Store>,
+    pub log_files: Arc<LogFiles>,
+    pub clusters: Arc<ClusterManager>,
+    pub published: Published,
+    pub readiness: Readiness,
+    pub capture: Option<Arc<Capture>>,
+    pub settings: &'a Settings,
+    pub level: Level,
+    pub requests: mpsc::UnboundedSender<Request>,
+}
+
+impl State {
+    pub fn new(parts: Parts<'_>, bootstrap: Bootstrap) -> Self {
+        let Parts { stats, log_files, clusters, published, readiness, capture, settings, level, requests } =
+            parts;
+        let of_kernel = capture.clone();
+        let logging = Logging::new(&settings.node.log_level, move |directives| {
+            if let Err(error) = level.set(directives) {
+                tracing::warn!("log level: {error}");
+            }
+            // The kernel programs format a line only when somebody reads it.
+            if let Some(capture) = &of_kernel {
+                capture
+                    .log_connections(tracing::enabled!(target: "mesh_node::capture", tracing::Level::DEBUG));
+            }
+        });
+        Self {
+            stats,
+            log_files,
+            clusters,
+            published,
+            readiness,
+            capture,
+            settings: settings.to_json(),
+            logging,
+            requests,
+            begun: Instant::now(),
+            draining: AtomicBool::new(false),
+            bootstrap: Mutex::new((bootstrap, SystemTime::now())),
+        }
+    }
+
+    /// The bootstrap that is in force from now on.
+    pub fn took(&self, bootstrap: Bootstrap) {
+        *self.bootstrap.lock().unwrap_or_else(PoisonError::into_inner) = (bootstrap, SystemTime::now());
+    }
+
+    /// Marks the process as draining, or not.
+    pub fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::Relaxed);
+    }
+
+    fn ask(&self, request: Request) {
+        if self.requests.send(request).is_err() {
+            tracing::debug!(?request, "the process ends already");
+        }
+    }
+}
+
+impl AdminState for State {
+    fn store(&self) -> &Store {
+        &self.stats
+    }
+    fn clusters(&self) -> &ClusterManager {
+        &self.clusters
+    }
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.published.load_full()
+    }
+    fn stage(&self) -> Stage {
+        if self.draining.load(Ordering::Relaxed) {
+            Stage::Draining
+        } else if self.readiness.pending().is_empty() {
+            Stage::Live
+        } else {
+            Stage::Initializing
+        }
+    }
+    fn bootstrap(&self) -> (serde_json::Value, SystemTime) {
+        let held = self.bootstrap.lock().unwrap_or_else(PoisonError::into_inner);
+        (mesh_xds::to_json(&held.0).unwrap_or_default(), held.1)
+    }
+    fn settings(&self) -> serde_json::Value {
+        self.settings.clone()
+    }
+    fn uptime(&self) -> Duration {
+        self.begun.elapsed()
+    }
+    fn workloads(&self) -> Vec<WorkloadView> {
+        let Some(capture) = &self.capture else { return Vec::new() };
+        let counters = capture.counters();
+        let view = |workload: &Arc<crate::model::workload::Workload>| {
+            let key = format!("{}/{}", workload.namespace, workload.name);
+            let of_pod = counters.iter().filter(|c| c.pod == key);
+            WorkloadView {
+                uid: workload.uid.to_string(),
+                namespace: workload.namespace.to_string(),
+                name: workload.name.to_string(),
+                service_account: workload.service_account.to_string(),
+                ips: workload.ips.clone(),
+                connections: workload.limits.connections.load(Ordering::Relaxed),
+                max_connections: workload.limits.max_connections,
+                counters: of_pod
+                    .map(|c| KernelCount { hook: c.hook, reason: c.reason, value: c.value })
+                    .collect(),
+            }
+        };
+        capture.workloads().iter().map(view).collect()
+    }
+    fn logging(&self) -> &Logging {
+        &self.logging
+    }
+    fn reopen_logs(&self) {
+        self.log_files.reopen();
+    }
+    fn drain_listeners(&self, inbound_only: bool) {
+        self.ask(Request::DrainListeners { inbound_only });
+    }
+    fn fail_health_checks(&self, fail: bool) {
+        self.set_draining(fail);
+    }
+    fn shut_down(&self) {
+        self.ask(Request::ShutDown);
+    }
+}

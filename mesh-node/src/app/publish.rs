@@ -1,0 +1,149 @@
+//! Puts a compiled configuration into service, make-before-break: new addresses are bound first, then the
+//! snapshot is published, then what is gone drains.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::worker::{Command, Worker};
+use crate::cluster::ClusterManager;
+use crate::listener::bind;
+use crate::model::cluster::Cluster;
+use crate::model::listener::{Direction, Listener};
+use crate::model::{Published, Snapshot};
+
+/// An address that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("listener {listener}: cannot listen on {address}: {source}{}", hint(.source))]
+pub struct BindError {
+    pub listener: String,
+    pub address: SocketAddr,
+    pub source: io::Error,
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; stop what listens there (ss -ltnp shows it) or change the address",
+        io::ErrorKind::AddrNotAvailable => "; no interface has this address",
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE",
+        _ => "",
+    }
+}
+
+/// Publishes configurations to the workers.
+pub struct Publisher {
+    pub published: Published,
+    pub clusters: Arc<ClusterManager>,
+    pub workers: Vec<Worker>,
+    /// Steered listeners are entered through the sockets in the pods and not bound on the host.
+    pub capture: bool,
+    bound: HashSet<SocketAddr>,
+}
+
+impl Publisher {
+    pub fn new(
+        published: Published,
+        clusters: Arc<ClusterManager>,
+        workers: Vec<Worker>,
+        capture: bool,
+    ) -> Self {
+        Self { published, clusters, workers, capture, bound: HashSet::new() }
+    }
+
+    /// Puts these resources into service. An equal listener (by content hash) keeps its identity, so that its
+    /// connections go on.
+    ///
+    /// # Errors
+    /// When an address cannot be bound; nothing has changed then.
+    pub fn publish(
+        &mut self,
+        listeners: Vec<Arc<Listener>>,
+        clusters: Vec<Arc<Cluster>>,
+    ) -> Result<(), BindError> {
+        let previous = self.published.load_full();
+        let listeners = keep_equal(listeners, &previous);
+        let wanted: HashSet<SocketAddr> =
+            listeners.iter().filter(|l| self.is_bound_here(l)).map(|l| l.address).collect();
+        let fresh = self.bind_new(&listeners)?;
+        let snapshot = Snapshot::new(previous.version + 1, listeners, clusters);
+        self.clusters.apply(&snapshot);
+        self.published.store(Arc::new(snapshot));
+        for (address, sockets) in fresh {
+            for (worker, socket) in self.workers.iter().zip(sockets) {
+                worker.send(Command::Listen(address, socket));
+            }
+            self.bound.insert(address);
+        }
+        for address in self.bound.difference(&wanted) {
+            self.workers.iter().for_each(|w| w.send(Command::Close(*address)));
+        }
+        self.bound = wanted;
+        self.drain_replaced(&previous);
+        Ok(())
+    }
+
+    fn bind_new(
+        &self,
+        listeners: &[Arc<Listener>],
+    ) -> Result<Vec<(SocketAddr, Vec<std::net::TcpListener>)>, BindError> {
+        let mut fresh = Vec::new();
+        for listener in listeners.iter().filter(|l| self.is_bound_here(l)) {
+            let address = listener.address;
+            if self.bound.contains(&address) {
+                continue;
+            }
+            let failed = |source| BindError { listener: listener.name.to_string(), address, source };
+            if bind::is_taken(address) {
+                return Err(failed(io::ErrorKind::AddrInUse.into()));
+            }
+            fresh.push((address, bind::bind(address, self.workers.len()).map_err(failed)?));
+        }
+        Ok(fresh)
+    }
+
+    fn is_bound_here(&self, listener: &Listener) -> bool {
+        listener.bind_to_port && !(self.capture && listener.direction != Direction::Unspecified)
+    }
+
+    fn drain_replaced(&self, previous: &Snapshot) {
+        let current = self.published.load();
+        let serving: HashSet<*const Listener> = current.listeners.iter().map(Arc::as_ptr).collect();
+        for listener in previous.listeners.iter().filter(|l| !serving.contains(&Arc::as_ptr(l))) {
+            tracing::info!(listener = %listener.name, "listener replaced or removed: its connections drain");
+            listener.drain.start();
+        }
+    }
+
+    /// Tells every connection to end, and stops accepting.
+    pub fn drain(&self) {
+        self.workers.iter().for_each(|w| w.send(Command::CloseAll));
+        for listener in &self.published.load().listeners {
+            listener.drain.start();
+        }
+    }
+
+    /// Tells connections of listeners to end and closes their sockets (`/drain_listeners`).
+    pub fn drain_listeners(&self, inbound_only: bool) {
+        for listener in &self.published.load().listeners {
+            if inbound_only && listener.direction != Direction::Inbound {
+                continue;
+            }
+            self.workers.iter().for_each(|w| w.send(Command::Close(listener.address)));
+            listener.drain.start();
+        }
+    }
+
+    /// Connections open now.
+    pub fn connections(&self) -> usize {
+        self.workers.iter().map(Worker::connections).sum()
+    }
+}
+
+fn keep_equal(listeners: Vec<Arc<Listener>>, previous: &Snapshot) -> Vec<Arc<Listener>> {
+    let kept = |new: Arc<Listener>| {
+        let same = |old: &&Arc<Listener>| old.content_hash == new.content_hash && old.name == new.name;
+        previous.listeners.iter().find(same).cloned().unwrap_or(new)
+    };
+    listeners.into_iter().map(kept).collect()
+}

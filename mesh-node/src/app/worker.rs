@@ -1,0 +1,215 @@
+//! A worker: one thread, one single-threaded runtime. A connection lives on the worker that accepted it.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, LocalSet};
+
+use crate::capture::{CaptureSource, Captured};
+use crate::filter::WorkerContext;
+use crate::listener::{self, Accepted};
+
+/// After a failed accept (file descriptors used up) the next try waits this long.
+const ACCEPT_BACK_OFF: Duration = Duration::from_millis(50);
+
+/// What the main thread asks of a worker.
+pub enum Command {
+    /// Accept on this socket. The listener is looked up by address when a connection comes, so a changed
+    /// listener keeps its socket.
+    Listen(SocketAddr, std::net::TcpListener),
+    /// Close the socket of this address.
+    Close(SocketAddr),
+    /// Close every socket and take no more steered connections.
+    CloseAll,
+}
+
+/// A running worker.
+pub struct Worker {
+    commands: mpsc::UnboundedSender<Command>,
+    thread: thread::JoinHandle<()>,
+    /// Connections open now.
+    connections: Arc<AtomicUsize>,
+}
+
+impl Worker {
+    /// Starts worker `index`. The context is built on the worker's own thread: it is not `Send`.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(
+        index: usize,
+        context: impl FnOnce() -> WorkerContext + Send + 'static,
+        capture: Option<impl CaptureSource + Send + 'static>,
+    ) -> io::Result<Self> {
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = connections.clone();
+        let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .event_interval(61)
+                .build()
+                .expect("a worker needs epoll and timers");
+            let local = LocalSet::new();
+            local.block_on(&runtime, async move {
+                Loop { ctx: Rc::new(context()), count, accepting: HashMap::new() }.run(inbox, capture).await;
+            });
+        })?;
+        Ok(Self { commands, thread, connections })
+    }
+
+    /// Sends a command; a worker that has ended takes none.
+    pub fn send(&self, command: Command) {
+        if self.commands.send(command).is_err() {
+            tracing::debug!("a worker has ended already");
+        }
+    }
+
+    /// Connections open now.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Ends the worker and every connection that is left, and waits for its thread.
+    pub fn stop(self) {
+        drop(self.commands);
+        if self.thread.join().is_err() {
+            tracing::error!("a worker ended by a panic");
+        }
+    }
+}
+
+struct Loop {
+    ctx: Rc<WorkerContext>,
+    count: Arc<AtomicUsize>,
+    accepting: HashMap<SocketAddr, AbortHandle>,
+}
+
+impl Loop {
+    async fn run(
+        mut self,
+        mut inbox: mpsc::UnboundedReceiver<Command>,
+        capture: Option<impl CaptureSource + 'static>,
+    ) {
+        let captured = capture.map(|source| {
+            tokio::task::spawn_local(accept_captured(source, self.ctx.clone(), self.count.clone()))
+        });
+        while let Some(command) = inbox.recv().await {
+            match command {
+                Command::Listen(address, socket) => self.listen(address, socket),
+                Command::Close(address) => self.close(address),
+                Command::CloseAll => {
+                    let open: Vec<_> = self.accepting.keys().copied().collect();
+                    open.into_iter().for_each(|address| self.close(address));
+                    captured.iter().for_each(|task| task.abort());
+                }
+            }
+        }
+    }
+
+    fn listen(&mut self, address: SocketAddr, socket: std::net::TcpListener) {
+        let socket = match TcpListener::from_std(socket) {
+            Ok(socket) => socket,
+            Err(error) => return tracing::error!(%address, %error, "listening socket is lost"),
+        };
+        let task =
+            tokio::task::spawn_local(accept_bound(socket, address, self.ctx.clone(), self.count.clone()));
+        self.accepting.insert(address, task.abort_handle());
+    }
+
+    fn close(&mut self, address: SocketAddr) {
+        if let Some(task) = self.accepting.remove(&address) {
+            task.abort();
+        }
+    }
+}
+
+async fn accept_bound(
+    socket: TcpListener,
+    address: SocketAddr,
+    ctx: Rc<WorkerContext>,
+    count: Arc<AtomicUsize>,
+) {
+    let failing = Cell::new(false);
+    loop {
+        let Some((io, source)) = accepted(socket.accept().await, &failing).await else { continue };
+        let snapshot = ctx.published.load();
+        let Some(&index) = snapshot.by_address.get(&address) else { continue };
+        let listener = snapshot.listeners[index].clone();
+        drop(snapshot);
+        let Ok(local) = io.local_addr() else { continue };
+        let accepted = Accepted {
+            io,
+            source: canonical(source),
+            original_dst: canonical(local),
+            direction: listener.direction,
+            workload: None,
+        };
+        let (ctx, open) = (ctx.clone(), Open::new(&count));
+        tokio::task::spawn_local(async move {
+            let _open = open;
+            listener::serve_bound(accepted, &listener, ctx).await;
+        });
+    }
+}
+
+/// The connection, or `None` after a pause when accepting fails.
+async fn accepted(
+    result: io::Result<(TcpStream, SocketAddr)>,
+    failing: &Cell<bool>,
+) -> Option<(TcpStream, SocketAddr)> {
+    match result {
+        Ok(accepted) => {
+            failing.set(false);
+            Some(accepted)
+        }
+        Err(error) => {
+            if !failing.replace(true) {
+                tracing::warn!(%error, "connections cannot be accepted; raise the open files limit if it says so");
+            }
+            tokio::time::sleep(ACCEPT_BACK_OFF).await;
+            None
+        }
+    }
+}
+
+async fn accept_captured(mut source: impl CaptureSource, ctx: Rc<WorkerContext>, count: Arc<AtomicUsize>) {
+    while let Some(Captured { io, source, original_dst, direction, workload }) = source.accept().await {
+        let accepted = Accepted { io, source, original_dst, direction, workload: Some(workload) };
+        let (ctx, open) = (ctx.clone(), Open::new(&count));
+        tokio::task::spawn_local(async move {
+            let _open = open;
+            listener::serve_captured(accepted, ctx).await;
+        });
+    }
+}
+
+/// IPv4-mapped addresses as IPv4.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Counts one open connection while it lives.
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,161 @@
+//! Reads an Envoy bootstrap and compiles its static resources.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::{fmt, fs};
+
+use mesh_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
+use mesh_xds::{Node, Problem};
+
+use super::Cli;
+use crate::model::cluster::Cluster;
+use crate::model::listener::Listener;
+use crate::telemetry::log_file::LogFiles;
+use crate::telemetry::stats::Store;
+use crate::xds;
+
+/// Where the bootstrap comes from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    File(PathBuf),
+    /// `--config-yaml`.
+    Text(String),
+}
+
+/// A bootstrap, read and compiled.
+#[derive(Debug)]
+pub struct Loaded {
+    pub listeners: Vec<Arc<Listener>>,
+    pub clusters: Vec<Arc<Cluster>>,
+    /// `admin.address`; without it there is no admin server.
+    pub admin: Option<SocketAddr>,
+    /// The message itself, for `/config_dump`.
+    pub message: Bootstrap,
+    /// Fields that are set and have no effect here.
+    pub ignored: Vec<String>,
+}
+
+/// What is wrong with a bootstrap: a line for each mistake, each with its place.
+#[derive(Debug)]
+pub struct BootstrapError(pub Vec<String>);
+
+impl fmt::Display for BootstrapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for BootstrapError {}
+
+impl Source {
+    /// The source that the command line names.
+    ///
+    /// # Errors
+    /// When it names none.
+    pub fn of(cli: &Cli) -> Result<Self, BootstrapError> {
+        match (&cli.bootstrap, &cli.config_yaml) {
+            (_, Some(text)) => Ok(Self::Text(text.clone())),
+            (Some(path), None) => Ok(Self::File(path.clone())),
+            (None, None) => Err(BootstrapError(vec![
+                "no configuration: give an Envoy bootstrap with -c FILE, or --config-yaml TEXT".to_owned(),
+            ])),
+        }
+    }
+
+    /// The file to watch.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::Text(_) => None,
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::File(path) => path.display().to_string(),
+            Self::Text(_) => "--config-yaml".to_owned(),
+        }
+    }
+
+    /// Reads and compiles.
+    ///
+    /// # Errors
+    /// Every mistake at once; nothing is kept of a bootstrap that has one.
+    pub fn load(&self, stats: &Store, log_files: &LogFiles) -> Result<Loaded, BootstrapError> {
+        let name = self.name();
+        let text = match self {
+            Self::Text(text) => text.clone(),
+            Self::File(path) => fs::read_to_string(path).map_err(|error| {
+                BootstrapError(vec![format!("{name}: {error}; check the path and its permissions")])
+            })?,
+        };
+        compile(&name, &text, stats, log_files)
+    }
+}
+
+fn compile(name: &str, text: &str, stats: &Store, log_files: &LogFiles) -> Result<Loaded, BootstrapError> {
+    if text.trim().is_empty() {
+        // Nothing to serve is more likely a file half written than what somebody wants.
+        return Err(BootstrapError(vec![format!("{name}: the file is empty; write a bootstrap into it")]));
+    }
+    let tree = Node::parse(text).map_err(|problem| BootstrapError(vec![line(name, &problem)]))?;
+    let message: Bootstrap = mesh_xds::from_node(&tree)
+        .map_err(|problems| BootstrapError(problems.iter().map(|p| line(name, p)).collect()))?;
+    let mut mistakes = Vec::new();
+    let mut refuse = |error: xds::XdsError| {
+        let at = tree.line_of(error.path());
+        mistakes.push(if at == 0 { format!("{name}: {error}") } else { format!("{name}:{at}: {error}") });
+    };
+    let resources = message.static_resources.clone().unwrap_or_default();
+    let mut context = xds::Context {
+        stats,
+        log_files,
+        secrets: resources.secrets.iter().map(|s| (s.name.clone(), s.clone())).collect(),
+        clusters: resources.clusters.iter().map(|c| c.name.clone()).collect(),
+        ignored: xds::Ignored::default(),
+    };
+    let admin = xds::bootstrap(&message, &mut context).map_err(&mut refuse).ok().flatten();
+    let mut seen: HashMap<String, String> = HashMap::new();
+    let mut unique =
+        |path: &str, kind: &str, name: &str| match seen.insert(format!("{kind} {name}"), path.to_owned()) {
+            Some(first) => Err(xds::XdsError::Invalid {
+                path: path.to_owned(),
+                message: format!("{kind} {name:?} is already at {first}; give it another name"),
+            }),
+            None => Ok(()),
+        };
+    let mut clusters = Vec::with_capacity(resources.clusters.len());
+    for (index, proto) in resources.clusters.iter().enumerate() {
+        let path = format!("static_resources.clusters[{index}]");
+        let compiled =
+            unique(&path, "cluster", &proto.name).and_then(|()| xds::cluster(&path, proto, &mut context));
+        match compiled {
+            Ok(cluster) => clusters.push(Arc::new(cluster)),
+            Err(error) => refuse(error),
+        }
+    }
+    let mut listeners = Vec::with_capacity(resources.listeners.len());
+    for (index, proto) in resources.listeners.iter().enumerate() {
+        let path = format!("static_resources.listeners[{index}]");
+        let compiled = xds::listener(&path, proto, &mut context)
+            .and_then(|l| unique(&path, "listener", &l.name).map(|()| l));
+        match compiled {
+            Ok(listener) => listeners.push(Arc::new(listener)),
+            Err(error) => refuse(error),
+        }
+    }
+    let ignored = std::mem::take(&mut context.ignored.paths);
+    if !mistakes.is_empty() {
+        return Err(BootstrapError(mistakes));
+    }
+    Ok(Loaded { listeners, clusters, admin, message, ignored })
+}
+
+fn line(name: &str, problem: &Problem) -> String {
+    match problem.line {
+        0 => format!("{name}: {problem}"),
+        line => format!("{name}:{line}: {problem}"),
+    }
+}

@@ -112,6 +112,11 @@ fn tool_chain() -> Result<ToolChain> {
     )
 }
 
+/// Whether a tool chain for [`run`] is installed.
+pub fn library_source_found() -> bool {
+    tool_chain().is_ok()
+}
+
 fn sysroot(rustc: &str) -> Option<PathBuf> {
     let out = Command::new(rustc).args(["--print", "sysroot"]).output().ok()?;
     out.status.success().then(|| PathBuf::from(String::from_utf8_lossy(&out.stdout).trim()))

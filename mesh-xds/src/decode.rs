@@ -70,10 +70,10 @@ impl Encoder {
             }
             self.path.back(before);
         }
-        for field in message.fields().filter(|f| f.required() || f.not_empty()) {
-            // A rule about emptiness of an optional part holds only where the part is given.
-            let optional = !field.required() && (field.oneof().is_some() || field.presence());
-            if !optional && !seen.iter().any(|f| f.number() == field.number()) {
+        // Rules about a member of a oneof, or about emptiness of an optional part, hold only where it is given.
+        let needed = |f: &Field| f.oneof().is_none() && (f.required() || (f.not_empty() && !f.presence()));
+        for field in message.fields().filter(needed) {
+            if !seen.iter().any(|f| f.number() == field.number()) {
                 let before = self.path.field(field.name());
                 self.problem(node, "is required");
                 self.path.back(before);

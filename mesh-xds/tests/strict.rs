@@ -141,3 +141,11 @@ fn shown_json_reads_as_the_same_message() {
     let again = Node::parse(&to_json(&message).unwrap().to_string()).unwrap();
     assert_eq!(from_node::<EnvoyNode>(&again).unwrap(), message);
 }
+
+#[test]
+fn rules_of_alternatives_hold_only_for_the_one_that_is_given() {
+    use mesh_xds::pb::envoy::config::route::v3::RouteMatch;
+    let read = |yaml| from_node::<RouteMatch>(&Node::parse(yaml).expect("well formed"));
+    assert!(read("prefix: /").is_ok());
+    assert!(read("{}").is_err(), "one of the alternatives is needed");
+}

@@ -12,7 +12,6 @@ pub mod listener;
 pub mod matcher;
 pub mod network;
 pub mod route;
-pub mod settings;
 pub mod tls;
 pub mod workload;
 

@@ -61,3 +61,6 @@ impl Context<'_> {
         Err(XdsError::MissingCluster { path: at.to_string(), cluster: cluster.to_owned() })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ pub(super) const ROWS: &[Row] = &[
       node_context_params cluster_manager watchdog watchdogs overload_manager default_socket_interface \
       typed_dns_resolver_config application_log_config memory_allocator_manager deferred_stat_options \
       fatal_actions default_regex_engine grpc_async_client_manager_config inline_headers \
-      perf_tracing_file_path perf_tracing_file_path flags_path"),
+      perf_tracing_file_path flags_path"),
     ("config.bootstrap.v3.Bootstrap.StaticResources", "listeners clusters secrets", ""),
     ("config.bootstrap.v3.Admin", "address", "access_log_path access_log profile_path ignore_global_conn_limit"),
 

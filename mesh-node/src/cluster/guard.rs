@@ -43,6 +43,10 @@ impl ConnectionGuard {
         self.connect_failed();
     }
 
+    pub fn cluster(&self) -> &Arc<ClusterState> {
+        &self.cluster
+    }
+
     pub fn host(&self) -> &Arc<Host> {
         &self.host
     }

@@ -3,7 +3,7 @@
 use crate::telemetry::stream_info::ResponseFlags;
 
 /// A failure on the way to an endpoint.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{kind}{}", details.as_deref().map(|d| format!(": {d}")).unwrap_or_default())]
 pub struct UpstreamError {
     pub kind: ErrorKind,

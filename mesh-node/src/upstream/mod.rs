@@ -5,6 +5,9 @@
 mod connect;
 pub mod copy;
 mod error;
+mod exchange;
+mod pool;
+mod pooled;
 mod stream;
 
 use std::net::SocketAddr;
@@ -15,6 +18,7 @@ use crate::model::workload::Workload;
 
 pub use connect::{Connection, connect, connect_within_limits};
 pub use error::{ErrorKind, UpstreamError};
+pub use exchange::{Exchange, Upstreams};
 pub use stream::UpstreamStream;
 
 /// Where a connection or request goes, and on whose behalf.

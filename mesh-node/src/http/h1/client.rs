@@ -25,9 +25,6 @@ use crate::http::informational::Informational;
 pub trait Lease<IO>: Sized + 'static {
     /// The exchange is over and the connection is as good as new.
     fn release(self, connection: Box<Connection<IO, Self>>);
-
-    /// Bytes of this exchange over the wire.
-    fn on_bytes(&self, read: usize, written: usize);
 }
 
 /// Options of the client side, from `Http1ProtocolOptions` of a cluster.
@@ -251,7 +248,6 @@ where
     ) -> Poll<Result<parse::ResponseHead, Failure>> {
         let sent = self.poll_send(cx);
         let head = self.poll_read_head(cx, progress, asked);
-        self.report();
         match (head, sent) {
             (Poll::Pending, Err(error)) => Poll::Ready(Err(Failure::RequestBody(error))),
             (head, _) => head,
@@ -281,13 +277,6 @@ where
         }
     }
 
-    fn report(&mut self) {
-        let (read, written) = self.wire.take_counts();
-        if let Some(lease) = self.lease.as_ref().filter(|_| read + written > 0) {
-            lease.on_bytes(read, written);
-        }
-    }
-
     /// The body of the response whose head was just read. What is already complete needs no connection.
     fn body(mut self: Box<Self>) -> Body {
         if let Decoder::Length(length) = self.decoder
@@ -310,9 +299,7 @@ where
             // The client went away or broke its body: the exchange cannot end well.
             return Poll::Ready(Some(Err(BodyError::Aborted("request body failed"))));
         }
-        let frame = self.poll_read_body(cx);
-        self.report();
-        frame
+        self.poll_read_body(cx)
     }
 
     fn poll_read_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -445,7 +432,6 @@ where
     }
 
     fn recycle(mut self: Box<Self>) {
-        self.report();
         let clean = self.reusable && self.sending.is_complete() && self.wire.output.is_empty();
         // Bytes after the response belong to nothing that was asked.
         let silent = self.wire.input.is_empty() && !self.wire.eof;

@@ -443,14 +443,15 @@ fn content_length(value: &HeaderValue) -> Option<u64> {
 
 /// What `Connection` says.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct ConnectionTokens {
+pub struct ConnectionTokens {
     pub close: bool,
     pub keep_alive: bool,
     pub upgrade: bool,
 }
 
 impl ConnectionTokens {
-    pub(super) fn of(headers: &HeaderMap, present: bool) -> Self {
+    /// Reads them. `present`: there is such a header.
+    pub fn of(headers: &HeaderMap, present: bool) -> Self {
         let mut tokens = Self::default();
         if !present {
             return tokens;

@@ -2,9 +2,11 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, Version, header};
@@ -14,7 +16,6 @@ use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::io::{Meter, Metered};
 use super::{LocalExecutor, SEND_BUFFER, reset_reason, windows};
 use crate::http::body::{Body, BodyError};
 use crate::model::network::Http2Options;
@@ -42,6 +43,7 @@ pub enum Failure {
 #[derive(Clone)]
 pub struct Handle {
     sender: SendRequest<Body>,
+    local: SocketAddr,
     shared: Rc<Shared>,
 }
 
@@ -53,18 +55,19 @@ struct Shared {
     /// What the server allows now.
     max_streams: Cell<usize>,
     closed: Cell<bool>,
+    idle_timeout: Option<Duration>,
 }
 
-/// Starts HTTP/2 on a connected transport. `on_bytes` is told of bytes read and written; `on_end` runs when the
-/// connection is over.
+/// Starts HTTP/2 on a connected transport with this local address. The owner closes it when it is idle for
+/// `idle_timeout`.
 ///
 /// # Errors
 /// The handshake failed.
 pub async fn connect<IO>(
     io: IO,
+    local: SocketAddr,
     options: &Http2Options,
-    on_bytes: impl Fn(usize, usize) + 'static,
-    on_end: impl FnOnce() + 'static,
+    idle_timeout: Option<Duration>,
 ) -> Result<Handle, Failure>
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -80,9 +83,8 @@ where
     if let Some((interval, timeout)) = options.keepalive {
         builder.keep_alive_interval(interval).keep_alive_timeout(timeout).keep_alive_while_idle(true);
     }
-    let io = Metered::new(Bytes::new(), io, FnMeter(Box::new(on_bytes)), Rc::default());
     let (sender, connection) = builder.handshake::<_, Body>(TokioIo::new(io)).await?;
-    let shared = Rc::new(Shared::default());
+    let shared = Rc::new(Shared { idle_timeout, ..Shared::default() });
     shared.max_streams.set(options.max_concurrent_streams as usize);
     let limit = options.max_concurrent_streams as usize;
     tokio::task::spawn_local({
@@ -99,10 +101,9 @@ where
             if let Err(error) = outcome {
                 tracing::debug!(%error, "HTTP/2 connection to an endpoint ended");
             }
-            on_end();
         }
     });
-    Ok(Handle { sender, shared })
+    Ok(Handle { sender, local, shared })
 }
 
 impl Handle {
@@ -114,6 +115,16 @@ impl Handle {
     /// Neither closed nor told to go away.
     pub fn is_open(&self) -> bool {
         !self.shared.closed.get() && !self.sender.is_closed()
+    }
+
+    /// The connection's own address.
+    pub fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// How long it may be without an exchange.
+    pub fn idle_timeout(&self) -> Option<Duration> {
+        self.shared.idle_timeout
     }
 
     /// Exchanges that are not over.
@@ -207,17 +218,5 @@ impl<L: Unpin> http_body::Body for Leased<L> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-struct FnMeter<F>(Box<F>);
-
-impl<F: Fn(usize, usize)> Meter for FnMeter<F> {
-    fn on_read(&self, bytes: usize) {
-        (self.0)(bytes, 0);
-    }
-
-    fn on_written(&self, bytes: usize) {
-        (self.0)(0, bytes);
     }
 }

@@ -133,8 +133,6 @@ impl Lease<TcpStream> for Home {
     fn release(self, connection: Box<Connection<TcpStream, Self>>) {
         *self.0.borrow_mut() = Some(connection);
     }
-
-    fn on_bytes(&self, _read: usize, _written: usize) {}
 }
 
 /// A client's connection and the raw server at its other end.

@@ -1,0 +1,356 @@
+//! One HTTP request to one host: finds or opens a connection, sends, and says what failed.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, Request, Response, Uri, Version, header};
+
+use super::Target;
+use super::connect::connect;
+use super::error::{ErrorKind, UpstreamError};
+use super::pool::{Connecting, Key, Lease, Pools, Slot, Via};
+use super::pooled::{Pooled, PooledH1};
+use crate::cluster::{Outcome, RequestGuard, RoutingPriority};
+use crate::http::body::Body;
+use crate::http::h1::parse::{ConnectionTokens, Limits};
+use crate::http::{h1, h2};
+use crate::model::Str;
+use crate::model::cluster::{Transport, UpstreamProtocol};
+
+/// The connections that a worker keeps to endpoints for HTTP requests.
+#[derive(Clone, Default)]
+pub struct Upstreams {
+    pools: Pools,
+}
+
+impl std::fmt::Debug for Upstreams {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upstreams").field("idle", &self.pools.idle()).finish()
+    }
+}
+
+/// A response and where it came from.
+#[derive(Debug)]
+pub struct Exchange {
+    /// Its body holds the connection, and gives it back at its end. Dropped before, an HTTP/1 connection is closed
+    /// and an HTTP/2 stream reset.
+    pub response: Response<Body>,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub protocol: Version,
+}
+
+/// What all steps of one request need.
+struct Sending<'a> {
+    pools: &'a Pools,
+    target: &'a Target,
+    priority: RoutingPriority,
+    key: Key,
+    server_name: Option<Str>,
+}
+
+impl Upstreams {
+    /// Sends a request to the target's host. `downstream` is the version that the client spoke, for clusters that
+    /// follow it. The request's URI or `host` names the authority.
+    ///
+    /// # Errors
+    /// There is no response; nothing is retried here.
+    pub async fn request(
+        &self,
+        target: &Target,
+        priority: RoutingPriority,
+        downstream: Version,
+        request: Request<Body>,
+    ) -> Result<Exchange, UpstreamError> {
+        let guard = target
+            .cluster
+            .request(&target.host, priority)
+            .map_err(|overflow| UpstreamError::with(ErrorKind::Overflow, overflow))?;
+        let server_name = target.cluster.config.auto_sni.then(|| server_name(&request)).flatten();
+        let key = Key::new(target, server_name.clone());
+        let sending = Sending { pools: &self.pools, target, priority, key, server_name };
+        let outcome = match target.cluster.config.protocol {
+            UpstreamProtocol::Http1 => sending.http1(request, guard).await,
+            UpstreamProtocol::Http2 => sending.http2(request, guard).await,
+            UpstreamProtocol::Downstream if downstream == Version::HTTP_2 => {
+                sending.http2(request, guard).await
+            }
+            UpstreamProtocol::Downstream => sending.http1(request, guard).await,
+            UpstreamProtocol::Auto => sending.by_alpn(request, guard).await,
+        };
+        target.host.counters.finish(match &outcome {
+            Ok(exchange) if !exchange.response.status().is_server_error() => Outcome::Success,
+            _ => Outcome::Error,
+        });
+        outcome
+    }
+
+    /// Connections that wait for a request now.
+    pub fn idle_connections(&self) -> usize {
+        self.pools.idle()
+    }
+}
+
+impl Sending<'_> {
+    async fn http1(&self, request: Request<Body>, guard: RequestGuard) -> Result<Exchange, UpstreamError> {
+        let connection = match self.pools.take_idle(&self.key) {
+            Some(connection) => connection,
+            None => self.new_http1().await?,
+        };
+        self.send_http1(connection, request, guard).await
+    }
+
+    async fn send_http1(
+        &self,
+        connection: Box<PooledH1>,
+        request: Request<Body>,
+        guard: RequestGuard,
+    ) -> Result<Exchange, UpstreamError> {
+        let local = connection.io().local;
+        let reused = connection.exchanges() > 0;
+        let lease = Lease::new(self.pools, self.key.clone(), guard);
+        match connection.exchange(request, lease).await {
+            Ok(response) => {
+                let protocol = response.version();
+                Ok(Exchange { response, local, remote: self.target.host.address, protocol })
+            }
+            Err(failure) => Err(self.http1_failed(failure, reused)),
+        }
+    }
+
+    fn http1_failed(&self, failure: h1::Failure, reused: bool) -> UpstreamError {
+        match failure {
+            h1::Failure::Connection { untouched, .. } => {
+                UpstreamError::new(ErrorKind::Reset { reused: reused && untouched, request_started: true })
+            }
+            h1::Failure::Protocol(error) => {
+                self.target.cluster.stats.upstream_cx_protocol_error.inc();
+                tracing::debug!(host = %self.target.host.address, %error, "response refused");
+                UpstreamError::new(ErrorKind::ProtocolError)
+            }
+            h1::Failure::RequestBody(error) => {
+                tracing::debug!(%error, "request body failed");
+                UpstreamError::new(ErrorKind::Reset { reused: false, request_started: true })
+            }
+        }
+    }
+
+    /// A free HTTP/1 connection: a new one, or one that is given back while the limit of connections is reached.
+    async fn new_http1(&self) -> Result<Box<PooledH1>, UpstreamError> {
+        let transport = loop {
+            if let Some(transport) = self.try_open().await? {
+                break transport;
+            }
+            let slots = self.pools.with_group(&self.key, self.target, |group| group.slots.clone());
+            let _pending = self.pending()?;
+            slots.wait().await;
+            if let Some(connection) = self.pools.take_idle(&self.key) {
+                return Ok(connection);
+            }
+        };
+        Ok(self.start_http1(transport))
+    }
+
+    fn start_http1(&self, transport: Pooled) -> Box<PooledH1> {
+        let config = &self.target.cluster.config;
+        config.stats.upstream_cx_http1_total.inc();
+        let limits = Limits {
+            accept_http_10: true,
+            allow_chunked_length: config.http1.allow_chunked_length,
+            ..Limits::default()
+        };
+        let options = h1::client::Options {
+            limits,
+            trailers: config.http1.enable_trailers,
+            proper_case: config.http1.proper_case,
+        };
+        h1::Connection::new(transport, options)
+    }
+
+    /// Opens a connection. `None`: the circuit breaker is open and this worker has a connection to the host
+    /// already, so that waiting for it makes sense; else one is opened all the same, as Envoy does.
+    async fn try_open(&self) -> Result<Option<Pooled>, UpstreamError> {
+        let Target { cluster, host, .. } = self.target;
+        let slots = self.pools.with_group(&self.key, self.target, |group| group.slots.clone());
+        let guard = match cluster.connection(host, self.priority) {
+            Ok(guard) => guard,
+            Err(_) if slots.open.get() > 0 => return Ok(None),
+            Err(_) => cluster.connection_over_limit(host, self.priority),
+        };
+        let slot = Slot::take(slots);
+        let _pending = self.pending()?;
+        let begin = Instant::now();
+        let connection = connect(self.target, guard, self.server_name.as_deref()).await?;
+        cluster.stats.upstream_cx_connect_ms.record_ms(begin.elapsed());
+        Ok(Some(Pooled::new(connection, slot)))
+    }
+
+    fn pending(&self) -> Result<crate::cluster::PendingGuard, UpstreamError> {
+        self.target
+            .cluster
+            .pending(self.priority)
+            .map_err(|overflow| UpstreamError::with(ErrorKind::Overflow, overflow))
+    }
+
+    async fn http2(&self, request: Request<Body>, guard: RequestGuard) -> Result<Exchange, UpstreamError> {
+        if is_upgrade(&request) {
+            return Err(UpstreamError::with(ErrorKind::ProtocolError, "an upgrade over HTTP/2"));
+        }
+        loop {
+            match self.pools.shared(&self.key, self.target) {
+                Via::Ready(handle) => return self.send_http2(handle, request, guard).await,
+                Via::Wait(attempt) => {
+                    let _pending = self.pending()?;
+                    attempt.outcome().await?;
+                }
+                Via::Connect(connecting) => {
+                    let transport = match self.open_or_wait().await {
+                        Ok(transport) => transport,
+                        Err(error) => {
+                            connecting.failed(&error);
+                            return Err(error);
+                        }
+                    };
+                    let handle = self.start_http2(transport, connecting).await?;
+                    return self.send_http2(handle, request, guard).await;
+                }
+            }
+        }
+    }
+
+    /// A new transport, waiting for room under the limit of connections.
+    async fn open_or_wait(&self) -> Result<Pooled, UpstreamError> {
+        loop {
+            if let Some(transport) = self.try_open().await? {
+                return Ok(transport);
+            }
+            let slots = self.pools.with_group(&self.key, self.target, |group| group.slots.clone());
+            slots.wait().await;
+        }
+    }
+
+    async fn start_http2(
+        &self,
+        transport: Pooled,
+        connecting: Connecting,
+    ) -> Result<h2::Handle, UpstreamError> {
+        let config = &self.target.cluster.config;
+        config.stats.upstream_cx_http2_total.inc();
+        let local = transport.local;
+        match h2::connect(transport, local, &config.http2, config.idle_timeout).await {
+            Ok(handle) => {
+                connecting.succeeded(handle.clone());
+                Ok(handle)
+            }
+            Err(failure) => {
+                let error = self.http2_failed(failure);
+                connecting.failed(&error);
+                Err(error)
+            }
+        }
+    }
+
+    async fn send_http2(
+        &self,
+        mut handle: h2::Handle,
+        mut request: Request<Body>,
+        guard: RequestGuard,
+    ) -> Result<Exchange, UpstreamError> {
+        *request.uri_mut() = absolute(&request, matches!(self.target.host.transport, Transport::Tls(_)))
+            .ok_or_else(|| UpstreamError::with(ErrorKind::ProtocolError, "no authority"))?;
+        let local = handle.local();
+        match handle.exchange(request, guard).await {
+            Ok(response) => {
+                let remote = self.target.host.address;
+                Ok(Exchange { response, local, remote, protocol: Version::HTTP_2 })
+            }
+            Err(failure) => Err(self.http2_failed(failure)),
+        }
+    }
+
+    fn http2_failed(&self, failure: h2::Failure) -> UpstreamError {
+        let stats = &self.target.cluster.stats;
+        match failure {
+            h2::Failure::Refused => {
+                stats.upstream_rq_rx_reset.inc();
+                UpstreamError::new(ErrorKind::RefusedStream)
+            }
+            h2::Failure::NotSent => {
+                UpstreamError::new(ErrorKind::Reset { reused: true, request_started: false })
+            }
+            h2::Failure::Reset(reason) => {
+                stats.upstream_rq_rx_reset.inc();
+                let protocol = matches!(reason, ::h2::Reason::PROTOCOL_ERROR);
+                UpstreamError::new(if protocol { ErrorKind::ProtocolError } else { ErrorKind::RemoteReset })
+            }
+            h2::Failure::Connection(error) => {
+                tracing::debug!(host = %self.target.host.address, %error, "HTTP/2 connection failed");
+                UpstreamError::new(ErrorKind::Reset { reused: false, request_started: true })
+            }
+        }
+    }
+
+    /// `auto_config`: the version that ALPN chooses; HTTP/1 where it chooses none.
+    async fn by_alpn(&self, request: Request<Body>, guard: RequestGuard) -> Result<Exchange, UpstreamError> {
+        if self.pools.with_group(&self.key, self.target, |group| group.speaks_h2) {
+            return self.http2(request, guard).await;
+        }
+        if let Some(connection) = self.pools.take_idle(&self.key) {
+            return self.send_http1(connection, request, guard).await;
+        }
+        let transport = self.open_or_wait().await?;
+        if transport.alpn() != Some(b"h2") {
+            return self.send_http1(self.start_http1(transport), request, guard).await;
+        }
+        self.pools.with_group(&self.key, self.target, |group| group.speaks_h2 = true);
+        match self.pools.shared(&self.key, self.target) {
+            // Another request was faster.
+            Via::Ready(handle) => self.send_http2(handle, request, guard).await,
+            Via::Wait(_) => self.http2(request, guard).await,
+            Via::Connect(connecting) => {
+                let handle = self.start_http2(transport, connecting).await?;
+                self.send_http2(handle, request, guard).await
+            }
+        }
+    }
+}
+
+fn is_upgrade(request: &Request<Body>) -> bool {
+    let headers = request.headers();
+    headers.contains_key(header::UPGRADE)
+        && ConnectionTokens::of(headers, headers.contains_key(header::CONNECTION)).upgrade
+}
+
+/// The host of a request without its port.
+fn server_name(request: &Request<Body>) -> Option<Str> {
+    let authority = authority(request)?;
+    Some(authority.host().trim_matches(['[', ']']).into())
+}
+
+fn authority(request: &Request<Body>) -> Option<Authority> {
+    match request.uri().authority() {
+        Some(authority) => Some(authority.clone()),
+        None => Authority::try_from(request.headers().get(header::HOST)?.as_bytes()).ok(),
+    }
+}
+
+/// HTTP/2 names scheme and authority in the target.
+fn absolute(request: &Request<Body>, tls: bool) -> Option<Uri> {
+    let uri = request.uri();
+    if uri.scheme().is_some() && uri.authority().is_some() {
+        return Some(uri.clone());
+    }
+    let authority = authority(request)?;
+    if *request.method() == Method::CONNECT {
+        return Some(Uri::from(authority));
+    }
+    let scheme = match request.headers().get("x-forwarded-proto").map(|proto| proto.as_bytes()) {
+        Some(b"https") => Scheme::HTTPS,
+        Some(b"http") => Scheme::HTTP,
+        _ if tls => Scheme::HTTPS,
+        _ => Scheme::HTTP,
+    };
+    let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    Uri::builder().scheme(scheme).authority(authority).path_and_query(path).build().ok()
+}

@@ -268,7 +268,7 @@ fn start_workers(
     let mut workers = Vec::with_capacity(sources.len());
     for (index, source) in sources.into_iter().enumerate() {
         let (published, clusters) = (published.clone(), clusters.clone());
-        let context = move || WorkerContext { published, clusters };
+        let context = move || WorkerContext::new(published, clusters);
         workers.push(Worker::start(index, context, source).map_err(StartError::Threads)?);
     }
     Ok(workers)

@@ -1,6 +1,7 @@
 //! Network filters: what serves a connection once its filter chain is chosen. A closed set; each is compiled
 //! when configuration changes.
 
+pub mod http;
 pub mod tcp_proxy;
 
 use std::rc::Rc;
@@ -14,12 +15,30 @@ use crate::model::Published;
 use crate::model::listener::FilterChain;
 use crate::model::network::{NetworkFilter, TcpProxy};
 use crate::telemetry::stream_info::ConnectionInfo;
+use crate::upstream::Upstreams;
 
 /// What the streams of one worker share.
 #[derive(Debug)]
 pub struct WorkerContext {
     pub published: Published,
     pub clusters: Arc<ClusterManager>,
+    /// Connections to endpoints, kept for HTTP requests.
+    pub upstreams: Upstreams,
+    pub timers: http::Timers,
+    pub date: http::DateCache,
+}
+
+impl WorkerContext {
+    /// The context of a worker that has served nothing yet.
+    pub fn new(published: Published, clusters: Arc<ClusterManager>) -> Self {
+        Self {
+            published,
+            clusters,
+            upstreams: Upstreams::default(),
+            timers: http::Timers::default(),
+            date: http::DateCache::default(),
+        }
+    }
 }
 
 /// A client's connection after detection and TLS.
@@ -40,9 +59,7 @@ pub async fn run<I: Downstream>(
             let dialed = tcp_proxy::open(config, info, &ctx).await;
             tcp_proxy::serve(config, dialed, io).await;
         }
-        Some(NetworkFilter::HttpConnectionManager(_)) => {
-            unreachable!("the converter does not make these yet")
-        }
+        Some(NetworkFilter::HttpConnectionManager(hcm)) => http::serve(hcm.clone(), info, io, ctx).await,
         // Envoy: a chain without filters closes its connections.
         None => {}
     }

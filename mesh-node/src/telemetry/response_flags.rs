@@ -48,12 +48,12 @@ impl ResponseFlags {
         self.0 == 0
     }
 
-    /// `UF,URX`; `-` for the empty set (`%RESPONSE_FLAGS%`).
+    /// `URX,UF`; `-` for the empty set (`%RESPONSE_FLAGS%`).
     pub fn short(self) -> String {
         self.joined(|(short, _)| short)
     }
 
-    /// `UpstreamConnectionFailure,UpstreamRetryLimitExceeded`; `-` for the empty set
+    /// `UpstreamRetryLimitExceeded,UpstreamConnectionFailure`; `-` for the empty set
     /// (`%RESPONSE_FLAGS_LONG%`).
     pub fn long(self) -> String {
         self.joined(|(_, long)| long)
@@ -63,13 +63,12 @@ impl ResponseFlags {
         if self.is_empty() {
             return "-".to_owned();
         }
-        let set: Vec<_> = NAMES
-            .iter()
-            .enumerate()
-            .filter(|(bit, _)| self.0 >> bit & 1 == 1)
-            .map(|(_, n)| name(*n))
-            .collect();
-        set.join(",")
+        // Envoy writes flags as they were set. The end of retries is noted before what the last try ended with.
+        let first = Self::UPSTREAM_RETRY_LIMIT_EXCEEDED;
+        let bits = NAMES.iter().enumerate().filter(|(bit, _)| self.0 >> bit & 1 == 1);
+        let (mut set, rest): (Vec<_>, Vec<_>) = bits.partition(|(bit, _)| 1 << bit == first.0);
+        set.extend(rest);
+        set.iter().map(|(_, n)| name(**n)).collect::<Vec<_>>().join(",")
     }
 }
 
@@ -114,8 +113,8 @@ mod tests {
     fn flags_are_written_in_envoys_order_with_envoys_names() {
         let mut flags = ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED;
         flags.set(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
-        assert_eq!(flags.short(), "UF,URX");
-        assert_eq!(flags.long(), "UpstreamConnectionFailure,UpstreamRetryLimitExceeded");
+        assert_eq!(flags.short(), "URX,UF");
+        assert_eq!(flags.long(), "UpstreamRetryLimitExceeded,UpstreamConnectionFailure");
         assert_eq!(ResponseFlags::default().short(), "-");
         assert_eq!(ResponseFlags::DOWNSTREAM_REMOTE_RESET.short(), "DR");
         assert_eq!(ResponseFlags::NO_CLUSTER_FOUND.short(), "NC");

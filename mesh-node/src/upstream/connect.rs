@@ -75,7 +75,7 @@ async fn establish(
     let refused = |error: io::Error| UpstreamError::with(ErrorKind::ConnectFailure, error);
     let socket = open(target).map_err(refused)?;
     let socket = TcpSocket::from_std_stream(socket.into());
-    let io = socket.connect(target.host.address).await.map_err(refused)?;
+    let io = socket.connect(target.host.address).await.map_err(not_connected)?;
     io.set_nodelay(true).map_err(refused)?;
     set_keepalive(&io, &target.cluster.config).map_err(refused)?;
     let local = io.local_addr().map_err(refused)?;
@@ -84,6 +84,15 @@ async fn establish(
         Transport::Tls(tls) => UpstreamStream::Tls(Box::new(handshake(target, tls, server_name, io).await?)),
     };
     Ok((stream, local))
+}
+
+/// In Envoy's words, which operators search their logs for.
+fn not_connected(error: io::Error) -> UpstreamError {
+    let reason = match error.raw_os_error() {
+        Some(code) => nix::errno::Errno::from_raw(code).desc().to_owned(),
+        None => error.to_string(),
+    };
+    UpstreamError::with(ErrorKind::ConnectFailure, format!("delayed connect error: {reason}"))
 }
 
 /// An unconnected, non-blocking socket for the target.

@@ -1,0 +1,354 @@
+//! HTTP connection manager (`envoy.extensions.filters.network.http_connection_manager.v3`): serves the streams of
+//! one client connection.
+//!
+//! A request passes, in this order: the codec (`crate::http`), [`request`] (one form), [`path`] (normalisation),
+//! [`request_headers`] (sanitising, addresses, ids), the route (`crate::router`), the HTTP filters, of which
+//! [`router`] is the last, and back through [`response_headers`]. [`stream`] holds what is known of it and when it
+//! must end. Nothing here spawns a task per request.
+
+mod date;
+mod header_list;
+mod local_reply;
+mod path;
+mod request;
+mod request_body;
+mod request_headers;
+mod reset;
+mod response_body;
+mod response_headers;
+mod router;
+mod serve;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod timer;
+mod xfcc;
+
+use std::cell::Cell;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+
+use self::local_reply::LocalReply;
+use self::request::Request;
+use self::response_body::ResponseBody;
+use self::router::Answer;
+use self::stream::{Expired, Owner, Stream};
+use self::timer::Timer;
+use self::xfcc::Xfcc;
+use super::WorkerContext;
+use crate::http::body::Body;
+use crate::http::service::{HttpService, Refusal, Reset};
+use crate::model::network::{HttpConnectionManager, HttpFilter, UnderscoresAction};
+use crate::model::route::Action;
+use crate::router::{Decision, Routed, tls_redirect_location};
+use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
+
+pub use self::date::DateCache;
+pub use self::serve::serve;
+pub use self::timer::Timers;
+
+/// The connection manager of one client connection.
+#[derive(Debug)]
+pub struct ConnectionManager {
+    pub hcm: Arc<HttpConnectionManager>,
+    pub connection: Arc<ConnectionInfo>,
+    pub ctx: Rc<WorkerContext>,
+    xfcc: Xfcc,
+    /// Appended to `x-forwarded-for` in place of a loopback peer.
+    local_address: IpAddr,
+    server_name: HeaderValue,
+    /// Streams begun on this connection.
+    streams: Cell<u32>,
+    /// The connection ends after the responses that are under way.
+    closing: Cell<bool>,
+}
+
+impl ConnectionManager {
+    pub fn new(
+        hcm: Arc<HttpConnectionManager>,
+        connection: Arc<ConnectionInfo>,
+        ctx: Rc<WorkerContext>,
+    ) -> Self {
+        let xfcc = Xfcc::new(&hcm, connection.tls.as_ref());
+        let own = connection.workload.as_ref().and_then(|w| w.ips.first().copied());
+        let local_address = own.unwrap_or(connection.local.ip());
+        let server_name =
+            HeaderValue::from_str(&hcm.server_name).unwrap_or(HeaderValue::from_static("envoy"));
+        let (streams, closing) = (Cell::new(0), Cell::new(false));
+        Self { hcm, connection, ctx, xfcc, local_address, server_name, streams, closing }
+    }
+
+    /// Must the connection end soon?
+    fn is_closing(&self) -> bool {
+        if !self.closing.get() && self.connection.drain.started() {
+            self.hcm.stats.downstream_cx_drain_close.inc();
+            self.closing.set(true);
+        }
+        self.closing.get()
+    }
+
+    /// Counts a stream against `max_requests_per_connection`.
+    fn count_stream(&self) {
+        let streams = self.streams.get() + 1;
+        self.streams.set(streams);
+        if streams == self.hcm.max_requests_per_connection {
+            self.hcm.stats.downstream_cx_max_requests_reached.inc();
+            self.closing.set(true);
+        }
+    }
+
+    /// From the head of a request to its answer.
+    async fn answer(&self, stream: &Rc<Stream>, request: http::Request<Body>) -> Answer {
+        let mut request = match Request::new(request) {
+            Ok(request) => request,
+            Err(request) => {
+                stream.log_request(&request);
+                return Answer::Local(LocalReply::new(StatusCode::BAD_REQUEST, "", "missing_host_header"));
+            }
+        };
+        if let Some(refused) = self.prepare(stream, &mut request) {
+            stream.log_request(&request);
+            return Answer::Local(refused);
+        }
+        let table = &*self.hcm.routes;
+        let decision = crate::router::route(table, &request.head(), fastrand::u64(..));
+        let routed = match decision {
+            Decision::Route(routed) => routed,
+            Decision::NotFound(virtual_host) => {
+                stream.info.borrow_mut().virtual_host = virtual_host.map(|v| v.name.clone());
+                stream.log_request(&request);
+                self.hcm.stats.rq_total.inc();
+                self.hcm.stats.no_route.inc();
+                let reply = LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found");
+                return Answer::Local(reply.flag(ResponseFlags::NO_ROUTE_FOUND));
+            }
+            Decision::TlsRedirect(virtual_host) => {
+                stream.info.borrow_mut().virtual_host = Some(virtual_host.name.clone());
+                stream.log_request(&request);
+                self.hcm.stats.rq_total.inc();
+                let location = tls_redirect_location(&request.head());
+                return Answer::Local(router::redirect_to(StatusCode::MOVED_PERMANENTLY, &location));
+            }
+        };
+        note_route(stream, &routed);
+        if let Some(refused) = self.refuse_upgrade(stream, &request, &routed) {
+            stream.log_request(&request);
+            return Answer::Local(refused);
+        }
+        for filter in &self.hcm.http_filters {
+            match filter {
+                HttpFilter::Router(filter) => {
+                    return router::answer(filter, stream, request, table, &routed).await;
+                }
+            }
+        }
+        stream.log_request(&request);
+        // The converter refuses a filter list that does not end with the router.
+        Answer::Local(LocalReply::new(StatusCode::NOT_FOUND, "", "filter_chain_not_found"))
+    }
+
+    /// Checks and sanitises a request before it is routed. `Some` is the answer to one that is refused.
+    fn prepare(&self, stream: &Stream, request: &mut Request) -> Option<LocalReply> {
+        let headers = &mut request.parts.headers;
+        // HTTP/1 heads are bounded by their codec.
+        if headers.len() > self.hcm.max_headers_count as usize {
+            let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            return Some(LocalReply::new(
+                status,
+                "Request Header Fields Too Large",
+                "http2.too_many_headers",
+            ));
+        }
+        if let Some(refused) = refuse_underscores(self.hcm.underscores, headers) {
+            return Some(refused);
+        }
+        let connect = request.parts.method == Method::CONNECT;
+        if !connect {
+            let path = request.path();
+            if !path.starts_with('/') {
+                return Some(LocalReply::new(StatusCode::NOT_FOUND, "", "absolute_path_rejected"));
+            }
+            match path::normalize(path, &self.hcm) {
+                path::Normalized::Forward(std::borrow::Cow::Borrowed(_)) => {}
+                path::Normalized::Forward(std::borrow::Cow::Owned(path)) => request.set_path(path),
+                path::Normalized::Reject => {
+                    return Some(LocalReply::new(StatusCode::BAD_REQUEST, "", "path_normalization_failed"));
+                }
+                path::Normalized::Redirect(location) => {
+                    let mut reply = router::redirect_to(StatusCode::TEMPORARY_REDIRECT, &location);
+                    reply.details = "path_normalization_failed".into();
+                    return Some(reply);
+                }
+            }
+        }
+        let port = self.connection.local.port();
+        if let Some(host) = path::stripped_host(request.authority(), &self.hcm, port).map(str::to_owned) {
+            request.set_authority(&host);
+        }
+        let facts = request_headers::mutate(
+            &mut request.parts,
+            &request_headers::Mutation {
+                hcm: &self.hcm,
+                connection: &self.connection,
+                local_address: self.local_address,
+                xfcc: &self.xfcc,
+                internal_only_headers: &self.hcm.routes.internal_only_headers,
+            },
+        );
+        request.scheme = request_headers::scheme(&request.parts, &self.connection);
+        stream.info.borrow_mut().remote = facts.remote;
+        stream.keep_request_id(&request.parts.headers);
+        None
+    }
+
+    /// Upgrades must be allowed, by the route or else by the connection manager (`upgrade_configs`).
+    fn refuse_upgrade(&self, stream: &Stream, request: &Request, routed: &Routed<'_>) -> Option<LocalReply> {
+        if !stream.upgrade {
+            return None;
+        }
+        let kind = if request.parts.method == Method::CONNECT {
+            "connect"
+        } else {
+            request.parts.headers.get(http::header::UPGRADE).and_then(|v| v.to_str().ok()).unwrap_or_default()
+        };
+        let of_route = match &routed.route.action {
+            Action::Forward(forward) => &forward.upgrades[..],
+            _ => &[],
+        };
+        let find = |configs: &[(crate::model::Str, bool)]| {
+            configs.iter().find(|(name, _)| name.eq_ignore_ascii_case(kind)).map(|(_, enabled)| *enabled)
+        };
+        if find(of_route).or_else(|| find(&self.hcm.upgrades)).unwrap_or(false) {
+            self.hcm.stats.downstream_cx_upgrades_total.inc();
+            return None;
+        }
+        Some(LocalReply::new(StatusCode::FORBIDDEN, "", "upgrade_failed"))
+    }
+
+    /// The answer to a stream that reached a limit before its response began.
+    fn expired(&self, stream: &Stream, expired: Expired) -> LocalReply {
+        let stats = &self.hcm.stats;
+        match expired {
+            Expired::Idle => {
+                stats.downstream_rq_idle_timeout.inc();
+                let status = match stream.request_complete() {
+                    Some(_) => StatusCode::GATEWAY_TIMEOUT,
+                    None => StatusCode::REQUEST_TIMEOUT,
+                };
+                LocalReply::new(status, "stream timeout", "stream_idle_timeout")
+                    .flag(ResponseFlags::STREAM_IDLE_TIMEOUT)
+            }
+            Expired::Request => {
+                stats.downstream_rq_timeout.inc();
+                LocalReply::new(StatusCode::REQUEST_TIMEOUT, "request timeout", "request_overall_timeout")
+            }
+            Expired::MaxDuration => {
+                stats.downstream_rq_max_duration_reached.inc();
+                let mut reply = LocalReply::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "downstream duration timeout",
+                    "max_duration_timeout",
+                );
+                reply.grpc_status = Some(local_reply::DEADLINE_EXCEEDED);
+                reply
+            }
+            Expired::Response => router::timed_out(stream),
+        }
+    }
+
+    /// Makes the response that is sent of an answer, and notes it.
+    fn finish(&self, owner: Owner, timer: Timer, answer: Answer) -> Response<ResponseBody> {
+        let (mut response, from_upstream) = match answer {
+            Answer::Upstream(response) => (response, true),
+            Answer::Local(reply) => {
+                let mut info = owner.info.borrow_mut();
+                info.flags.set(reply.flags);
+                info.response_code_details = Some(reply.details.clone());
+                drop(info);
+                (reply.into_response(owner.grpc, owner.head), false)
+            }
+        };
+        response_headers::mutate(self, &owner, &mut response, from_upstream);
+        owner.start_response(&response);
+        let (parts, body) = response.into_parts();
+        Response::from_parts(parts, ResponseBody::new(body, owner, timer, from_upstream))
+    }
+}
+
+/// `headers_with_underscores_action`.
+fn refuse_underscores(action: UnderscoresAction, headers: &mut HeaderMap) -> Option<LocalReply> {
+    if action == UnderscoresAction::Allow || !headers.keys().any(|name| name.as_str().contains('_')) {
+        return None;
+    }
+    if action == UnderscoresAction::RejectRequest {
+        let reply = LocalReply::new(StatusCode::BAD_REQUEST, "Bad Request", "http1.unexpected_underscore");
+        return Some(reply.flag(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR));
+    }
+    let dropped: Vec<_> = headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    for name in dropped {
+        headers.remove(name);
+    }
+    None
+}
+
+fn note_route(stream: &Stream, routed: &Routed<'_>) {
+    let mut info = stream.info.borrow_mut();
+    info.virtual_host = Some(routed.virtual_host.name.clone());
+    if !routed.route.name.is_empty() {
+        info.route_name = Some(routed.route.name.clone());
+    }
+    drop(info);
+    if let Action::Forward(forward) = &routed.route.action {
+        stream.limit_by_route(forward);
+    }
+}
+
+impl HttpService for ConnectionManager {
+    type Body = ResponseBody;
+
+    async fn call(self: &Rc<Self>, request: http::Request<Body>) -> Result<Response<ResponseBody>, Reset> {
+        self.count_stream();
+        let owner = Stream::begin(self.clone(), &request);
+        let mut timer = self.ctx.timers.timer();
+        let answer = owner.within(&mut timer, self.answer(&owner, request)).await;
+        let answer = answer.unwrap_or_else(|expired| Answer::Local(self.expired(&owner, expired)));
+        Ok(self.finish(owner, timer, answer))
+    }
+
+    fn refuse(&self, refusal: &Refusal) -> Response<ResponseBody> {
+        let stats = &self.hcm.stats;
+        stats.downstream_rq_total.inc();
+        let mut info = StreamInfo::new(self.connection.clone());
+        info.protocol = Some(refusal.version);
+        info.response_code = Some(refusal.status.as_u16());
+        info.response_code_details = Some(refusal.details.into());
+        if refusal.details == "request_header_timeout" {
+            stats.downstream_rq_header_timeout.inc();
+        } else {
+            stats.downstream_cx_protocol_error.inc();
+            info.flags.set(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+        }
+        stats.count_response(refusal.status.as_u16());
+        let reply = LocalReply::new(refusal.status, refusal.body, refusal.details);
+        info.bytes_sent = reply.body.len() as u64;
+        let mut response = reply.into_response(false, false);
+        response_headers::base(self, &mut response, info.start);
+        response.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
+        info.end = Some(info.start.elapsed());
+        for log in &self.hcm.access_log {
+            log.log(&info, None, Some(response.headers()), None);
+        }
+        response.map(|body| ResponseBody::untracked(body, self.ctx.timers.timer()))
+    }
+
+    fn on_read(&self, bytes: usize) {
+        self.hcm.stats.downstream_cx_rx_bytes_total.add(bytes as u64);
+    }
+
+    fn on_written(&self, bytes: usize) {
+        self.hcm.stats.downstream_cx_tx_bytes_total.add(bytes as u64);
+    }
+}

@@ -1,0 +1,234 @@
+//! The router filter (`envoy.extensions.filters.http.router.v3.Router`): from a matched route to a response.
+//! Prepares the request for the upstream, tries hosts, and words what the client is told.
+
+mod attempt;
+mod local;
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::header::{CONTENT_LENGTH, UPGRADE};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+
+use super::local_reply::LocalReply;
+use super::request::Request;
+use super::stream::Stream;
+use crate::cluster::{ClusterState, RoutingPriority};
+use crate::http::body::Body;
+use crate::model::network::RouterFilter;
+use crate::model::route::{Action, Forward, RetryPolicy, RouteTable};
+use crate::router::{RetryPlan, Routed, Timeouts, apply_request, apply_response, rewrite_host, rewrite_path};
+use crate::telemetry::stream_info::ResponseFlags;
+
+pub use local::{redirect_to, timed_out};
+
+const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// How a request was answered.
+#[derive(Debug)]
+pub enum Answer {
+    Upstream(Response<Body>),
+    Local(LocalReply),
+}
+
+/// What the router works on: one request and its route.
+#[derive(Clone, Copy)]
+struct Routing<'r> {
+    filter: &'r RouterFilter,
+    stream: &'r Rc<Stream>,
+    table: &'r RouteTable,
+    routed: &'r Routed<'r>,
+}
+
+/// A request that goes to a cluster.
+struct Forwarding<'r> {
+    routing: Routing<'r>,
+    forward: &'r Forward,
+    cluster: Arc<ClusterState>,
+    priority: RoutingPriority,
+    timeouts: Timeouts,
+    policy: Option<&'r Arc<RetryPolicy>>,
+    plan: Option<RetryPlan>,
+}
+
+/// Answers a request by its route.
+pub async fn answer(
+    filter: &RouterFilter,
+    stream: &Rc<Stream>,
+    request: Request,
+    table: &RouteTable,
+    routed: &Routed<'_>,
+) -> Answer {
+    let routing = Routing { filter, stream, table, routed };
+    let stats = &stream.manager.hcm.stats;
+    stats.rq_total.inc();
+    match &routed.route.action {
+        Action::Direct(direct) => {
+            stats.rq_direct_response.inc();
+            Answer::Local(local::direct(&routing, direct, &request))
+        }
+        Action::Redirect(redirect) => {
+            stats.rq_redirect.inc();
+            Answer::Local(local::redirect(&routing, redirect, &request))
+        }
+        Action::Forward(forward) => to_cluster(routing, forward, request).await,
+    }
+}
+
+async fn to_cluster(routing: Routing<'_>, forward: &Forward, mut request: Request) -> Answer {
+    let stream = routing.stream;
+    let manager = &stream.manager;
+    let cluster = routing.routed.cluster(&request.head());
+    let Some(cluster) = cluster.and_then(|name| manager.ctx.clusters.get(&name)) else {
+        manager.hcm.stats.no_cluster.inc();
+        stream.log_request(&request);
+        let status =
+            StatusCode::from_u16(forward.cluster_not_found_status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        let reply = LocalReply::new(status, "", "cluster_not_found");
+        return Answer::Local(reply.flag(ResponseFlags::NO_CLUSTER_FOUND));
+    };
+    let policy = RetryPlan::policy(routing.routed.virtual_host, forward);
+    let plan = RetryPlan::new(policy, &request.head());
+    RetryPlan::remove_headers(&mut request.parts.headers);
+    let suppress = routing.filter.suppress_envoy_headers;
+    let timeouts = Timeouts::resolve(forward, policy.map(|p| &**p), &mut request.parts.headers, !suppress);
+    stream.limit_response(timeouts.global, timeouts.max_stream_duration);
+    if routing.changes_response() {
+        stream.keep_request(&request);
+    }
+    stream.set_upstream(&cluster, routing.routed.virtual_host.include_attempt_count_in_response);
+    let forwarding = Forwarding {
+        routing,
+        forward,
+        priority: if forward.priority_high { RoutingPriority::High } else { RoutingPriority::Default },
+        cluster,
+        timeouts,
+        policy,
+        plan,
+    };
+    forwarding.rewrite(&mut request);
+    stream.log_request(&request);
+    match forwarding.try_hosts(request).await {
+        Ok(response) => Answer::Upstream(forwarding.finish(response)),
+        Err(reply) => Answer::Local(reply),
+    }
+}
+
+impl Routing<'_> {
+    /// Will response headers be computed, maybe from the request's?
+    fn changes_response(&self) -> bool {
+        let weighted = self.routed.weighted.map(|w| &w.headers);
+        let levels = [&self.routed.route.headers, &self.routed.virtual_host.headers, &self.table.headers];
+        levels.into_iter().chain(weighted).any(|level| !level.response_add.is_empty())
+    }
+}
+
+impl Forwarding<'_> {
+    fn stream(&self) -> &Rc<Stream> {
+        self.routing.stream
+    }
+
+    fn suppress(&self) -> bool {
+        self.routing.filter.suppress_envoy_headers
+    }
+
+    /// What the route asks to change in the request (Envoy: `finalizeRequestHeaders`).
+    fn rewrite(&self, request: &mut Request) {
+        let Routing { table, routed, stream, .. } = self.routing;
+        if routed.virtual_host.include_request_attempt_count {
+            request.parts.headers.insert(ATTEMPT_COUNT, HeaderValue::from_static("1"));
+        }
+        let mut pseudo = smallvec::SmallVec::<[_; 2]>::new();
+        let mut headers = std::mem::take(&mut request.parts.headers);
+        apply_request(
+            table,
+            routed,
+            &mut headers,
+            |format, headers, out| stream.evaluate(format, Some((request, headers)), None, out),
+            |target, value| pseudo.push((target.clone(), value.to_owned())),
+        );
+        request.parts.headers = headers;
+        for (target, value) in pseudo {
+            request.set_pseudo(&target, &value);
+        }
+        self.rewrite_host(request, None);
+        if let Some(path) = rewrite_path(routed.route, self.forward, request.path()) {
+            if !self.suppress() {
+                let original = request.path().to_owned();
+                request.set_header(ORIGINAL_PATH, &original);
+            }
+            request.set_path(path);
+        }
+    }
+
+    /// Rewrites the host; `endpoint` is the chosen endpoint's name, known once a host is chosen.
+    fn rewrite_host(&self, request: &mut Request, endpoint: Option<&str>) {
+        let head = request.head();
+        let Some(host) = rewrite_host(self.forward, self.routing.routed.weighted, &head, endpoint) else {
+            return;
+        };
+        if *host == *head.authority {
+            return;
+        }
+        let (host, original) = (host.into_owned(), request.authority().to_owned());
+        if !self.suppress() && !request.parts.headers.contains_key(ORIGINAL_HOST) {
+            request.set_header(ORIGINAL_HOST, &original);
+        }
+        if self.forward.append_x_forwarded_host {
+            super::header_list::append(&mut request.parts.headers, FORWARDED_HOST, &original, ",");
+        }
+        request.set_authority(&host);
+    }
+
+    /// What the route asks to change in the response, and Envoy's own headers.
+    fn finish(&self, mut response: Response<Body>) -> Response<Body> {
+        let Routing { table, routed, stream, .. } = self.routing;
+        let status = response.status();
+        self.cluster.stats.count_response(status.as_u16());
+        stream.info.borrow_mut().response_code_details.get_or_insert("via_upstream".into());
+        if stream.upgrade && !stream.connect && status != StatusCode::SWITCHING_PROTOCOLS {
+            return refused_handshake(stream, response);
+        }
+        if !self.suppress()
+            && let Some(since) = stream.request_complete()
+        {
+            let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            response.headers_mut().insert(SERVICE_TIME, HeaderValue::from(ms));
+        }
+        if routed.virtual_host.include_attempt_count_in_response {
+            let attempts = stream.info.borrow().upstream.attempts;
+            response.headers_mut().insert(ATTEMPT_COUNT, HeaderValue::from(attempts));
+        }
+        mutate_response(stream, table, routed, &mut response);
+        response
+    }
+}
+
+/// Applies the response header changes of the route and its parents.
+fn mutate_response<B>(stream: &Stream, table: &RouteTable, routed: &Routed<'_>, response: &mut Response<B>) {
+    let mut status = None;
+    apply_response(
+        table,
+        routed,
+        response.headers_mut(),
+        |format, headers, out| stream.evaluate(format, None, Some(headers), out),
+        |_, value| status = value.parse::<u16>().ok().and_then(|code| StatusCode::from_u16(code).ok()),
+    );
+    if let Some(status) = status {
+        *response.status_mut() = status;
+    }
+}
+
+/// An upstream that does not switch protocols: the client gets its status alone.
+fn refused_handshake(stream: &Stream, mut response: Response<Body>) -> Response<Body> {
+    stream.info.borrow_mut().response_code_details = Some("websocket_handshake_unsuccessful".into());
+    response.headers_mut().remove(CONTENT_LENGTH);
+    response.headers_mut().remove(UPGRADE);
+    *response.body_mut() = Body::Empty;
+    response
+}

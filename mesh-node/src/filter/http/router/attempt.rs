@@ -1,0 +1,279 @@
+//! Tries: chooses a host, sends the request, and again where the retry policy says so (Envoy: `RetryStateImpl`).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderValue, Response};
+use http_body::Body as _;
+use smallvec::SmallVec;
+
+use super::super::local_reply::LocalReply;
+use super::super::request::Request;
+use super::super::request_body::{Observed, Replayable};
+use super::super::reset::ResetReason;
+use super::{ATTEMPT_COUNT, EXPECTED_TIMEOUT, Forwarding, local};
+use crate::cluster::{Host, LbContext, RetryGuard};
+use crate::http::body::Body;
+use crate::model::cluster::Discovery;
+use crate::model::listener::Direction;
+use crate::model::route::{HostRewrite, RetryPolicy};
+use crate::router::{self, RetryPlan, back_off};
+use crate::telemetry::stream_info::ResponseFlags;
+use crate::upstream::{ErrorKind, Target, UpstreamError, UpstreamPath};
+
+/// Where the bodies of tries come from.
+enum Source {
+    Empty,
+    Once(Option<Observed>),
+    Again(Replayable),
+}
+
+/// How a try ended without a response.
+enum Failure {
+    Reset(UpstreamError),
+    TimedOut,
+}
+
+/// What the retry state says of a finished try.
+enum Verdict {
+    Again(Duration),
+    Stands,
+}
+
+/// The tries of one request.
+struct Tries {
+    plan: Option<RetryPlan>,
+    policy: Option<Arc<RetryPolicy>>,
+    retries: u32,
+    /// Held from the decision to retry to the outcome of the retry.
+    guard: Option<RetryGuard>,
+    tried: SmallVec<[SocketAddr; 2]>,
+}
+
+impl Source {
+    fn body(&mut self) -> Body {
+        match self {
+            Self::Empty => Body::Empty,
+            Self::Once(body) => body.take().map_or(Body::Empty, Body::boxed),
+            Self::Again(body) => Body::boxed(body.attempt()),
+        }
+    }
+
+    fn can_be_sent_again(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Once(_) => false,
+            Self::Again(body) => body.can_replay(),
+        }
+    }
+}
+
+impl Forwarding<'_> {
+    /// Sends the request to one host after the other until one answers for good.
+    pub(super) async fn try_hosts(&self, mut request: Request) -> Result<Response<Body>, LocalReply> {
+        let stream = self.stream();
+        let mut source = self.source(std::mem::take(&mut request.body));
+        let mut tries = Tries {
+            plan: self.plan.clone(),
+            policy: self.policy.cloned(),
+            retries: 0,
+            guard: None,
+            tried: SmallVec::new(),
+        };
+        loop {
+            stream.info.borrow_mut().upstream.attempts += 1;
+            let Some(host) = self.choose(&request, &tries) else {
+                return Err(local::no_healthy_upstream(stream));
+            };
+            tries.tried.push(host.address);
+            stream.set_host(&host);
+            let message = self.message(&mut request, &host, &tries, source.body());
+            let outcome = self.send(host, message).await;
+            let verdict = match &outcome {
+                Ok(response) => tries.judge(self, &source, |plan| {
+                    plan.retries_response(response.status(), response.headers())
+                }),
+                Err(Failure::TimedOut) => {
+                    tries.judge(self, &source, |plan| plan.retries_reset(router::ResetReason::PerTryTimeout))
+                }
+                Err(Failure::Reset(error)) => {
+                    tries.judge(self, &source, |plan| plan.retries_reset(for_retry(error.kind)))
+                }
+            };
+            match (verdict, outcome) {
+                (Verdict::Again(pause), outcome) => {
+                    // A response that is not wanted is reset before the pause, not after.
+                    drop(outcome);
+                    tokio::time::sleep(pause).await;
+                }
+                (Verdict::Stands, Ok(response)) => return Ok(response),
+                (Verdict::Stands, Err(Failure::TimedOut)) => return Err(local::per_try_timed_out(stream)),
+                (Verdict::Stands, Err(Failure::Reset(error))) => {
+                    let reason = ResetReason::from(error.kind);
+                    let connect = matches!(error.kind, ErrorKind::ConnectFailure | ErrorKind::TlsFailure);
+                    let transport_failure = error.details.as_deref().filter(|_| connect);
+                    return Err(local::reset_before_headers(stream, reason, transport_failure));
+                }
+            }
+        }
+    }
+
+    fn source(&self, body: Body) -> Source {
+        let stream = self.stream();
+        if body.is_end_stream() && !stream.upgrade {
+            return Source::Empty;
+        }
+        let observed = Observed::new(body, stream.clone());
+        match self.plan {
+            Some(_) if !stream.upgrade => {
+                let limit = self.cluster.config.per_connection_buffer_limit_bytes as usize;
+                Source::Again(Replayable::new(observed, limit))
+            }
+            _ => Source::Once(Some(observed)),
+        }
+    }
+
+    fn choose(&self, request: &Request, tries: &Tries) -> Option<Arc<Host>> {
+        let previous_hosts = tries.policy.as_ref().filter(|policy| policy.previous_hosts);
+        let header = match &self.cluster.config.discovery {
+            Discovery::OriginalDst { http_header: Some(name), .. } => {
+                request.parts.headers.get(name).and_then(|v| v.to_str().ok())
+            }
+            _ => None,
+        };
+        let context = LbContext {
+            original_dst: self.stream().manager.connection.original_dst,
+            original_dst_header: header,
+            hash: None,
+            exclude: if previous_hosts.is_some() { &tries.tried } else { &[] },
+            exclude_attempts: previous_hosts.map_or(0, |p| p.host_selection_retry_max_attempts),
+        };
+        self.cluster.choose(&context).ok()
+    }
+
+    /// The message of one try. Only a request that may be tried again is copied.
+    fn message(&self, request: &mut Request, host: &Host, tries: &Tries, body: Body) -> http::Request<Body> {
+        let attempts = self.stream().info.borrow().upstream.attempts;
+        if attempts > 1 {
+            self.tell_retry(request, attempts);
+        }
+        if matches!(self.forward.host_rewrite, HostRewrite::Auto) {
+            self.rewrite_host(request, host.hostname.as_deref());
+        }
+        let parts = match &tries.plan {
+            Some(plan) if plan.remaining > tries.retries => request.parts.clone(),
+            _ => {
+                let (empty, ()) = http::Request::new(()).into_parts();
+                std::mem::replace(&mut request.parts, empty)
+            }
+        };
+        http::Request::from_parts(parts, body)
+    }
+
+    /// A retry says which one it is, and has less time.
+    fn tell_retry(&self, request: &mut Request, attempts: u32) {
+        let headers = &mut request.parts.headers;
+        if self.routing.routed.virtual_host.include_request_attempt_count {
+            headers.insert(ATTEMPT_COUNT, HeaderValue::from(attempts));
+        }
+        if self.timeouts.per_try.is_none()
+            && let (Some(global), Some(since)) = (self.timeouts.global, self.stream().request_complete())
+            && headers.contains_key(EXPECTED_TIMEOUT)
+        {
+            let left = global.saturating_sub(since.elapsed()).as_millis();
+            headers
+                .insert(EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(left.max(1)).unwrap_or(u64::MAX)));
+        }
+    }
+
+    async fn send(&self, host: Arc<Host>, message: http::Request<Body>) -> Result<Response<Body>, Failure> {
+        let stream = self.stream();
+        let connection = &stream.manager.connection;
+        let target = Target {
+            workload: connection.workload.clone(),
+            cluster: self.cluster.clone(),
+            host,
+            path: match connection.direction {
+                Direction::Inbound if connection.workload.is_some() => {
+                    UpstreamPath::Application { source: connection.remote }
+                }
+                _ => UpstreamPath::Network,
+            },
+        };
+        let exchange = stream.manager.ctx.upstreams.request(&target, self.priority, stream.version, message);
+        let answered = match self.timeouts.per_try {
+            None => exchange.await,
+            Some(limit) => match tokio::time::timeout(limit, exchange).await {
+                Ok(answered) => answered,
+                Err(_) => {
+                    self.cluster.stats.upstream_rq_per_try_timeout.inc();
+                    return Err(Failure::TimedOut);
+                }
+            },
+        };
+        match answered {
+            Ok(exchange) => {
+                let mut info = stream.info.borrow_mut();
+                info.upstream.local = Some(exchange.local);
+                info.upstream.protocol = Some(exchange.protocol);
+                info.upstream.transport_failure = None;
+                info.first_upstream_rx = Some(stream.start.elapsed());
+                Ok(exchange.response)
+            }
+            Err(error) => {
+                tracing::debug!(cluster = %self.cluster.name(), host = %target.host.address, %error, "try failed");
+                let details = error.details.as_ref().map(|details| details.replace(' ', "_"));
+                stream.info.borrow_mut().upstream.transport_failure = details;
+                Err(Failure::Reset(error))
+            }
+        }
+    }
+}
+
+impl Tries {
+    fn judge(
+        &mut self,
+        forwarding: &Forwarding<'_>,
+        source: &Source,
+        retries: impl FnOnce(&RetryPlan) -> bool,
+    ) -> Verdict {
+        let Some(plan) = &self.plan else { return Verdict::Stands };
+        let stats = &forwarding.cluster.stats;
+        let retried = self.guard.take().is_some();
+        if !source.can_be_sent_again() || !retries(plan) {
+            if retried {
+                stats.upstream_rq_retry_success.inc();
+            }
+            return Verdict::Stands;
+        }
+        let info = &forwarding.stream().info;
+        if self.retries >= plan.remaining {
+            stats.upstream_rq_retry_limit_exceeded.inc();
+            info.borrow_mut().flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+            return Verdict::Stands;
+        }
+        let Ok(guard) = forwarding.cluster.retry(forwarding.priority) else {
+            info.borrow_mut().flags.set(ResponseFlags::UPSTREAM_OVERFLOW);
+            return Verdict::Stands;
+        };
+        self.guard = Some(guard);
+        let pause = back_off(self.policy.as_deref(), self.retries, fastrand::u64(..));
+        self.retries += 1;
+        Verdict::Again(pause)
+    }
+}
+
+/// The failure as retry policies see it.
+fn for_retry(kind: ErrorKind) -> router::ResetReason {
+    match kind {
+        ErrorKind::ConnectFailure | ErrorKind::ConnectTimeout | ErrorKind::TlsFailure => {
+            router::ResetReason::ConnectFailure
+        }
+        ErrorKind::Reset { request_started, .. } => router::ResetReason::Reset { request_started },
+        ErrorKind::RefusedStream => router::ResetReason::RefusedStream,
+        ErrorKind::RemoteReset => router::ResetReason::Reset { request_started: true },
+        ErrorKind::Overflow => router::ResetReason::Overflow,
+        ErrorKind::ProtocolError => router::ResetReason::ProtocolError,
+    }
+}

@@ -1,0 +1,367 @@
+//! One request and its answer: what is known of it, when it must end, and its end (statistics, access log).
+//!
+//! Shared, on one thread, by the future that answers it and the two bodies that outlive that future. Whoever
+//! holds the [`Owner`] decides the end: dropping it unfinished means that the client went away.
+
+use std::cell::{Cell, Ref, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, HeaderValue, Version};
+use http_body::Body as _;
+
+use super::ConnectionManager;
+use super::request::Request;
+use super::request_headers::{X_REQUEST_ID, is_upgrade};
+use super::timer::Timer;
+use crate::cluster::{ClusterState, Host};
+use crate::http::body::Body;
+use crate::model::format::Format;
+use crate::model::route::Forward;
+use crate::telemetry::format::{Context as FormatContext, Missing, RequestHead, RequestView, evaluate};
+use crate::telemetry::stream_info::{ResponseFlags, StreamInfo};
+
+/// The state of one stream.
+#[derive(Debug)]
+pub struct Stream {
+    pub manager: Rc<ConnectionManager>,
+    pub info: RefCell<StreamInfo>,
+    pub start: Instant,
+    pub version: Version,
+    /// The client waits for gRPC framing of errors.
+    pub grpc: bool,
+    pub head: bool,
+    /// The request switches protocols: its body has no end of its own.
+    pub upgrade: bool,
+    pub connect: bool,
+    last_activity: Cell<Instant>,
+    request_complete: Cell<Option<Instant>>,
+    response_started: Cell<bool>,
+    limits: Cell<Limits>,
+    /// Woken when a deadline may have come nearer.
+    waker: RefCell<Option<Waker>>,
+    logged: RefCell<Logged>,
+    upstream: RefCell<Option<Upstream>>,
+    request_id: RefCell<Option<HeaderValue>>,
+}
+
+/// The cluster that serves a stream.
+#[derive(Debug)]
+pub struct Upstream {
+    pub cluster: Arc<ClusterState>,
+    pub host: Option<Arc<Host>>,
+    /// The response says how many tries it took.
+    pub tell_attempts: bool,
+}
+
+/// Headers as the access log sees them.
+#[derive(Debug, Default)]
+struct Logged {
+    request: Option<RequestHead>,
+    response: Option<HeaderMap>,
+    trailers: Option<HeaderMap>,
+}
+
+/// Bounds on the time of a stream; `None` is no limit.
+#[derive(Debug, Clone, Copy, Default)]
+struct Limits {
+    /// Since the last byte in either direction.
+    idle: Option<Duration>,
+    /// To the end of the request.
+    request: Option<Duration>,
+    /// Of the whole stream.
+    max_duration: Option<Duration>,
+    /// From the end of the request to the end of the response.
+    response: Option<Duration>,
+}
+
+/// Which limit was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expired {
+    Idle,
+    Request,
+    MaxDuration,
+    Response,
+}
+
+impl Stream {
+    /// A stream that begins now.
+    pub fn begin(manager: Rc<ConnectionManager>, request: &http::Request<Body>) -> Owner {
+        let mut info = StreamInfo::new(manager.connection.clone());
+        info.protocol = Some(request.version());
+        let start = info.start;
+        let hcm = &manager.hcm;
+        let stats = &hcm.stats;
+        stats.downstream_rq_total.inc();
+        stats.downstream_rq_active.inc();
+        match request.version() {
+            Version::HTTP_2 => stats.downstream_rq_http2_total.inc(),
+            _ => stats.downstream_rq_http1_total.inc(),
+        }
+        let connect = request.method() == http::Method::CONNECT;
+        let upgrade = connect || is_upgrade(request.headers());
+        let bodyless = !upgrade && request.body().is_end_stream();
+        let limits = Limits {
+            idle: hcm.stream_idle_timeout,
+            request: hcm.request_timeout,
+            max_duration: hcm.max_stream_duration,
+            response: None,
+        };
+        Owner(Rc::new(Self {
+            info: RefCell::new(info),
+            start,
+            version: request.version(),
+            grpc: crate::router::is_grpc(request.headers()),
+            head: request.method() == http::Method::HEAD,
+            upgrade,
+            connect,
+            last_activity: Cell::new(start),
+            request_complete: Cell::new(bodyless.then_some(start)),
+            response_started: Cell::new(false),
+            limits: Cell::new(limits),
+            waker: RefCell::default(),
+            logged: RefCell::default(),
+            upstream: RefCell::default(),
+            request_id: RefCell::default(),
+            manager,
+        }))
+    }
+
+    /// Replaces the connection manager's idle limit by the route's, where it has its own.
+    pub fn limit_by_route(&self, forward: &Forward) {
+        if let Some(idle) = forward.idle_timeout {
+            let idle = (!idle.is_zero()).then_some(idle);
+            self.limits.set(Limits { idle, ..self.limits.get() });
+        }
+    }
+
+    /// Bounds the response from the end of the request on, and the whole stream where the route does.
+    pub fn limit_response(&self, response: Option<Duration>, max_duration: Option<Option<Duration>>) {
+        let limits = self.limits.get();
+        let max_duration = max_duration.unwrap_or(limits.max_duration);
+        self.limits.set(Limits { response, max_duration, ..limits });
+    }
+
+    /// Something moved in either direction.
+    pub fn touch(&self) {
+        self.last_activity.set(Instant::now());
+    }
+
+    /// When the request was received whole.
+    pub fn request_complete(&self) -> Option<Instant> {
+        self.request_complete.get()
+    }
+
+    /// The last byte of the request was received.
+    pub fn complete_request(&self) {
+        if self.request_complete.get().is_none() {
+            let now = Instant::now();
+            self.request_complete.set(Some(now));
+            self.info.borrow_mut().last_downstream_rx = Some(now - self.start);
+            // The response's time begins now.
+            if let Some(waker) = self.waker.borrow_mut().take() {
+                waker.wake();
+            }
+        }
+    }
+
+    pub fn response_started(&self) -> bool {
+        self.response_started.get()
+    }
+
+    /// Notes the head of the response that goes downstream.
+    pub fn start_response(&self, response: &http::Response<Body>) {
+        self.response_started.set(true);
+        self.touch();
+        let status = response.status();
+        let stats = &self.manager.hcm.stats;
+        stats.count_response(status.as_u16());
+        let mut info = self.info.borrow_mut();
+        info.response_code = Some(status.as_u16());
+        info.first_downstream_tx = Some(self.start.elapsed());
+        if !self.manager.hcm.access_log.is_empty() {
+            self.logged.borrow_mut().response = Some(response.headers().clone());
+        }
+    }
+
+    /// Keeps the request's head, as it is sent upstream, for the access log, if there is one.
+    pub fn log_request(&self, request: &Request) {
+        if !self.manager.hcm.access_log.is_empty() {
+            self.keep_request(request);
+        }
+    }
+
+    /// Keeps the request's head for formats.
+    pub fn keep_request(&self, request: &Request) {
+        self.logged.borrow_mut().request = Some(RequestHead {
+            method: request.parts.method.clone(),
+            scheme: request.scheme.into(),
+            authority: request.authority().to_owned(),
+            path: request.path().to_owned(),
+            headers: request.parts.headers.clone(),
+        });
+    }
+
+    /// Keeps the request's id for the response, if that is to tell it.
+    pub fn keep_request_id(&self, headers: &HeaderMap) {
+        if self.manager.hcm.always_set_request_id_in_response {
+            *self.request_id.borrow_mut() = headers.get(X_REQUEST_ID).cloned();
+        }
+    }
+
+    pub fn request_id(&self) -> Option<HeaderValue> {
+        self.request_id.borrow().clone()
+    }
+
+    /// Appends the value of a header's format. Without `request` the kept one counts.
+    pub fn evaluate(
+        &self,
+        format: &Format,
+        request: Option<(&Request, &HeaderMap)>,
+        response: Option<&HeaderMap>,
+        out: &mut String,
+    ) {
+        let logged = self.logged.borrow();
+        let info = self.info.borrow();
+        let view = request.map(|(request, headers)| RequestView {
+            method: request.parts.method.as_str(),
+            scheme: request.scheme,
+            authority: request.authority(),
+            path: request.path(),
+            headers,
+        });
+        let request = view.or_else(|| logged.request.as_ref().map(Into::into));
+        let context = FormatContext { info: &info, request, response, trailers: None };
+        evaluate(format, &context, Missing::Empty, out);
+    }
+
+    /// Notes the cluster that serves the stream.
+    pub fn set_upstream(&self, cluster: &Arc<ClusterState>, tell_attempts: bool) {
+        self.info.borrow_mut().upstream.cluster = Some(cluster.name().clone());
+        *self.upstream.borrow_mut() = Some(Upstream { cluster: cluster.clone(), host: None, tell_attempts });
+    }
+
+    /// Notes the host of the next try.
+    pub fn set_host(&self, host: &Arc<Host>) {
+        self.info.borrow_mut().upstream.host = Some(host.address);
+        if let Some(upstream) = &mut *self.upstream.borrow_mut() {
+            upstream.host = Some(host.clone());
+        }
+    }
+
+    pub fn upstream(&self) -> Ref<'_, Option<Upstream>> {
+        self.upstream.borrow()
+    }
+
+    /// The route's timeout passed.
+    pub fn upstream_timed_out(&self) {
+        if let Some(upstream) = &*self.upstream.borrow() {
+            upstream.cluster.stats.upstream_rq_timeout.inc();
+        }
+    }
+
+    /// The upstream's response is complete.
+    pub fn complete_upstream(&self) {
+        let since = self.request_complete.get().unwrap_or(self.start);
+        if let Some(upstream) = &*self.upstream.borrow() {
+            upstream.cluster.stats.upstream_rq_time.record_ms(since.elapsed());
+        }
+    }
+
+    pub fn log_trailers(&self, trailers: &HeaderMap) {
+        if !self.manager.hcm.access_log.is_empty() {
+            self.logged.borrow_mut().trailers = Some(trailers.clone());
+        }
+    }
+
+    /// Adds a flag and says why.
+    pub fn fail(&self, flag: ResponseFlags, details: impl Into<std::borrow::Cow<'static, str>>) {
+        let mut info = self.info.borrow_mut();
+        info.flags.set(flag);
+        info.response_code_details = Some(details.into());
+    }
+
+    /// The next deadline, and what it is.
+    fn deadline(&self) -> Option<(Instant, Expired)> {
+        let limits = self.limits.get();
+        let complete = self.request_complete.get();
+        let idle = limits.idle.map(|d| (self.last_activity.get() + d, Expired::Idle));
+        let request =
+            limits.request.filter(|_| complete.is_none()).map(|d| (self.start + d, Expired::Request));
+        let max = limits.max_duration.map(|d| (self.start + d, Expired::MaxDuration));
+        let response = limits.response.zip(complete).map(|(d, from)| (from + d, Expired::Response));
+        [idle, request, max, response].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// Ready when a limit is reached.
+    pub fn poll_expired(&self, cx: &mut Context<'_>, timer: &mut Timer) -> Poll<Expired> {
+        if self.request_complete.get().is_none() {
+            *self.waker.borrow_mut() = Some(cx.waker().clone());
+        }
+        while let Some((at, what)) = self.deadline() {
+            match timer.poll(cx, at) {
+                Poll::Pending => return Poll::Pending,
+                // Unless it moved meanwhile.
+                Poll::Ready(()) if self.deadline() == Some((at, what)) => return Poll::Ready(what),
+                Poll::Ready(()) => {}
+            }
+        }
+        Poll::Pending
+    }
+
+    /// The output of `future`, or the limit that was reached first.
+    pub async fn within<F: Future>(&self, timer: &mut Timer, future: F) -> Result<F::Output, Expired> {
+        let mut future = pin!(future);
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => self.poll_expired(cx, timer).map(Err),
+        })
+        .await
+    }
+}
+
+/// The right to end a stream.
+#[derive(Debug)]
+pub struct Owner(Rc<Stream>);
+
+impl std::ops::Deref for Owner {
+    type Target = Rc<Stream>;
+    fn deref(&self) -> &Rc<Stream> {
+        &self.0
+    }
+}
+
+impl Owner {
+    /// The client has the whole answer, or the reason why not is in `info`.
+    pub fn finish(self) {
+        self.0.info.borrow_mut().ended = true;
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let stream = &self.0;
+        let mut info = stream.info.borrow_mut();
+        let stats = &stream.manager.hcm.stats;
+        stats.downstream_rq_active.dec();
+        let end = stream.start.elapsed();
+        info.end = Some(end);
+        if !info.ended {
+            stats.downstream_rq_rx_reset.inc();
+            info.flags.set(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
+            info.response_code_details = Some(match info.protocol {
+                Some(Version::HTTP_2) => "http2.remote_reset".into(),
+                _ => "downstream_remote_disconnect".into(),
+            });
+        }
+        stats.downstream_rq_time.record_ms(end);
+        let logged = stream.logged.borrow();
+        for log in &stream.manager.hcm.access_log {
+            log.log(&info, logged.request.as_ref(), logged.response.as_ref(), logged.trailers.as_ref());
+        }
+    }
+}

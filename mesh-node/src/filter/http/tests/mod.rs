@@ -1,0 +1,6 @@
+//! What a client sees, request by request. The expected answers were recorded from Envoy 1.40.
+
+mod answers;
+mod requests;
+pub mod support;
+mod upstreams;

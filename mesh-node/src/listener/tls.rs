@@ -3,9 +3,10 @@
 use std::io;
 use std::time::Duration;
 
+use rustls::server::Acceptor;
 use rustls::{CommonState, ProtocolVersion};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 use tokio_rustls::server::TlsStream;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -30,7 +31,7 @@ pub async fn accept<I>(
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
-    let handshake = TlsAcceptor::from(tls.config.clone()).accept(io);
+    let handshake = handshake(tls, io);
     let stream = match tokio::time::timeout(timeout.unwrap_or(HANDSHAKE_TIMEOUT), handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -49,6 +50,24 @@ where
     let mut info = session_info(stream.get_ref().1);
     info.local_uri_sans = tls.local_uri_sans.clone();
     Ok((stream, info))
+}
+
+/// rustls refuses a client of whose protocols (ALPN) it has none; Envoy goes on without one. Istio's clients
+/// rely on it: they offer `istio` to ports whose context has only `h2` and `http/1.1`.
+async fn handshake<I>(tls: &DownstreamTls, io: I) -> io::Result<TlsStream<I>>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+{
+    let Some(without_alpn) = &tls.without_alpn else {
+        return TlsAcceptor::from(tls.config.clone()).accept(io).await;
+    };
+    let start = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
+    let own = &tls.config.alpn_protocols;
+    let common = start
+        .client_hello()
+        .alpn()
+        .is_none_or(|mut offered| offered.any(|protocol| own.iter().any(|own| own == protocol)));
+    start.into_stream(if common { tls.config.clone() } else { without_alpn.clone() }).await
 }
 
 fn is_missing_certificate(error: &io::Error) -> bool {

@@ -270,3 +270,6 @@ impl Parts<'_, '_> {
 fn secret_path(name: &str) -> String {
     format!("static_resources.secrets ({name})")
 }
+
+#[cfg(test)]
+mod tests;

@@ -44,12 +44,17 @@ impl Outcome {
     }
 }
 
-/// Prints `running` once all connections are open, and the tally after the end of standard input.
+/// Prints `running` once all connections have done an exchange, and the tally after the end of standard
+/// input.
 pub fn hold(to: SocketAddr, connections: usize) -> Result<()> {
     let outcome = Outcome::default();
     let stop = AtomicBool::new(false);
     let open = (0..connections)
-        .map(|i| Exchanger::connect(to).with_context(|| format!("connection {i}")))
+        .map(|i| {
+            let mut connection = Exchanger::connect(to).with_context(|| format!("connection {i}"))?;
+            connection.echo().with_context(|| format!("connection {i}"))?;
+            Ok(connection)
+        })
         .collect::<Result<Vec<_>>>()?;
     println!("running");
     std::thread::scope(|scope| {

@@ -118,8 +118,8 @@ pub(super) fn attach_pinned(
     let attr = match target {
         Target::Fd(fd) => Attr::new().u32(4, fd.as_raw_fd() as u32),
         Target::Interface(index) => {
-            // Before the first one, whichever it is (BPF_F_BEFORE and BPF_F_ID without an id).
-            Attr::new().u32(4, *index).u32(12, 1 << 3 | 1 << 5)
+            // BPF_F_BEFORE without saying before which: before all.
+            Attr::new().u32(4, *index).u32(12, 1 << 3)
         }
     };
     // SAFETY: no pointers.

@@ -8,9 +8,10 @@ use aya::programs::tc::qdisc_detach_program;
 
 use super::enrol;
 use super::error::CaptureError;
+use super::netlink::Netlink;
 use super::netns::Namespace;
 use super::programs::{TC_GUARD, TC_STEER};
-use super::record;
+use super::record::{self, Interface};
 use super::settings::Settings;
 
 /// What [`cleanup`] removed.
@@ -57,13 +58,19 @@ pub fn cleanup(settings: &Settings) -> Result<Removed, CaptureError> {
     Ok(removed)
 }
 
-/// Removes our netlink filter from an interface of the current namespace: the guard's on the host
-/// side, the steering program's on the pod's.
-pub(super) fn remove_filter(interface: &str, host_side: bool) {
+/// Removes our netlink filter from an interface of the current namespace, the guard's on the host's
+/// side and the steering program's on the pod's, and the queueing discipline if it was added for it.
+pub(super) fn remove_filter(interface: &Interface, host_side: bool) {
     let (side, name) =
         if host_side { (TcAttachType::Ingress, TC_GUARD) } else { (TcAttachType::Egress, TC_STEER) };
-    if let Err(error) = qdisc_detach_program(interface, side, name) {
+    if let Err(error) = qdisc_detach_program(&interface.name, side, name) {
         // Usually gone with the interface.
-        tracing::debug!("{interface}: {name} is not there: {error}");
+        tracing::debug!("{}: {name} is not there: {error}", interface.name);
+        return;
+    }
+    if interface.qdisc_added
+        && let Err(error) = Netlink::open().and_then(|mut n| n.remove_empty_clsact(interface.index))
+    {
+        tracing::debug!("{}: its queueing discipline stays: {error}", interface.name);
     }
 }

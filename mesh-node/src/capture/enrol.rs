@@ -90,6 +90,14 @@ fn try_enrol(
     if let Some(before) = before {
         // What an earlier process changed reads as unchanged now; it is still ours to put back.
         record.sysctls = before.sysctls.clone();
+        for (now, then) in [
+            (&mut record.pod_interfaces, &before.pod_interfaces),
+            (&mut record.host_interfaces, &before.host_interfaces),
+        ] {
+            for interface in now {
+                interface.qdisc_added = then.iter().any(|i| i.index == interface.index && i.qdisc_added);
+            }
+        }
     }
     let write = |record: &Record| {
         context.records.write(record).map_err(|error| match error {
@@ -254,7 +262,7 @@ fn attach(context: &mut Context<'_>, namespace: &Namespace, record: &mut Record)
         own.load_steer().map_err(failed("tc_steer"))?;
         let mut inside = || -> Result<(), String> {
             for interface in &mut record.pod_interfaces {
-                interface.filter = own.attach_steer(interface)?;
+                own.attach_steer(interface)?;
             }
             Ok(())
         };
@@ -269,8 +277,7 @@ fn attach(context: &mut Context<'_>, namespace: &Namespace, record: &mut Record)
             );
         }
         for interface in &mut record.host_interfaces {
-            interface.filter =
-                context.programs.attach_guard(record.slot, interface).map_err(failed("tc_guard"))?;
+            context.programs.attach_guard(record.slot, interface).map_err(failed("tc_guard"))?;
             context
                 .maps
                 .interfaces
@@ -394,7 +401,7 @@ pub(super) fn undo(programs: &Programs, maps: &Maps, host: &Namespace, record: &
 /// What cleanup needs too: undoes the record without any map.
 pub(super) fn undo_outside_maps(host: &Namespace, record: &Record) {
     for interface in record.host_interfaces.iter().filter(|i| i.filter) {
-        super::cleanup::remove_filter(&interface.name, true);
+        super::cleanup::remove_filter(interface, true);
     }
     let Ok(namespace) = Namespace::open(&record.netns) else { return };
     if namespace.id != record.netns_id {
@@ -402,7 +409,7 @@ pub(super) fn undo_outside_maps(host: &Namespace, record: &Record) {
     }
     let result = host.enter(&namespace, || -> Result<(), (String, std::io::Error)> {
         for interface in record.pod_interfaces.iter().filter(|i| i.filter) {
-            super::cleanup::remove_filter(&interface.name, false);
+            super::cleanup::remove_filter(interface, false);
         }
         let named = |error| ("rule and route".to_owned(), error);
         let mut netlink = Netlink::open().map_err(named)?;

@@ -15,6 +15,8 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
+const RTM_DELQDISC: u16 = 37;
+const RTM_GETTFILTER: u16 = 46;
 
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
@@ -147,6 +149,19 @@ impl Netlink {
             .collect())
     }
 
+    /// Removes the `clsact` queueing discipline of an interface, unless a filter is left in it.
+    pub(super) fn remove_empty_clsact(&mut self, interface: u32) -> io::Result<()> {
+        const CLSACT: u32 = 0xffff_fff1;
+        for parent in [CLSACT + 1, CLSACT + 2] {
+            if !self.request(RTM_GETTFILTER, NLM_F_DUMP, &traffic_control(interface, 0, parent))?.is_empty() {
+                return Ok(());
+            }
+        }
+        let mut body = traffic_control(interface, 0xffff_0000, CLSACT);
+        push_attribute(&mut body, 1, b"clsact\0");
+        self.request(RTM_DELQDISC, NLM_F_ACK, &body).map(drop)
+    }
+
     /// Sends one request and collects the bodies of the answer.
     fn request(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
         self.sequence += 1;
@@ -207,6 +222,14 @@ fn route(steering: &Steering, v6: bool, source: Option<IpAddr>) -> Vec<u8> {
         Some(IpAddr::V4(address)) => push_attribute(&mut body, 7, &address.octets()),
         Some(IpAddr::V6(address)) => push_attribute(&mut body, 7, &address.octets()),
         None => {}
+    }
+    body
+}
+
+fn traffic_control(interface: u32, handle: u32, parent: u32) -> Vec<u8> {
+    let mut body = vec![0; 4];
+    for word in [interface, handle, parent, 0] {
+        body.extend(word.to_ne_bytes());
     }
     body
 }

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use aya::programs::{CgroupSockAddr, Program, SchedClassifier, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use mesh_common::{
-    Address, CidrKey, CounterKey, FlowKey, LAYOUT, Plain, Pod, PodAddress, PortKey,
+    Address, CidrKey, CounterKey, FlowKey, LAYOUT, MAX_PODS, Plain, Pod, PodAddress, PortKey,
     Settings as KernelSettings, SocketTag,
 };
 
 use super::bpf::{self, AttachType, Map, Target};
 use super::error::CaptureError;
+use super::record::Interface;
 use super::settings::Settings;
 
 pub(super) const CONNECT4: &str = "mesh_connect4";
@@ -51,12 +52,24 @@ pub(super) struct Maps {
     pub(super) counters: Map<CounterKey, u64>,
 }
 
+/// The values that a loader may borrow for the constant `SLOT`.
+static SLOTS: [u32; MAX_PODS as usize] = {
+    let mut slots = [0; MAX_PODS as usize];
+    let mut slot = 0;
+    while slot < slots.len() {
+        slots[slot] = slot as u32;
+        slot += 1;
+    }
+    slots
+};
+
 /// The loaded programs of this node.
 pub(super) struct Programs {
     object: Vec<u8>,
     folder: PathBuf,
+    /// Kept, because making one reads all type information of the running kernel.
+    loader: EbpfLoader<'static>,
     node: Ebpf,
-    has_ingress_ifindex: u32,
 }
 
 impl Programs {
@@ -70,22 +83,22 @@ impl Programs {
         discard_other_layout(&folder);
         raise_memory_limit();
 
-        let load = |has_ingress_ifindex: u32| load_object(&object, &folder, 0, has_ingress_ifindex);
+        let mut loader = loader(&folder);
         let invalid = |error: aya::EbpfError| CaptureError::ObjectInvalid {
             path: path.clone(),
             reason: one_line(&error),
         };
         // `sk_lookup` sees the interface since Linux 5.17; without it, addresses decide.
-        let mut has_ingress_ifindex = 1;
-        let mut node = load(1).map_err(invalid)?;
+        loader.override_global("HAS_INGRESS_IFINDEX", &SLOTS[1], true);
+        let mut node = loader.load(&object).map_err(invalid)?;
         if load_program(&mut node, SK_LOOKUP).is_err() {
-            has_ingress_ifindex = 0;
-            node = load(0).map_err(invalid)?;
+            loader.override_global("HAS_INGRESS_IFINDEX", &SLOTS[0], true);
+            node = loader.load(&object).map_err(invalid)?;
             load_program(&mut node, SK_LOOKUP)
                 .map_err(|reason| CaptureError::Program { program: "sk_lookup", reason })?;
         }
         let maps = Maps::open(&folder)?;
-        Ok((Self { object, folder, node, has_ingress_ifindex }, maps))
+        Ok((Self { object, folder, loader, node }, maps))
     }
 
     /// The ring buffer of log lines, for aya-log.
@@ -124,20 +137,17 @@ impl Programs {
     }
 
     /// A pod's own instance of the programs inside its namespace.
-    pub(super) fn for_pod(&self, slot: u32) -> Result<PodPrograms, String> {
+    pub(super) fn for_pod(&mut self, slot: u32) -> Result<PodPrograms, String> {
         let folder = self.pod_folder(slot);
         std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-        let object = load_object(&self.object, &self.folder, slot, self.has_ingress_ifindex)
-            .map_err(|e| one_line(&e))?;
+        let number = SLOTS.get(slot as usize).ok_or_else(|| format!("there is no slot {slot}"))?;
+        let object =
+            self.loader.override_global("SLOT", number, true).load(&self.object).map_err(|e| one_line(&e))?;
         Ok(PodPrograms { object, folder })
     }
 
-    /// Attaches the guard to an interface of the host. Returns whether it became a netlink filter.
-    pub(super) fn attach_guard(
-        &mut self,
-        slot: u32,
-        interface: &super::record::Interface,
-    ) -> Result<bool, String> {
+    /// Attaches the guard to an interface of the host, and notes there what it became.
+    pub(super) fn attach_guard(&mut self, slot: u32, interface: &mut Interface) -> Result<(), String> {
         let pin = self.pod_folder(slot).join(format!("guard-{}", interface.index));
         attach_tc(&mut self.node, TC_GUARD, &pin, interface, AttachType::TcxIngress)
     }
@@ -156,9 +166,9 @@ impl PodPrograms {
         attach(&mut self.object, SK_LOOKUP, &pin, &Target::Fd(namespace), AttachType::SkLookup)
     }
 
-    /// Attaches TC steering to the pod's end of an interface; the calling thread is in its
-    /// namespace. Returns whether it became a netlink filter.
-    pub(super) fn attach_steer(&mut self, interface: &super::record::Interface) -> Result<bool, String> {
+    /// Attaches TC steering to the pod's end of an interface, and notes there what it became; the
+    /// calling thread is in its namespace.
+    pub(super) fn attach_steer(&mut self, interface: &mut Interface) -> Result<(), String> {
         let pin = self.folder.join(format!("steer-{}", interface.index));
         attach_tc(&mut self.object, TC_STEER, &pin, interface, AttachType::TcxEgress)
     }
@@ -185,19 +195,19 @@ fn attach_tc(
     object: &mut Ebpf,
     name: &str,
     pin: &Path,
-    interface: &super::record::Interface,
+    interface: &mut Interface,
     kind: AttachType,
-) -> Result<bool, String> {
+) -> Result<(), String> {
     use aya::programs::tc::{
         NlOptions, TcAttachOptions, TcAttachType, qdisc_add_clsact, qdisc_detach_program,
     };
     let link = attach(object, name, pin, &Target::Interface(interface.index), kind);
     if link.is_ok() {
-        return Ok(false);
+        return Ok(());
     }
     let side = if kind == AttachType::TcxEgress { TcAttachType::Egress } else { TcAttachType::Ingress };
-    // One that is there already is as good.
-    let _ = qdisc_add_clsact(&interface.name);
+    // One that is there already is as good, and is left at the end.
+    interface.qdisc_added |= qdisc_add_clsact(&interface.name).is_ok();
     let _ = qdisc_detach_program(&interface.name, side, name);
     let program = object.program_mut(name).ok_or_else(|| format!("{name} is not in the object"))?;
     let program: &mut SchedClassifier = program.try_into().map_err(|e| one_line(&e))?;
@@ -206,7 +216,8 @@ fn attach_tc(
     let link = program.take_link(id).map_err(|e| one_line(&e))?;
     // Dropped, it would be detached, and from an interface of whichever namespace that happens in.
     std::mem::forget(link);
-    Ok(true)
+    interface.filter = true;
+    Ok(())
 }
 
 impl Maps {
@@ -236,22 +247,15 @@ pub(super) fn open_tags(folder: &Path) -> Result<Map<i32, SocketTag>, CaptureErr
     Map::open(&folder.join("SOCKETS")).map_err(|source| CaptureError::Map { name: "SOCKETS", source })
 }
 
-fn load_object(
-    object: &[u8],
-    folder: &Path,
-    slot: u32,
-    has_ingress_ifindex: u32,
-) -> Result<Ebpf, aya::EbpfError> {
-    let log_pin = folder.join(LOG_MAP);
+fn loader(folder: &Path) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     loader
         .btf(None)
         .verifier_log_level(VerifierLogLevel::DEBUG)
         .default_map_pin_directory(folder)
-        .map_pin_path(LOG_MAP, log_pin)
-        .override_global("SLOT", &slot, true)
-        .override_global("HAS_INGRESS_IFINDEX", &has_ingress_ifindex, true);
-    loader.load(object)
+        .map_pin_path(LOG_MAP, folder.join(LOG_MAP))
+        .override_global("SLOT", &SLOTS[0], true);
+    loader
 }
 
 /// Loads one program into the kernel, once.
@@ -277,7 +281,9 @@ fn load_program(object: &mut Ebpf, name: &str) -> Result<(), String> {
 
 /// An error and its causes, without the verifier's log.
 fn one_line(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string().lines().next().unwrap_or_default().to_owned();
+    let whole = error.to_string();
+    let first = whole.lines().next().unwrap_or_default();
+    let mut text = first.split(" Verifier output:").next().unwrap_or_default().to_owned();
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();

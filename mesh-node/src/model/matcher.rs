@@ -77,6 +77,13 @@ pub enum HeaderMatchKind {
 #[derive(Debug, Clone)]
 pub struct QueryMatcher {
     pub name: String,
-    /// `None`: present is enough.
-    pub value: Option<StringMatcher>,
+    pub kind: QueryMatchKind,
+}
+
+/// What a query parameter must look like.
+#[derive(Debug, Clone)]
+pub enum QueryMatchKind {
+    /// Present (true) or absent (false).
+    Present(bool),
+    Value(StringMatcher),
 }

@@ -7,6 +7,7 @@
 pub mod cluster;
 pub mod domains;
 pub mod format;
+pub mod header_lines;
 pub mod headers;
 pub mod listener;
 pub mod matcher;

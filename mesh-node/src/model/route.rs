@@ -258,7 +258,7 @@ pub struct RetryOn {
 }
 
 impl RetryOn {
-    /// Adds one condition by its name in `retry_on`; false when the name is unknown.
+    /// Adds one condition by its name, as in `x-envoy-retry-on`; false when the name is unknown.
     pub fn add(&mut self, condition: &str) -> bool {
         let flag = match condition {
             "5xx" => &mut self.server_error,
@@ -271,6 +271,16 @@ impl RetryOn {
             "refused-stream" => &mut self.refused_stream,
             "retriable-status-codes" => &mut self.retriable_status_codes,
             "retriable-headers" => &mut self.retriable_headers,
+            _ => return false,
+        };
+        *flag = true;
+        true
+    }
+
+    /// Adds one condition on a gRPC status, as in `x-envoy-retry-grpc-on`; false when the name is unknown. A
+    /// configured `retry_on` may have both kinds.
+    pub fn add_grpc(&mut self, condition: &str) -> bool {
+        let flag = match condition {
             "cancelled" => &mut self.grpc_cancelled,
             "deadline-exceeded" => &mut self.grpc_deadline_exceeded,
             "internal" => &mut self.grpc_internal,
@@ -280,14 +290,5 @@ impl RetryOn {
         };
         *flag = true;
         true
-    }
-
-    /// Any of the conditions on a gRPC status.
-    pub fn any_grpc(&self) -> bool {
-        self.grpc_cancelled
-            || self.grpc_deadline_exceeded
-            || self.grpc_internal
-            || self.grpc_resource_exhausted
-            || self.grpc_unavailable
     }
 }

@@ -1,13 +1,14 @@
 //! Header changes that routes ask for (`request_headers_to_add` and its kin), in Envoy's order: weighted
-//! cluster, route, virtual host, route table; the other way round with
+//! cluster, then route, virtual host, route table, these three the other way round with
 //! `most_specific_header_mutations_wins`. Within a level removals come first, and every value is computed
 //! before any of the level is written.
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
 use super::Routed;
 use crate::model::format::Format;
+use crate::model::header_lines::{single_line_in_request, single_line_in_response};
 use crate::model::headers::{AppendAction, HeaderAdd, HeaderMutations, HeaderTarget};
 use crate::model::route::RouteTable;
 
@@ -31,7 +32,7 @@ pub fn apply_request(
         for name in &level.request_remove {
             headers.remove(name);
         }
-        add(&level.request_add, headers, &mut evaluate, &mut set_pseudo);
+        add(&level.request_add, headers, single_line_in_request, &mut evaluate, &mut set_pseudo);
     }
 }
 
@@ -48,25 +49,24 @@ pub fn apply_response(
         for name in &level.response_remove {
             headers.remove(name);
         }
-        add(&level.response_add, headers, &mut evaluate, &mut set_pseudo);
+        add(&level.response_add, headers, single_line_in_response, &mut evaluate, &mut set_pseudo);
     }
 }
 
 /// The levels that change something, in the order in which they are applied.
 fn levels<'a>(table: &'a RouteTable, routed: &Routed<'a>) -> SmallVec<[&'a HeaderMutations; 4]> {
-    let mut levels: SmallVec<[&HeaderMutations; 4]> = SmallVec::new();
-    levels.extend(routed.weighted.map(|w| &w.headers));
-    levels.extend([&routed.route.headers, &routed.virtual_host.headers, &table.headers]);
-    levels.retain(|level| !level.is_empty());
+    let mut upwards = [&routed.route.headers, &routed.virtual_host.headers, &table.headers];
     if table.most_specific_header_mutations_wins {
-        levels.reverse();
+        upwards.reverse();
     }
-    levels
+    let weighted = routed.weighted.map(|w| &w.headers);
+    weighted.into_iter().chain(upwards).filter(|level| !level.is_empty()).collect()
 }
 
 fn add(
     changes: &[HeaderAdd],
     headers: &mut HeaderMap,
+    single_line: fn(&HeaderName) -> bool,
     evaluate: &mut impl Evaluate,
     set_pseudo: &mut impl SetPseudo,
 ) {
@@ -81,14 +81,23 @@ fn add(
             computed.push((change, value));
         }
     }
-    let overwrites = |change: &HeaderAdd| {
-        matches!(change.action, AppendAction::OverwriteIfExists | AppendAction::OverwriteIfExistsOrAdd)
-    };
-    for (change, value) in computed.iter().filter(|(change, _)| overwrites(change)) {
-        write(change, value, headers, set_pseudo);
+    let (overwrites, additions): (SmallVec<[_; 4]>, SmallVec<[_; 4]>) =
+        computed.into_iter().partition(|(change, _)| {
+            matches!(change.action, AppendAction::OverwriteIfExists | AppendAction::OverwriteIfExistsOrAdd)
+        });
+    for (change, value) in overwrites {
+        match (&change.name, header_value(&value)) {
+            (HeaderTarget::Name(name), Some(value)) => _ = headers.insert(name, value),
+            (HeaderTarget::Name(_), None) => {}
+            (pseudo, _) => set_pseudo(pseudo, &value),
+        }
     }
-    for (change, value) in computed.iter().filter(|(change, _)| !overwrites(change)) {
-        write(change, value, headers, set_pseudo);
+    for (change, value) in additions {
+        match (&change.name, header_value(&value)) {
+            (HeaderTarget::Name(name), Some(value)) => append(headers, name, value, single_line(name)),
+            (HeaderTarget::Name(_), None) => {}
+            (pseudo, _) => set_pseudo(pseudo, &value),
+        }
     }
 }
 
@@ -106,19 +115,19 @@ fn applies(change: &HeaderAdd, headers: &HeaderMap) -> bool {
     }
 }
 
-fn write(change: &HeaderAdd, value: &str, headers: &mut HeaderMap, set_pseudo: &mut impl SetPseudo) {
-    let HeaderTarget::Name(name) = &change.name else { return set_pseudo(&change.name, value) };
-    // A value computed from the request cannot smuggle in a line break: it is left out.
-    let Ok(header) = HeaderValue::from_str(value).or_else(|_| HeaderValue::from_bytes(value.as_bytes()))
-    else {
-        return;
-    };
-    match change.action {
-        AppendAction::AppendIfExistsOrAdd | AppendAction::AddIfAbsent => {
-            headers.append(name.clone(), header);
+/// A value computed from the request cannot smuggle in a line break: it is left out.
+fn header_value(value: &str) -> Option<HeaderValue> {
+    HeaderValue::from_bytes(value.as_bytes()).ok()
+}
+
+fn append(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue, single_line: bool) {
+    match headers.get_mut(name) {
+        Some(line) if single_line => {
+            let joined = [line.as_bytes(), b",", value.as_bytes()].concat();
+            if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+                *line = joined;
+            }
         }
-        AppendAction::OverwriteIfExistsOrAdd | AppendAction::OverwriteIfExists => {
-            headers.insert(name.clone(), header);
-        }
+        _ => _ = headers.append(name, value),
     }
 }

@@ -18,7 +18,7 @@ use http::{HeaderMap, Method};
 
 pub use hash::{HashOutcome, hash_request};
 pub use headers::{Evaluate, SetPseudo, apply_request, apply_response};
-pub use matching::{header_matches, request_header, response_header_matches};
+pub use matching::{header_matches, response_header_matches};
 pub use redirect::{redirect_location, tls_redirect_location};
 pub use retry::{ResetReason, RetryPlan, back_off};
 pub use rewrite::{rewrite_host, rewrite_path, strip_port};
@@ -43,3 +43,6 @@ fn just_path(path: &str) -> &str {
     let end = path.bytes().position(|b| b == b'?' || b == b'#').unwrap_or(path.len());
     &path[..end]
 }
+
+#[cfg(test)]
+mod tests;

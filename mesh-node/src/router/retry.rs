@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
 
+use super::RequestHead;
 use super::matching::{header_matches, response_header_matches};
-use super::{RequestHead, is_grpc};
 use crate::model::matcher::{HeaderKey, HeaderMatchKind, HeaderMatcher};
 use crate::model::route::{Forward, RetryOn, RetryPolicy, VirtualHost};
 
@@ -69,17 +69,14 @@ impl RetryPlan {
         if !asked && on == RetryOn::default() {
             return None;
         }
-        for word in ["x-envoy-retry-on", "x-envoy-retry-grpc-on"].iter().filter_map(|n| text(n)) {
-            // Unknown conditions of a client are ignored.
-            word.split(',').for_each(|condition| {
-                on.add(condition.trim());
-            });
-        }
+        // Unknown conditions of a client are ignored.
+        let list = |name| text(name).into_iter().flat_map(|v| v.split(',')).map(str::trim);
+        list("x-envoy-retry-on").for_each(|c| _ = on.add(c));
+        list("x-envoy-retry-grpc-on").for_each(|c| _ = on.add_grpc(c));
         let only = policy.map_or(&[][..], |p| &p.retriable_request_headers);
         if !only.is_empty() && !only.iter().any(|m| header_matches(m, head)) {
             return None;
         }
-        let list = |name| text(name).into_iter().flat_map(|v| v.split(',')).map(str::trim);
         let present = |name: &str| {
             Some(HeaderMatcher {
                 name: HeaderKey::Name(name.parse().ok()?),
@@ -127,11 +124,7 @@ impl RetryPlan {
 
     /// A gRPC status in the head of a response (a "trailers-only" response).
     fn retries_grpc(&self, headers: &HeaderMap) -> bool {
-        let Some(status) = headers.get("grpc-status").filter(|_| is_grpc(headers) || self.on.any_grpc())
-        else {
-            return false;
-        };
-        match status.as_bytes() {
+        match headers.get("grpc-status").map_or(&b""[..], |status| status.as_bytes()) {
             b"1" => self.on.grpc_cancelled,
             b"4" => self.on.grpc_deadline_exceeded,
             b"8" => self.on.grpc_resource_exhausted,

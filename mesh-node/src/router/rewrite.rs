@@ -2,9 +2,8 @@
 
 use std::borrow::Cow;
 
-use super::matching::request_header;
+use super::matching::joined;
 use super::{RequestHead, just_path};
-use crate::model::matcher::HeaderKey;
 use crate::model::route::{Forward, HostRewrite, PathMatch, PathRewrite, Route, WeightedCluster};
 
 /// The path and query to forward; `None` when the route does not rewrite it. Where it does, the caller sets
@@ -47,7 +46,7 @@ pub fn rewrite_host<'a>(
         HostRewrite::None => None,
         HostRewrite::Literal(host) => Some(Cow::Borrowed(&**host)),
         HostRewrite::Auto => endpoint_hostname.map(Cow::Borrowed),
-        HostRewrite::Header(name) => request_header(head, &HeaderKey::Name(name.clone())),
+        HostRewrite::Header(name) => joined(head.headers, name),
         HostRewrite::PathRegex(regex, substitution) => {
             Some(regex.replace_all(just_path(head.path), substitution.as_str()))
         }

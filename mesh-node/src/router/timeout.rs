@@ -50,6 +50,9 @@ impl Timeouts {
             per_try = None;
         }
         let max_stream_duration = max_stream_duration(forward, headers);
+        if let (true, Some(Some(duration))) = (grpc && by_stream_duration, max_stream_duration) {
+            headers.insert("grpc-timeout", grpc_timeout_value(duration));
+        }
         if let Some(expected) = per_try.or(global) {
             if insert_expected {
                 let ms = expected.as_millis() as u64;
@@ -88,10 +91,7 @@ fn capped_grpc_timeout(
 
 fn max_stream_duration(forward: &Forward, headers: &HeaderMap) -> Option<Option<Duration>> {
     match (forward.grpc_timeout_header_max, grpc_timeout(headers)) {
-        (Some(max), Some(asked)) => Some(match max.and_then(nonzero) {
-            Some(max) => Some(asked.min(max)),
-            None => Some(asked),
-        }),
+        (Some(max), Some(asked)) => Some(Some(max.and_then(nonzero).map_or(asked, |max| asked.min(max)))),
         _ => forward.max_stream_duration.map(|d| d.and_then(nonzero)),
     }
 }

@@ -12,7 +12,7 @@ use mesh_xds::pb::envoy::r#type::matcher::v3::{
 
 use super::error::{At, XdsError};
 use crate::model::matcher::{
-    HeaderKey, HeaderMatchKind, HeaderMatcher, QueryMatcher, StringMatcher, StringPattern,
+    HeaderKey, HeaderMatchKind, HeaderMatcher, QueryMatchKind, QueryMatcher, StringMatcher, StringPattern,
 };
 
 /// A matcher of a whole string.
@@ -128,16 +128,14 @@ fn header(at: At<'_>, proto: &HeaderProto) -> Result<HeaderMatcher, XdsError> {
 pub(super) fn queries(at: At<'_>, protos: &[QueryParameterMatcher]) -> Result<Vec<QueryMatcher>, XdsError> {
     let one = |(i, proto): (usize, &QueryParameterMatcher)| {
         let at = at.index(i);
-        let value = match &proto.query_parameter_match_specifier {
+        let kind = match &proto.query_parameter_match_specifier {
             Some(QueryParameterMatchSpecifier::StringMatch(matcher)) => {
-                Some(string(at.field("string_match"), matcher)?)
+                QueryMatchKind::Value(string(at.field("string_match"), matcher)?)
             }
-            Some(QueryParameterMatchSpecifier::PresentMatch(true)) | None => None,
-            Some(QueryParameterMatchSpecifier::PresentMatch(false)) => {
-                return Err(at.field("present_match").invalid("false is not supported; remove it"));
-            }
+            Some(QueryParameterMatchSpecifier::PresentMatch(present)) => QueryMatchKind::Present(*present),
+            None => QueryMatchKind::Present(true),
         };
-        Ok(QueryMatcher { name: proto.name.clone(), value })
+        Ok(QueryMatcher { name: proto.name.clone(), kind })
     };
     protos.iter().enumerate().map(one).collect()
 }

@@ -266,7 +266,9 @@ pub(super) fn retry(at: At<'_>, proto: &RetryProto) -> Result<RetryPolicy, XdsEr
     for condition in proto.retry_on.split(',').map(str::trim).filter(|c| !c.is_empty()) {
         // A bare status code is Istio's way to write a retriable one; Envoy ignores conditions that it does
         // not know, so that one policy fits several versions.
-        on.add(condition);
+        if !on.add(condition) {
+            on.add_grpc(condition);
+        }
     }
     let at_codes = at.field("retriable_status_codes");
     let codes = proto.retriable_status_codes.iter().enumerate().map(|(i, &code)| {

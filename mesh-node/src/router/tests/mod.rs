@@ -1,0 +1,9 @@
+//! What users see of routing. Where Envoy's documentation leaves room, expected values are what Envoy 1.40
+//! did with the same configuration and request.
+
+mod headers;
+mod matching;
+mod retries;
+mod rewrites;
+mod support;
+mod timeouts;

@@ -149,6 +149,9 @@ fn value(matcher: StringMatcher) -> HeaderMatchKind {
     HeaderMatchKind::Value(matcher)
 }
 
+/// A matcher, header lines, and whether they match.
+type Case = (HeaderMatcher, &'static [(&'static str, &'static str)], bool);
+
 #[test]
 fn header_matchers_agree_with_envoy() {
     use HeaderMatchKind::{Present, Range};
@@ -157,8 +160,8 @@ fn header_matchers_agree_with_envoy() {
     let or_empty = |m: HeaderMatcher| HeaderMatcher { treat_missing_as_empty: true, ..m };
     let folded = StringPattern::Contains("bc".into());
     let regex = |text| string(StringPattern::Regex(Regex::new(text).unwrap()));
-    let two = &[("x-a", "a"), ("x-a", "b")];
-    let cases: Vec<(HeaderMatcher, &[(&str, &str)], bool)> = vec![
+    let two: &[_] = &[("x-a", "a"), ("x-a", "b")];
+    let cases: Vec<Case> = vec![
         (not(x(value(exact("1")))), &[], false),
         (not(x(value(exact("1")))), &[("x-a", "1")], false),
         (not(x(value(exact("1")))), &[("x-a", "2")], true),

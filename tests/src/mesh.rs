@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 
 use crate::netns::{Node, Pod};
-use crate::process::{self, DEADLINE, Process};
+use crate::process::{self, Process, deadline};
 use crate::run;
 
 /// The administration port of every started proxy, in its node's namespace.
@@ -168,7 +168,7 @@ impl MeshNode {
 
     /// Waits until `/ready` answers 200.
     pub fn wait_ready(&mut self) -> Result<()> {
-        let until = Instant::now() + DEADLINE;
+        let until = Instant::now() + deadline();
         loop {
             if matches!(self.get("/ready"), Ok((200, _))) {
                 return Ok(());
@@ -178,7 +178,7 @@ impl MeshNode {
                 bail!("mesh-node ended before it was ready:\n{}", process.errors());
             }
             if Instant::now() > until {
-                bail!("mesh-node is not ready after {DEADLINE:?}:\n{}", process.errors());
+                bail!("mesh-node is not ready after {:?}:\n{}", deadline(), process.errors());
             }
             std::thread::sleep(Duration::from_millis(20)); // the period of the poll
         }
@@ -233,7 +233,7 @@ impl MeshNode {
     pub fn terminate(&mut self) -> Result<()> {
         let mut process = self.process.take().context("the proxy is not running")?;
         process.signal(libc::SIGTERM)?;
-        let status = process.wait(DEADLINE)?;
+        let status = process.wait(deadline())?;
         ensure!(status.success(), "mesh-node ended with {status}:\n{}", process.errors());
         Ok(())
     }
@@ -303,7 +303,7 @@ impl MeshNode {
 
     /// Waits until the proxy lists exactly these hosts for a cluster.
     pub fn wait_hosts(&mut self, cluster: &str, wanted: &[IpAddr]) -> Result<()> {
-        let until = Instant::now() + DEADLINE;
+        let until = Instant::now() + deadline();
         let mut wanted: Vec<String> = wanted.iter().map(IpAddr::to_string).collect();
         wanted.sort();
         loop {
@@ -327,7 +327,7 @@ impl MeshNode {
 
     /// Waits until a kernel program has counted a reason at least `least` times.
     pub fn wait_count(&mut self, hook: &str, reason: &str, least: f64) -> Result<()> {
-        let until = Instant::now() + DEADLINE;
+        let until = Instant::now() + deadline();
         loop {
             let value = self.count(hook, reason)?;
             if value >= least {
@@ -345,7 +345,7 @@ impl MeshNode {
 
     /// Waits until the sum of the series with `labels` satisfies `wanted`.
     pub fn wait_metric_of(&mut self, name: &str, labels: &str, wanted: impl Fn(f64) -> bool) -> Result<()> {
-        let until = Instant::now() + DEADLINE;
+        let until = Instant::now() + deadline();
         loop {
             let value = self.metric(name, labels)?;
             if wanted(value) {

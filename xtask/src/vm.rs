@@ -22,7 +22,7 @@ use initramfs::Archive;
 const RESULT: &str = "MESH-VM-RESULT ";
 
 /// How long boot and tests may take; emulation is slow, and a hung guest must not hang CI.
-const LIMIT: Duration = Duration::from_secs(480);
+const LIMIT: Duration = Duration::from_secs(900);
 
 /// Modules that the tests need where the kernel does not have them built in.
 const MODULES: [&str; 4] = ["veth", "sch_ingress", "cls_bpf", "bridge"];
@@ -88,7 +88,7 @@ fn build_image(kernel: &debian::Kernel, args: &Args) -> Result<PathBuf> {
 fn init(loads: &str, filter: &[String]) -> String {
     format!(
         "#!/bin/sh\n\
-         export PATH=/bin:/sbin HOME=/ CI=true RUST_BACKTRACE=0 MESH_TESTS_VERBOSE=1\n\
+         export PATH=/bin:/sbin HOME=/ CI=true RUST_BACKTRACE=0 MESH_TESTS_VERBOSE=1 MESH_TESTS_DEADLINE_S=150\n\
          busybox mount -t proc none /proc\n\
          busybox mount -t sysfs none /sys\n\
          busybox mount -t devtmpfs none /dev\n\

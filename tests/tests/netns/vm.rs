@@ -9,13 +9,18 @@ use mesh_tests::peer::{CallOptions, Place};
 use crate::stage::{Stage, Taken, Way, ends_are_true, taken_during};
 
 /// Emulated kernels are slow, and the tests are not about speed.
-const TIMEOUT_MS: u64 = 20_000;
+const TIMEOUT_MS: u64 = 30_000;
+
+/// A proxy that is slow must not be taken for a dead one either.
+fn config() -> MeshConfig {
+    MeshConfig::default().setting("heartbeat_timeout_ms", 10_000)
+}
 
 #[test]
 fn a_connection_is_steered_each_way_in_both_families() -> Result<()> {
     need_root!();
     let stage = Stage::routed()?;
-    let mesh = stage.mesh(&MeshConfig::default(), &[&stage.client, &stage.server])?;
+    let mesh = stage.mesh(&config(), &[&stage.client, &stage.server])?;
     for way in [Way::V4, Way::V6, Way::Mapped] {
         let options = CallOptions { timeout_ms: Some(TIMEOUT_MS), ..way.options() };
         let (call, taken) = taken_during(&mesh, || stage.client.call_with(stage.target(way), &options))?;
@@ -30,7 +35,7 @@ fn a_connection_is_steered_each_way_in_both_families() -> Result<()> {
 fn a_connection_is_steered_by_tc_alone() -> Result<()> {
     need_root!();
     let stage = Stage::routed()?;
-    let config = MeshConfig::default().without_connect_hook();
+    let config = config().without_connect_hook();
     let mesh = stage.mesh(&config, &[&stage.client])?;
     for way in [Way::V4, Way::V6] {
         let options = CallOptions { timeout_ms: Some(TIMEOUT_MS), ..way.options() };
@@ -45,7 +50,7 @@ fn a_connection_is_steered_by_tc_alone() -> Result<()> {
 fn with_the_proxy_dead_connections_are_refused_and_after_cleanup_they_pass() -> Result<()> {
     need_root!();
     let stage = Stage::routed()?;
-    let mut mesh = stage.mesh(&MeshConfig::default(), &[&stage.client, &stage.server])?;
+    let mut mesh = stage.mesh(&config(), &[&stage.client, &stage.server])?;
     mesh.kill_9();
     let options = CallOptions { timeout_ms: Some(TIMEOUT_MS), ..Way::V4.options() };
     stage.client.call_with(stage.target(Way::V4), &options)?.errno().context("refused")?;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use mesh_tests::kube_proxy::{self, KubeProxy};
 use mesh_tests::mesh::{MeshConfig, MeshNode};
 use mesh_tests::netns::{Link, Node, Pod, PodSpec};
-use mesh_tests::process::{self, DEADLINE, Process};
+use mesh_tests::process::{self, Process, deadline};
 
 use crate::bootstrap::{self, Backends, PORT, Service};
 use crate::client::Report;
@@ -136,7 +136,7 @@ impl Scene {
             mesh.set_bootstrap(&text)?;
         }
         let wanted = format!("\"weight\":{}", split[0]);
-        let until = std::time::Instant::now() + DEADLINE;
+        let until = std::time::Instant::now() + deadline();
         for mesh in &self.mesh {
             loop {
                 let (_, dump) = mesh.get("/config_dump")?;
@@ -144,7 +144,7 @@ impl Scene {
                     break;
                 }
                 if std::time::Instant::now() > until {
-                    bail!("a mesh-node has not taken the edited configuration after {DEADLINE:?}");
+                    bail!("a mesh-node has not taken the edited configuration after {:?}", deadline());
                 }
                 std::thread::sleep(std::time::Duration::from_millis(20)); // the period of the poll
             }
@@ -195,7 +195,7 @@ impl Scene {
 
     /// The services have no event that says they listen; the first page says it of all of them.
     fn wait_for_page(&self) -> Result<()> {
-        let until = std::time::Instant::now() + DEADLINE;
+        let until = std::time::Instant::now() + deadline();
         loop {
             let report = self.run_client(1, 1)?;
             if report.pages > 0 {
@@ -222,7 +222,7 @@ fn client_command(connections: usize, seconds: u64) -> Result<Command> {
 
 /// Waits for the client's end.
 pub fn read_report(client: &mut Process) -> Result<Report> {
-    let line = client.line_within(DEADLINE + DEADLINE)?;
+    let line = client.line_within(2 * deadline())?;
     serde_json::from_str(&line).context("the client's report")
 }
 

@@ -139,8 +139,11 @@ impl Pod {
         let gateway4 = format!("10.244.{}.1", node.index());
         let gateway6 = format!("fd10:244:{:x}::1", node.index());
         if node.netns().ip_output("-br link show cni0").is_err() {
+            // Left to itself a bridge takes the lowest address of its ports, a new one with each new
+            // pod, and what the other pods know of it is wrong for a while.
+            let mac = format!("0a:58:0a:f4:{:02x}:01", node.index());
             node.netns().ip(&format!(
-                "link add cni0 type bridge\n\
+                "link add cni0 address {mac} type bridge\n\
                  addr add {gateway4}/24 dev cni0\n\
                  addr add {gateway6}/64 dev cni0 nodad\n\
                  link set cni0 up"

@@ -122,7 +122,7 @@ fn demo(args: &Args) -> Result<()> {
     Ok(())
 }
 
-const PICTURE: &str = "\
+const PICTURE: &str = "
       node 1                                     node 2
    ┌───────────────────────────────────┐      ┌───────────────────────────────────┐
    │ client ──▶ productpage-v1         │      │   details-v1                      │

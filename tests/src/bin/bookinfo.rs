@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
@@ -245,10 +245,14 @@ fn forwarded_headers(from: &HeaderMap) -> HeaderMap {
     headers
 }
 
-/// A service that is called, with its idle keep-alive connections.
+/// How long a connection is kept for the next request. Short, so that a mesh that starts finds no
+/// connections from before its start in use for long.
+const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// A service that is called, with its idle keep-alive connections and since when each is idle.
 struct Upstream {
     address: SocketAddr,
-    idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
+    idle: Mutex<Vec<(Instant, SendRequest<Full<Bytes>>)>>,
 }
 
 impl Upstream {
@@ -278,7 +282,10 @@ impl Upstream {
     }
 
     fn take_idle(&self) -> Option<SendRequest<Full<Bytes>>> {
-        self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).pop()
+        let mut idle = self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // The last one has been idle for the shortest time.
+        idle.retain(|(since, _)| since.elapsed() < IDLE_TIMEOUT);
+        idle.pop().map(|(_, connection)| connection)
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>> {
@@ -308,7 +315,7 @@ impl Upstream {
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
         if connection.ready().await.is_ok() {
-            self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(connection);
+            self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((Instant::now(), connection));
         }
         if status.is_informational() {
             bail!("unexpected {status}");

@@ -315,7 +315,10 @@ impl Upstream {
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
         if connection.ready().await.is_ok() {
-            self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((Instant::now(), connection));
+            self.idle
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .push((Instant::now(), connection));
         }
         if status.is_informational() {
             bail!("unexpected {status}");

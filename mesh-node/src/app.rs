@@ -153,7 +153,7 @@ impl Node {
         };
         let state = Arc::new(State::new(parts, loaded.message));
         let mut publisher = Publisher::new(published, clusters, workers, capture.is_some());
-        publisher.publish(loaded.listeners, loaded.clusters)?;
+        publisher.publish(loaded.listeners, loaded.clusters).await?;
         for field in &loaded.ignored {
             tracing::warn!(%field, "this field has no effect in mesh-node");
         }
@@ -185,14 +185,14 @@ impl Node {
                     Some(Request::DrainListeners { inbound_only }) => self.publisher.drain_listeners(inbound_only),
                     Some(Request::ShutDown) | None => break,
                 },
-                () = changed => self.reload(),
+                () = changed => self.reload().await,
             }
         }
         self.drain(&mut terminate).await;
     }
 
     /// Takes a changed bootstrap, or says what is wrong with it and goes on with the last good one.
-    fn reload(&mut self) {
+    async fn reload(&mut self) {
         let loaded = match self.source.load(&self.state.stats, &self.state.log_files) {
             Ok(loaded) => loaded,
             Err(BootstrapError(mistakes)) => {
@@ -203,7 +203,7 @@ impl Node {
             }
         };
         let (listeners, clusters) = (loaded.listeners.len(), loaded.clusters.len());
-        match self.publisher.publish(loaded.listeners, loaded.clusters) {
+        match self.publisher.publish(loaded.listeners, loaded.clusters).await {
             Ok(()) => {
                 self.state.took(loaded.message);
                 tracing::info!(listeners, clusters, "configuration taken");

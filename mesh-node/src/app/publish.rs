@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::worker::{Command, Worker};
 use crate::cluster::ClusterManager;
@@ -31,6 +32,11 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
+/// How long a new configuration waits for its names; a name server that is slower must not hold up the rest.
+const WARM_UP: Duration = Duration::from_secs(5);
+/// Connections of replaced listeners end after their next request, which is still routed as before.
+const REMOVED_CLUSTERS_STAY: Duration = Duration::from_secs(30);
+
 /// Publishes configurations to the workers.
 pub struct Publisher {
     pub published: Published,
@@ -56,7 +62,7 @@ impl Publisher {
     ///
     /// # Errors
     /// When an address cannot be bound; nothing has changed then.
-    pub fn publish(
+    pub async fn publish(
         &mut self,
         listeners: Vec<Arc<Listener>>,
         clusters: Vec<Arc<Cluster>>,
@@ -67,8 +73,16 @@ impl Publisher {
             listeners.iter().filter(|l| self.is_bound_here(l)).map(|l| l.address).collect();
         let fresh = self.bind_new(&listeners)?;
         let snapshot = Snapshot::new(previous.version + 1, listeners, clusters);
-        self.clusters.apply(&snapshot);
+        let removed = self.clusters.apply(&snapshot);
+        // Requests that a new route sends to a new cluster must find its names looked up.
+        if tokio::time::timeout(WARM_UP, self.clusters.warmed()).await.is_err() {
+            tracing::warn!("names of new clusters are not looked up yet; serving without them");
+        }
         self.published.store(Arc::new(snapshot));
+        tokio::spawn(async move {
+            tokio::time::sleep(REMOVED_CLUSTERS_STAY).await;
+            drop(removed);
+        });
         for (address, sockets) in fresh {
             for (worker, socket) in self.workers.iter().zip(sockets) {
                 worker.send(Command::Listen(address, socket));

@@ -72,6 +72,8 @@ pub(crate) struct Group {
 impl Group {
     pub(crate) fn new(hosts: Vec<Arc<Host>>, workers: usize, random: &dyn Random) -> Self {
         let equal_weights = hosts.windows(2).all(|w| w[0].weight() == w[1].weight());
+        // Many groups are of one host, where nothing is to be balanced.
+        let workers = if hosts.len() < 2 { 1 } else { workers };
         Self { hosts, equal_weights, shards: Shards::new(workers, random) }
     }
 
@@ -82,8 +84,8 @@ impl Group {
     /// The next host; `None` when the group is empty.
     pub(crate) fn pick(&self, policy: &LbPolicy, random: &dyn Random) -> Option<&Arc<Host>> {
         let n = self.hosts.len();
-        if n == 0 {
-            return None;
+        if n < 2 {
+            return self.hosts.first();
         }
         let index = match policy {
             LbPolicy::RoundRobin if self.equal_weights => self.shards.in_turn(n),

@@ -99,7 +99,6 @@ impl HostSet {
 
     /// The next host, and whether its priority is in panic.
     pub(crate) fn choose(&self, cluster: &Cluster, random: &dyn Random) -> Option<(&Arc<Host>, bool)> {
-        // With one host that serves there is nothing to choose.
         let (host, panic) = match self.loads.choose(random.next())? {
             Source::Healthy(p) => (self.priorities[p].healthy.pick(cluster, random), false),
             Source::Degraded(p) => (self.priorities[p].degraded.pick(cluster, random), false),

@@ -1,4 +1,4 @@
-//! All clusters of the process, kept in step with the published configuration.
+//! All clusters of the process, kept in step with the published configuration: make-before-break.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ type Clusters = HashMap<Str, Arc<ClusterState>, ahash::RandomState>;
 /// Clusters by name, shared by all workers.
 #[derive(Debug)]
 pub struct ClusterManager {
-    clusters: ArcSwap<Clusters>,
+    clusters: Arc<ArcSwap<Clusters>>,
     random: Arc<dyn Random>,
     resolver: Arc<dyn Resolve>,
     workers: usize,
@@ -28,30 +28,39 @@ impl ClusterManager {
 
     /// A manager whose choices come from `random` and addresses from `resolver`.
     pub fn with(workers: usize, random: Arc<dyn Random>, resolver: Arc<dyn Resolve>) -> Self {
-        Self { clusters: ArcSwap::default(), random, resolver, workers }
+        Self { clusters: Arc::default(), random, resolver, workers }
     }
 
     /// Takes over the clusters of `snapshot`. A cluster with the same content keeps its state; one that
     /// changed starts anew, but its hosts keep their counters and names their addresses. To be called before
     /// the snapshot is published, by one caller at a time, on the runtime that is to resolve names.
-    pub fn apply(&self, snapshot: &Snapshot) {
+    ///
+    /// Clusters that are gone are found until the returned value is dropped: requests that were routed by the
+    /// snapshot before may still ask for them.
+    pub fn apply(&self, snapshot: &Snapshot) -> Removed {
         let old = self.clusters.load_full();
         let mut new = Clusters::default();
+        let mut replaced = Vec::new();
         for (name, config) in &snapshot.clusters {
             let previous = old.get(name);
             let state = match previous {
                 Some(same) if same.config.content_hash == config.content_hash => same.clone(),
-                _ => self.create(config, previous),
+                _ => {
+                    replaced.extend(previous.cloned());
+                    self.create(config, previous)
+                }
             };
+            state.set_configured(true);
             new.insert(name.clone(), state);
         }
-        let new = Arc::new(new);
-        self.clusters.store(new.clone());
-        for (name, state) in old.iter() {
-            if !new.get(name).is_some_and(|kept| Arc::ptr_eq(kept, state)) {
-                state.retire();
-            }
+        let gone: Vec<_> = old.values().filter(|state| !new.contains_key(state.name())).cloned().collect();
+        for state in &gone {
+            state.set_configured(false);
+            new.insert(state.name().clone(), state.clone());
         }
+        self.clusters.store(Arc::new(new));
+        replaced.iter().for_each(|state| state.retire());
+        Removed { clusters: self.clusters.clone(), gone }
     }
 
     fn create(&self, config: &Arc<Cluster>, previous: Option<&Arc<ClusterState>>) -> Arc<ClusterState> {
@@ -75,10 +84,34 @@ impl ClusterManager {
         self.clusters.load().get(name).cloned()
     }
 
-    /// All clusters, sorted by name.
+    /// All configured clusters, sorted by name.
     pub fn all(&self) -> Vec<Arc<ClusterState>> {
-        let mut all: Vec<_> = self.clusters.load().values().cloned().collect();
+        let mut all: Vec<_> =
+            self.clusters.load().values().filter(|state| state.configured()).cloned().collect();
         all.sort_by(|a, b| a.name().cmp(b.name()));
         all
+    }
+}
+
+/// Clusters that the configuration no longer has. Dropping it ends them, unless they came back meanwhile.
+#[derive(Debug)]
+pub struct Removed {
+    clusters: Arc<ArcSwap<Clusters>>,
+    gone: Vec<Arc<ClusterState>>,
+}
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        let gone = |state: &Arc<ClusterState>| {
+            !state.configured() && self.gone.iter().any(|gone| Arc::ptr_eq(gone, state))
+        };
+        if self.gone.is_empty() {
+            return;
+        }
+        self.clusters.rcu(|clusters| {
+            let kept = clusters.iter().filter(|(_, state)| !gone(state));
+            kept.map(|(name, state)| (name.clone(), state.clone())).collect::<Clusters>()
+        });
+        self.gone.iter().filter(|state| !state.configured()).for_each(|state| state.retire());
     }
 }

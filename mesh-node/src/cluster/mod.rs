@@ -22,7 +22,7 @@ pub use breakers::{Breakers, PriorityBreakers};
 pub use dns::{Answer, Family, Lookups, Resolve, ResolveError, SystemResolver};
 pub use guard::{ConnectionGuard, PendingGuard, RequestGuard, RetryGuard};
 pub use host::{Host, HostCounters, LocalityName, Outcome};
-pub use manager::ClusterManager;
+pub use manager::{ClusterManager, Removed};
 pub use random::{Random, ThreadRandom};
 pub use state::{ClusterState, LbContext, NoHost, Overflow};
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -33,6 +34,8 @@ pub struct ClusterState {
     /// Names whose first lookup has not ended yet.
     unanswered: watch::Sender<BTreeSet<Str>>,
     tasks: Mutex<Vec<AbortHandle>>,
+    /// False once the configuration no longer has the cluster.
+    configured: AtomicBool,
     random: Arc<dyn Random>,
     workers: usize,
 }
@@ -91,6 +94,7 @@ impl ClusterState {
             known: Mutex::new(known),
             unanswered: watch::Sender::new(unanswered),
             tasks: Mutex::default(),
+            configured: AtomicBool::new(true),
             config,
             random,
             workers,
@@ -191,6 +195,15 @@ impl ClusterState {
             Discovery::OriginalDst { .. } => self.original_dst.all(),
             _ => self.hosts.load().hosts().cloned().collect(),
         }
+    }
+
+    /// Does the configuration have the cluster?
+    pub fn configured(&self) -> bool {
+        self.configured.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_configured(&self, configured: bool) {
+        self.configured.store(configured, Ordering::Relaxed);
     }
 
     /// The cluster's name.

@@ -4,8 +4,29 @@
 //! fields of their own, and what its users match and forward follows from that. The names are those of Envoy 1.40,
 //! found by sending each twice.
 
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// Joins the lines of the headers that `single_line` names, by commas.
+pub fn join_lines(headers: &mut HeaderMap, single_line: fn(&HeaderName) -> bool) {
+    // Without repeated names there is nothing to join: the common case.
+    if headers.keys_len() == headers.len() {
+        return;
+    }
+    let repeated: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| single_line(name) && headers.get_all(*name).iter().nth(1).is_some())
+        .cloned()
+        .collect();
+    for name in repeated {
+        let lines: Vec<&[u8]> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b","[..])) {
+            headers.insert(name, joined);
+        }
+    }
+}
+
 /// Is this request header kept in one line?
-pub fn single_line_in_request(name: &http::HeaderName) -> bool {
+pub fn single_line_in_request(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
         "accept"
@@ -33,7 +54,7 @@ pub fn single_line_in_request(name: &http::HeaderName) -> bool {
 }
 
 /// Is this response header kept in one line?
-pub fn single_line_in_response(name: &http::HeaderName) -> bool {
+pub fn single_line_in_response(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
         "access-control-allow-origin"
@@ -48,7 +69,7 @@ pub fn single_line_in_response(name: &http::HeaderName) -> bool {
     ) || single_line_in_both(name)
 }
 
-fn single_line_in_both(name: &http::HeaderName) -> bool {
+fn single_line_in_both(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
         "cache-control"
@@ -59,4 +80,28 @@ fn single_line_in_both(name: &http::HeaderName) -> bool {
             | "x-envoy-decorator-operation"
             | "x-request-id"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeated_lines_are_joined_where_envoy_joins_them_and_kept_elsewhere() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("accept", "a"),
+            ("accept", "b"),
+            ("cookie", "c=1"),
+            ("cookie", "d=2"),
+            ("x-forwarded-for", "::1"),
+        ] {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        join_lines(&mut headers, single_line_in_request);
+        let lines = |name| headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>();
+        assert_eq!(lines("accept"), ["a,b"]);
+        assert_eq!(lines("cookie"), ["c=1", "d=2"]);
+        assert_eq!(lines("x-forwarded-for"), ["::1"]);
+    }
 }

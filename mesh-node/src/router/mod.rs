@@ -21,7 +21,7 @@ pub use headers::{Evaluate, SetPseudo, apply_request, apply_response};
 pub use matching::{header_matches, response_header_matches};
 pub use redirect::{redirect_location, tls_redirect_location};
 pub use retry::{ResetReason, RetryPlan, back_off};
-pub use rewrite::{rewrite_host, rewrite_path, strip_port};
+pub use rewrite::{NewHost, rewrite_host, rewrite_path, strip_port};
 pub use select::{Decision, Routed, route};
 pub use timeout::{Timeouts, grpc_timeout, grpc_timeout_value, is_grpc};
 

@@ -30,18 +30,25 @@ pub(super) fn replace_matched(matched: &PathMatch, path: &str, new: &str) -> Str
     format!("{new}{}", path.get(length..).unwrap_or(""))
 }
 
-/// The `:authority` to forward; `None` when it stays. `endpoint_hostname` is the chosen endpoint's host name,
-/// for `auto_host_rewrite`. The caller appends the old one to `x-forwarded-host` where
-/// `append_x_forwarded_host` asks for it.
-///
-/// A weighted cluster's `host_rewrite_literal` only counts where the route has no rewrite of its own: the
-/// route's comes last.
+/// A rewritten `:authority`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewHost<'a> {
+    pub authority: Cow<'a, str>,
+    /// What the upstream may be told of the host before: `x-envoy-original-host` is set to it (unless
+    /// `suppress_envoy_headers`), and it is appended to `x-forwarded-host` where `append_x_forwarded_host`
+    /// asks for that. `None` where only a weighted cluster rewrites the host.
+    pub original: Option<&'a str>,
+}
+
+/// The host to forward; `None` when it stays. `endpoint_hostname` is the chosen endpoint's host name, for
+/// `auto_host_rewrite`. A weighted cluster's `host_rewrite_literal` comes first, the route's own after it.
 pub fn rewrite_host<'a>(
     forward: &'a Forward,
     weighted: Option<&'a WeightedCluster>,
     head: &RequestHead<'a>,
     endpoint_hostname: Option<&'a str>,
-) -> Option<Cow<'a, str>> {
+) -> Option<NewHost<'a>> {
+    let of_weighted = weighted.and_then(|w| w.host_rewrite.as_deref());
     let of_route = match &forward.host_rewrite {
         HostRewrite::None => None,
         HostRewrite::Literal(host) => Some(Cow::Borrowed(&**host)),
@@ -51,9 +58,10 @@ pub fn rewrite_host<'a>(
             Some(regex.replace_all(just_path(head.path), substitution.as_str()))
         }
     };
-    of_route
-        .filter(|host| !host.is_empty())
-        .or_else(|| weighted.and_then(|w| w.host_rewrite.as_deref()).map(Cow::Borrowed))
+    match of_route.filter(|host| !host.is_empty()) {
+        Some(authority) => Some(NewHost { authority, original: Some(of_weighted.unwrap_or(head.authority)) }),
+        None => of_weighted.map(|host| NewHost { authority: Cow::Borrowed(host), original: None }),
+    }
 }
 
 /// The host without its port (`strip_any_host_port`, or `strip_matching_host_port` with the listener's

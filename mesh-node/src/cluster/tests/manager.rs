@@ -69,6 +69,29 @@ fn a_removed_cluster_is_unknown_and_its_connections_end() {
 }
 
 #[test]
+fn requests_routed_before_a_change_still_find_their_cluster() {
+    let manager = manager(1, Arc::<Scripted>::default());
+    manager.apply(&snapshot(vec![cluster("a", weighted(&[1]))]));
+    let removed = manager.apply(&snapshot(vec![]));
+    let a = manager.get("a").unwrap();
+    assert!(!a.hosts()[0].removed.started());
+    assert!(manager.all().is_empty(), "not among the configured ones");
+    drop(removed);
+    assert!(manager.get("a").is_none() && a.hosts()[0].removed.started());
+}
+
+#[test]
+fn a_cluster_that_comes_back_at_once_goes_on_as_before() {
+    let manager = manager(1, Arc::<Scripted>::default());
+    manager.apply(&snapshot(vec![cluster("a", weighted(&[1]))]));
+    let a = manager.get("a").unwrap();
+    let removed = manager.apply(&snapshot(vec![]));
+    manager.apply(&snapshot(vec![cluster("a", weighted(&[1]))]));
+    drop(removed);
+    assert!(Arc::ptr_eq(&a, &manager.get("a").unwrap()) && !a.hosts()[0].removed.started());
+}
+
+#[test]
 fn an_endpoint_gets_the_first_transport_that_its_metadata_matches() {
     let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
     let fits = |name: &str, matches: Vec<(String, String)>| TransportSocketMatch {

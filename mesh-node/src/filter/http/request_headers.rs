@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
 use super::header_list;
 use super::xfcc::Xfcc;
+use crate::model::header_lines::{join_lines, single_line_in_request};
 use crate::model::network::HttpConnectionManager;
 use crate::telemetry::stream_info::ConnectionInfo;
 
@@ -111,6 +112,7 @@ pub fn is_upgrade(headers: &HeaderMap) -> bool {
 
 /// Applies the mutation.
 pub fn mutate(parts: &mut Parts, with: &Mutation<'_>) -> Facts {
+    join_lines(&mut parts.headers, single_line_in_request);
     let seen = Seen::of(&parts.headers);
     let headers = &mut parts.headers;
     if seen.connection || seen.upgrade {

@@ -15,6 +15,7 @@ use super::request::Request;
 use super::stream::Stream;
 use crate::cluster::{ClusterState, RoutingPriority};
 use crate::http::body::Body;
+use crate::model::header_lines::{join_lines, single_line_in_response};
 use crate::model::network::RouterFilter;
 use crate::model::route::{Action, Forward, RetryPolicy, RouteTable};
 use crate::router::{RetryPlan, Routed, Timeouts, apply_request, apply_response, rewrite_host, rewrite_path};
@@ -169,18 +170,17 @@ impl Forwarding<'_> {
     /// Rewrites the host; `endpoint` is the chosen endpoint's name, known once a host is chosen.
     fn rewrite_host(&self, request: &mut Request, endpoint: Option<&str>) {
         let head = request.head();
-        let Some(host) = rewrite_host(self.forward, self.routing.routed.weighted, &head, endpoint) else {
+        let Some(new) = rewrite_host(self.forward, self.routing.routed.weighted, &head, endpoint) else {
             return;
         };
-        if *host == *head.authority {
-            return;
-        }
-        let (host, original) = (host.into_owned(), request.authority().to_owned());
-        if !self.suppress() && !request.parts.headers.contains_key(ORIGINAL_HOST) {
-            request.set_header(ORIGINAL_HOST, &original);
-        }
-        if self.forward.append_x_forwarded_host {
-            super::header_list::append(&mut request.parts.headers, FORWARDED_HOST, &original, ",");
+        let (host, original) = (new.authority.into_owned(), new.original.map(str::to_owned));
+        if let Some(original) = original {
+            if !self.suppress() {
+                request.set_header(ORIGINAL_HOST, &original);
+            }
+            if self.forward.append_x_forwarded_host {
+                append_forwarded_host(&mut request.parts.headers, &original);
+            }
         }
         request.set_authority(&host);
     }
@@ -204,8 +204,17 @@ impl Forwarding<'_> {
             let attempts = stream.info.borrow().upstream.attempts;
             response.headers_mut().insert(ATTEMPT_COUNT, HeaderValue::from(attempts));
         }
+        join_lines(response.headers_mut(), single_line_in_response);
         mutate_response(stream, table, routed, &mut response);
         response
+    }
+}
+
+/// Appends to `x-forwarded-host`, unless the host is the last one there already: a hop before did it.
+fn append_forwarded_host(headers: &mut http::HeaderMap, host: &str) {
+    let last = headers.get(FORWARDED_HOST).and_then(|v| v.to_str().ok()?.rsplit(',').next());
+    if last != Some(host) {
+        super::header_list::append(headers, FORWARDED_HOST, host, ",");
     }
 }
 

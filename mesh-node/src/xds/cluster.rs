@@ -18,7 +18,7 @@ use mesh_xds::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use mesh_xds::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::UpstreamProtocolOptions;
 use mesh_xds::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
 
-use super::common::{content_hash, duration_or, enumeration, number, socket, timeout};
+use super::common::{content_hash, duration_or, enumeration, number, percent, socket, timeout};
 use super::error::{At, XdsError};
 use super::http_options::{http1, http2};
 use super::listener::BUFFER_LIMIT_BYTES;
@@ -71,6 +71,12 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
             transport: transport(at.field("transport_socket"), of.transport_socket.as_ref())?,
         });
     }
+    if http.protocol == UpstreamProtocol::Auto && matches!(transport_socket, Transport::Raw) {
+        // Envoy: "ALPN configured for cluster which has a non-ALPN transport socket".
+        return Err(at
+            .field("transport_socket")
+            .invalid("auto_config needs TLS; add it or use explicit_http_config"));
+    }
     let at_common = at.field("common_http_protocol_options");
     let stat_name = if proto.alt_stat_name.is_empty() { &proto.name } else { &proto.alt_stat_name };
     let connection = proto.upstream_connection_options.as_ref();
@@ -81,9 +87,11 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
         discovery,
         load_assignment,
         overprovisioning_factor_percent: number(overprovisioning, 140),
-        panic_threshold_percent: common
-            .and_then(|common| common.healthy_panic_threshold)
-            .map_or(50.0, |percent| percent.value),
+        panic_threshold_percent: percent(
+            at.field("common_lb_config.healthy_panic_threshold"),
+            common.and_then(|common| common.healthy_panic_threshold),
+            50.0,
+        )?,
         locality_weighted: matches!(locality, Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_))),
         connect_timeout: duration_or(at.field("connect_timeout"), proto.connect_timeout, FIVE_SECONDS)?,
         bind_source: bind_source(at, proto)?,
@@ -274,23 +282,26 @@ fn circuit_breakers(at: At<'_>, proto: Option<&CircuitBreakers>) -> Result<[Thre
         let Some(of_priority) = thresholds.get_mut(priority) else {
             return Err(at.index(i).field("priority").invalid("must be DEFAULT or HIGH"));
         };
-        *of_priority = with(*of_priority, proto);
+        *of_priority = with(at.index(i), *of_priority, proto)?;
     }
     Ok(thresholds)
 }
 
-fn with(defaults: Thresholds, proto: &ThresholdsProto) -> Thresholds {
-    Thresholds {
+fn with(at: At<'_>, defaults: Thresholds, proto: &ThresholdsProto) -> Result<Thresholds, XdsError> {
+    Ok(Thresholds {
         max_connections: number(proto.max_connections, defaults.max_connections),
         max_pending_requests: number(proto.max_pending_requests, defaults.max_pending_requests),
         max_requests: number(proto.max_requests, defaults.max_requests),
         max_retries: number(proto.max_retries, defaults.max_retries),
         // Envoy: 20 percent, and three at least.
-        retry_budget: proto.retry_budget.as_ref().map(|budget| {
-            let percent = budget.budget_percent.map_or(20.0, |percent| percent.value);
-            (percent, number(budget.min_retry_concurrency, 3))
-        }),
-    }
+        retry_budget: match &proto.retry_budget {
+            Some(budget) => {
+                let at = at.field("retry_budget.budget_percent");
+                Some((percent(at, budget.budget_percent, 20.0)?, number(budget.min_retry_concurrency, 3)))
+            }
+            None => None,
+        },
+    })
 }
 
 /// HTTP options, from the extension or from the deprecated fields of the cluster.

@@ -9,7 +9,7 @@ use mesh_xds::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use mesh_xds::pb::envoy::config::core::v3::{
     Address, CidrRange, DataSource, RuntimeFractionalPercent, SocketAddress,
 };
-use mesh_xds::pb::envoy::r#type::v3::FractionalPercent;
+use mesh_xds::pb::envoy::r#type::v3::{FractionalPercent, Percent};
 use mesh_xds::pb::google::protobuf;
 
 use super::error::{At, XdsError};
@@ -177,6 +177,15 @@ pub(super) fn fraction(percent: &FractionalPercent) -> (u32, u32) {
 /// The default of a fraction that a runtime key could change; there is no runtime here.
 pub(super) fn runtime_fraction(value: &RuntimeFractionalPercent) -> (u32, u32) {
     value.default_value.as_ref().map_or((100, 100), fraction)
+}
+
+/// A percentage or its default.
+pub(super) fn percent(at: At<'_>, value: Option<Percent>, default: f64) -> Result<f64, XdsError> {
+    match value {
+        None => Ok(default),
+        Some(Percent { value }) if (0.0..=100.0).contains(&value) => Ok(value),
+        Some(Percent { value }) => Err(at.invalid(format!("must be from 0 to 100, not {value}"))),
+    }
 }
 
 /// A hash of a message that is equal for equal content.

@@ -49,7 +49,11 @@ fn add(at: At<'_>, option: &HeaderValueOption) -> Result<HeaderAdd, XdsError> {
     let at_header = at.field("header");
     let header = option.header.as_ref().ok_or_else(|| at_header.invalid("is required"))?;
     let at_key = at_header.field("key");
-    let action = match enumeration(at.field("append_action"), option.append_action)? {
+    let at_action = at.field("append_action");
+    if option.append.is_some() && option.append_action != 0 {
+        return Err(at_action.invalid("cannot be given beside append; keep one"));
+    }
+    let action = match enumeration(at_action, option.append_action)? {
         // The deprecated `append: false` means the same as overwriting.
         HeaderAppendAction::AppendIfExistsOrAdd if option.append.is_some_and(|append| !append.value) => {
             AppendAction::OverwriteIfExistsOrAdd
@@ -59,15 +63,11 @@ fn add(at: At<'_>, option: &HeaderValueOption) -> Result<HeaderAdd, XdsError> {
         HeaderAppendAction::OverwriteIfExistsOrAdd => AppendAction::OverwriteIfExistsOrAdd,
         HeaderAppendAction::OverwriteIfExists => AppendAction::OverwriteIfExists,
     };
-    let name = match header.key.to_ascii_lowercase().as_str() {
-        // Envoy allows only `:path`-like headers that it checks again itself; routing is over by then.
-        "host" | ":authority" => HeaderTarget::Authority,
-        ":path" => HeaderTarget::Path,
-        ":method" => HeaderTarget::Method,
-        ":scheme" => HeaderTarget::Scheme,
-        ":status" => HeaderTarget::Status,
-        key => HeaderTarget::Name(name(at_key, key)?),
-    };
+    if is_routing(&header.key) {
+        let message = format!("{:?} cannot be changed; use a rewrite of the route", header.key);
+        return Err(at_key.invalid(message));
+    }
+    let name = HeaderTarget::Name(name(at_key, &header.key)?);
     let value =
         super::format::parse(&header.value).map_err(|message| at_header.field("value").invalid(message))?;
     Ok(HeaderAdd { name, value: Arc::new(value), action, keep_empty_value: option.keep_empty_value })
@@ -75,13 +75,17 @@ fn add(at: At<'_>, option: &HeaderValueOption) -> Result<HeaderAdd, XdsError> {
 
 fn removes(at: At<'_>, names: &[String]) -> Result<Vec<HeaderName>, XdsError> {
     let one = |(i, text): (usize, &String)| {
-        if text.starts_with(':') || text.eq_ignore_ascii_case("host") {
-            // Envoy: ":-prefixed or host headers may not be removed".
+        if is_routing(text) {
             return Err(at.index(i).invalid(format!("{text:?} cannot be removed")));
         }
         name(at.index(i), text)
     };
     names.iter().enumerate().map(one).collect()
+}
+
+/// Envoy: ":-prefixed or host headers may not be modified" (or removed): routing has already looked at them.
+fn is_routing(name: &str) -> bool {
+    name.starts_with(':') || name.eq_ignore_ascii_case("host")
 }
 
 /// A header name, lower case.

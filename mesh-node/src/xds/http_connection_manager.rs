@@ -12,6 +12,7 @@ use mesh_xds::pb::envoy::extensions::filters::network::http_connection_manager::
 use mesh_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager as Proto, HttpFilter as FilterProto, http_filter,
 };
+use mesh_xds::pb::google::protobuf::BoolValue;
 
 use super::common::{boolean, cidrs, duration_or, enumeration, non_empty, number, timeout};
 use super::error::{At, XdsError};
@@ -47,7 +48,12 @@ pub(super) fn convert(
     };
     let internal = proto.internal_address_config.as_ref().map(|config| config.cidr_ranges.as_slice());
     let client_cert = proto.set_current_client_cert_details.unwrap_or_default();
-    let upgrades = proto.upgrade_configs.iter();
+    let upgrades = proto.upgrade_configs.iter().map(|u| (u.upgrade_type.as_str(), u.enabled));
+    let strip_any_host_port = matches!(proto.strip_port_mode, Some(StripPortMode::StripAnyHostPort(true)));
+    if strip_any_host_port && proto.strip_matching_host_port {
+        let message = "cannot be given beside strip_matching_host_port; keep one";
+        return Err(at.field("strip_any_host_port").invalid(message));
+    }
     Ok(HttpConnectionManager {
         stat_prefix: proto.stat_prefix.as_str().into(),
         codec: match enumeration(at.field("codec_type"), proto.codec_type)? {
@@ -116,11 +122,11 @@ pub(super) fn convert(
         max_request_headers_kib: number(proto.max_request_headers_kb, MAX_REQUEST_HEADERS_KIB),
         http1: http1(proto.http_protocol_options.as_ref()),
         http2: http2(at.field("http2_protocol_options"), proto.http2_protocol_options.as_ref())?,
-        upgrades: upgrades.map(|u| upgrade(&u.upgrade_type, u.enabled)).collect(),
+        upgrades: self::upgrades(at.field("upgrade_configs"), upgrades)?,
         normalize_path: boolean(proto.normalize_path, false),
         merge_slashes: proto.merge_slashes,
         escaped_slashes: escaped_slashes(at, proto)?,
-        strip_any_host_port: matches!(proto.strip_port_mode, Some(StripPortMode::StripAnyHostPort(true))),
+        strip_any_host_port,
         strip_matching_host_port: proto.strip_matching_host_port,
         forward_client_cert: forward_client_cert(at, proto)?,
         set_client_cert: ClientCertDetails {
@@ -136,9 +142,20 @@ pub(super) fn convert(
     })
 }
 
-/// Lower-case upgrade type and whether it is allowed.
-pub(super) fn upgrade(kind: &str, enabled: Option<mesh_xds::pb::google::protobuf::BoolValue>) -> (Str, bool) {
-    (kind.to_ascii_lowercase().into(), boolean(enabled, true))
+/// Lower-case upgrade types and whether they are allowed.
+pub(super) fn upgrades<'a>(
+    at: At<'_>,
+    configs: impl Iterator<Item = (&'a str, Option<BoolValue>)>,
+) -> Result<Vec<(Str, bool)>, XdsError> {
+    let mut upgrades: Vec<(Str, bool)> = Vec::new();
+    for (i, (kind, enabled)) in configs.enumerate() {
+        let kind: Str = kind.to_ascii_lowercase().into();
+        if upgrades.iter().any(|(known, _)| *known == kind) {
+            return Err(at.index(i).invalid(format!("upgrade {kind:?} is given twice; keep one")));
+        }
+        upgrades.push((kind, boolean(enabled, true)));
+    }
+    Ok(upgrades)
 }
 
 fn escaped_slashes(at: At<'_>, proto: &Proto) -> Result<EscapedSlashes, XdsError> {

@@ -151,13 +151,29 @@ fn chains(
         let at = at.index(i);
         let chain = chain(at, proto, context, files)?;
         // Envoy refuses this too: which of them would serve is undefined.
-        if let Some(other) = chains.iter().position(|other| other.matches == chain.matches) {
-            let message = format!("has the same matching rules as filter_chains[{other}]; change one");
+        if let Some(other) = chains.iter().position(|other| overlap(&other.matches, &chain.matches)) {
+            let message = format!("overlaps that of filter_chains[{other}]; change one");
             return Err(at.field("filter_chain_match").invalid(message));
         }
         chains.push(chain);
     }
     Ok(chains)
+}
+
+/// Is there a connection that both describe equally well?
+fn overlap(a: &FilterChainMatch, b: &FilterChainMatch) -> bool {
+    fn common<T: PartialEq>(a: &[T], b: &[T]) -> bool {
+        (a.is_empty() && b.is_empty()) || a.iter().any(|x| b.contains(x))
+    }
+    a.destination_port == b.destination_port
+        && a.transport_protocol == b.transport_protocol
+        && a.source_type == b.source_type
+        && common(&a.prefix_ranges, &b.prefix_ranges)
+        && common(&a.server_names, &b.server_names)
+        && common(&a.application_protocols, &b.application_protocols)
+        && common(&a.direct_source_prefix_ranges, &b.direct_source_prefix_ranges)
+        && common(&a.source_prefix_ranges, &b.source_prefix_ranges)
+        && common(&a.source_ports, &b.source_ports)
 }
 
 fn chain(

@@ -22,7 +22,7 @@ use mesh_xds::pb::google::protobuf;
 use super::common::{data, duration, duration_or, enumeration, number, timeout};
 use super::error::{At, XdsError};
 use super::headers::{lists, mutations};
-use super::http_connection_manager::upgrade;
+use super::http_connection_manager::upgrades;
 use super::listener::extension;
 use super::route::Table;
 use super::{format, headers, matcher};
@@ -44,7 +44,7 @@ pub(super) fn forward(at: At<'_>, proto: &RouteAction, table: &Table<'_, '_>) ->
     let at_duration = at.field("max_stream_duration");
     let stream = proto.max_stream_duration.unwrap_or_default();
     let not_found = at.field("cluster_not_found_response_code");
-    let upgrades = proto.upgrade_configs.iter();
+    let upgrades = proto.upgrade_configs.iter().map(|u| (u.upgrade_type.as_str(), u.enabled));
     let at_hash = at.field("hash_policy");
     let hash_policy = proto.hash_policy.iter().enumerate();
     Ok(Forward {
@@ -67,9 +67,9 @@ pub(super) fn forward(at: At<'_>, proto: &RouteAction, table: &Table<'_, '_>) ->
             stream.grpc_timeout_header_max,
         )?,
         retry,
-        upgrades: upgrades.map(|u| upgrade(&u.upgrade_type, u.enabled)).collect(),
+        upgrades: self::upgrades(at.field("upgrade_configs"), upgrades)?,
         hash_policy: hash_policy
-            .map(|(i, proto)| self::hash_policy(at_hash.index(i), proto))
+            .filter_map(|(i, proto)| self::hash_policy(at_hash.index(i), proto).transpose())
             .collect::<Result<_, _>>()?,
         priority_high: proto.priority == 1,
     })
@@ -125,14 +125,7 @@ fn weighted(at: At<'_>, proto: &WeightedProto, table: &Table<'_, '_>) -> Result<
     if sum == 0 {
         return Err(at_clusters.invalid("needs at least one cluster with a weight above 0"));
     }
-    // Envoy: "the sum of weights must equal total_weight", where that is given.
-    match proto.total_weight {
-        Some(total) if total.value != sum => {
-            let message = format!("is {}, but the weights sum to {sum}; remove it", total.value);
-            Err(at.field("total_weight").invalid(message))
-        }
-        _ => Ok(ClusterChoice::Weighted { clusters, total: sum }),
-    }
+    Ok(ClusterChoice::Weighted { clusters, total: sum })
 }
 
 fn path_rewrite(at: At<'_>, proto: &RouteAction) -> Result<PathRewrite, XdsError> {
@@ -171,7 +164,8 @@ fn host_rewrite(at: At<'_>, proto: &RouteAction) -> Result<HostRewrite, XdsError
     })
 }
 
-fn hash_policy(at: At<'_>, proto: &HashProto) -> Result<HashPolicy, XdsError> {
+/// `None` for a policy that hashes nothing, which Envoy allows.
+fn hash_policy(at: At<'_>, proto: &HashProto) -> Result<Option<HashPolicy>, XdsError> {
     let on = match &proto.policy_specifier {
         Some(PolicySpecifier::Header(header)) => {
             let at = at.field("header");
@@ -186,13 +180,11 @@ fn hash_policy(at: At<'_>, proto: &HashProto) -> Result<HashPolicy, XdsError> {
             }
         }
         Some(PolicySpecifier::ConnectionProperties(properties)) if properties.source_ip => HashOn::SourceIp,
-        Some(PolicySpecifier::ConnectionProperties(_)) => {
-            return Err(at.field("connection_properties").invalid("needs source_ip: true"));
-        }
+        Some(PolicySpecifier::ConnectionProperties(_)) => return Ok(None),
         Some(PolicySpecifier::QueryParameter(parameter)) => HashOn::QueryParameter(parameter.name.clone()),
         _ => return Err(at.invalid("needs one of header, cookie, connection_properties, query_parameter")),
     };
-    Ok(HashPolicy { on, terminal: proto.terminal })
+    Ok(Some(HashPolicy { on, terminal: proto.terminal }))
 }
 
 pub(super) fn redirect(at: At<'_>, proto: &RedirectAction) -> Result<Redirect, XdsError> {

@@ -75,6 +75,30 @@ fn join(at: &str, path: &str) -> String {
 mod tests {
     use super::super::supported::ROWS;
 
+    /// The table as documentation. Written by `MESH_WRITE_DOCS=1 cargo test -p mesh-node support`.
+    fn page() -> String {
+        let mut page = include_str!("support.md").to_owned();
+        page.push_str("\n| message (`envoy.…`) | honoured | ignored |\n| --- | --- | --- |\n");
+        for (message, honoured, ignored) in ROWS {
+            let list = |fields: &str| fields.split_whitespace().collect::<Vec<_>>().join(", ");
+            page.push_str(&format!("| `{message}` | {} | {} |\n", list(honoured), list(ignored)));
+        }
+        page
+    }
+
+    #[test]
+    fn the_documented_table_is_the_one_that_is_enforced() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/xds-support.md");
+        if std::env::var_os("MESH_WRITE_DOCS").is_some() {
+            std::fs::write(path, page()).unwrap();
+        }
+        let written = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            written == page(),
+            "docs/xds-support.md is old: MESH_WRITE_DOCS=1 cargo test -p mesh-node support"
+        );
+    }
+
     #[test]
     fn every_message_and_field_of_the_table_exists() {
         for (message, honoured, ignored) in ROWS {

@@ -171,7 +171,7 @@ pub(super) const ROWS: &[Row] = &[
     ("config.route.v3.RouteAction.HashPolicy.Cookie", "name ttl path", ""),
     ("config.route.v3.RouteAction.HashPolicy.ConnectionProperties", "source_ip", ""),
     ("config.route.v3.RouteAction.HashPolicy.QueryParameter", "name", ""),
-    ("config.route.v3.WeightedCluster", "clusters total_weight", "runtime_key_prefix"),
+    ("config.route.v3.WeightedCluster", "clusters", "total_weight runtime_key_prefix"),
     ("config.route.v3.WeightedCluster.ClusterWeight",
      "name weight request_headers_to_add request_headers_to_remove response_headers_to_add \
       response_headers_to_remove host_rewrite_literal",

@@ -147,6 +147,20 @@ fn a_listener_that_cannot_be_honoured_is_refused_by_field_and_remedy() {
             format!("{ROUTE}.response_headers_to_remove[0]: \":status\" cannot be removed"),
         ),
         (
+            route(
+                "{match: {prefix: /}, route: {cluster: a}, request_headers_to_add: [{header: {key: Host, value: \
+                 x}}]}",
+            ),
+            format!(
+                "{ROUTE}.request_headers_to_add[0].header.key: \"Host\" cannot be changed; use a rewrite of the \
+                 route"
+            ),
+        ),
+        (
+            forward("upgrade_configs: [{upgrade_type: websocket}, {upgrade_type: WebSocket}]"),
+            format!("{ROUTE}.route.upgrade_configs[1]: upgrade \"websocket\" is given twice; keep one"),
+        ),
+        (
             http("rds: {route_config_name: x, config_source: {ads: {}}},", "").replace("route_config: {name: r, virtual_hosts: [{name: v, domains: ['*'], routes: []}]}", ""),
             format!("{MANAGER}.rds: this field is not supported by mesh-node; remove it"),
         ),
@@ -160,7 +174,7 @@ fn a_listener_that_cannot_be_honoured_is_refused_by_field_and_remedy() {
         ),
         (
             tcp("cluster: a").replace("filter_chains: [", "filter_chains: [{filters: [{name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: x, cluster: b}}]}, "),
-            "L.filter_chains[1].filter_chain_match: has the same matching rules as filter_chains[0]; change one".to_owned(),
+            "L.filter_chains[1].filter_chain_match: overlaps that of filter_chains[0]; change one".to_owned(),
         ),
         (
             "{name: l, address: {socket_address: {address: '::', port_value: 1}}}".to_owned(),

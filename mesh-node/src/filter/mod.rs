@@ -4,9 +4,11 @@
 pub mod http;
 pub mod tcp_proxy;
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use nix::net::if_::InterfaceFlags;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -26,6 +28,8 @@ pub struct WorkerContext {
     pub upstreams: Upstreams,
     pub timers: http::Timers,
     pub date: http::DateCache,
+    /// This machine's, as Envoy chooses it: what `x-forwarded-for` says in place of a loopback peer.
+    pub address: IpAddr,
 }
 
 impl WorkerContext {
@@ -37,8 +41,17 @@ impl WorkerContext {
             upstreams: Upstreams::default(),
             timers: http::Timers::default(),
             date: http::DateCache::default(),
+            address: own_address(),
         }
     }
+}
+
+/// The first IPv4 address of an interface that is up and not the loopback; 127.0.0.1 if there is none.
+fn own_address() -> IpAddr {
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let up = interfaces.filter(|i| i.flags.contains(InterfaceFlags::IFF_UP));
+    let addresses = up.filter_map(|i| Some(i.address?.as_sockaddr_in()?.ip()));
+    addresses.map(IpAddr::V4).find(|ip| !ip.is_loopback()).unwrap_or(Ipv4Addr::LOCALHOST.into())
 }
 
 /// A client's connection after detection and TLS.

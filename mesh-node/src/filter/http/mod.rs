@@ -74,7 +74,7 @@ impl ConnectionManager {
     ) -> Self {
         let xfcc = Xfcc::new(&hcm, connection.tls.as_ref());
         let own = connection.workload.as_ref().and_then(|w| w.ips.first().copied());
-        let local_address = own.unwrap_or(connection.local.ip());
+        let local_address = own.unwrap_or(ctx.address);
         let server_name =
             HeaderValue::from_str(&hcm.server_name).unwrap_or(HeaderValue::from_static("envoy"));
         let (streams, closing) = (Cell::new(0), Cell::new(false));
@@ -110,7 +110,9 @@ impl ConnectionManager {
             }
         };
         if let Some(refused) = self.prepare(stream, &mut request) {
-            stream.log_request(&request);
+            if !refused.flags.contains(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR) {
+                stream.log_request(&request);
+            }
             return Answer::Local(refused);
         }
         let table = &*self.hcm.routes;
@@ -138,16 +140,14 @@ impl ConnectionManager {
             stream.log_request(&request);
             return Answer::Local(refused);
         }
-        for filter in &self.hcm.http_filters {
-            match filter {
-                HttpFilter::Router(filter) => {
-                    return router::answer(filter, stream, request, table, &routed).await;
-                }
+        match self.hcm.http_filters.last() {
+            Some(HttpFilter::Router(filter)) => router::answer(filter, stream, request, table, &routed).await,
+            None => {
+                stream.log_request(&request);
+                // The converter refuses a filter list that does not end with the router.
+                Answer::Local(LocalReply::new(StatusCode::NOT_FOUND, "", "filter_chain_not_found"))
             }
         }
-        stream.log_request(&request);
-        // The converter refuses a filter list that does not end with the router.
-        Answer::Local(LocalReply::new(StatusCode::NOT_FOUND, "", "filter_chain_not_found"))
     }
 
     /// Checks and sanitises a request before it is routed. `Some` is the answer to one that is refused.
@@ -225,6 +225,8 @@ impl ConnectionManager {
             self.hcm.stats.downstream_cx_upgrades_total.inc();
             return None;
         }
+        let cluster = routed.cluster(&request.head()).and_then(|name| self.ctx.clusters.get(&name));
+        stream.info.borrow_mut().upstream.cluster = cluster.map(|cluster| cluster.name().clone());
         Some(LocalReply::new(StatusCode::FORBIDDEN, "", "upgrade_failed"))
     }
 
@@ -314,6 +316,9 @@ impl HttpService for ConnectionManager {
         let owner = Stream::begin(self.clone(), &request);
         let mut timer = self.ctx.timers.timer();
         let answer = owner.within(&mut timer, self.answer(&owner, request)).await;
+        if owner.client_is_gone() {
+            return Err(Reset);
+        }
         let answer = answer.unwrap_or_else(|expired| Answer::Local(self.expired(&owner, expired)));
         Ok(self.finish(owner, timer, answer))
     }
@@ -329,7 +334,10 @@ impl HttpService for ConnectionManager {
             stats.downstream_rq_header_timeout.inc();
         } else {
             stats.downstream_cx_protocol_error.inc();
-            info.flags.set(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+            // What Envoy refuses above its codec has no flag.
+            if !matches!(refusal.details, "missing_host_header" | "path_normalization_failed") {
+                info.flags.set(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+            }
         }
         stats.count_response(refusal.status.as_u16());
         let reply = LocalReply::new(refusal.status, refusal.body, refusal.details);

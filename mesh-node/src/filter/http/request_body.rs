@@ -45,7 +45,7 @@ impl http_body::Body for Observed {
                     self.stream.complete_request();
                 }
             }
-            Some(Err(_)) => {}
+            Some(Err(error)) => self.stream.fail_request(error),
             None => self.stream.complete_request(),
         }
         Poll::Ready(frame)
@@ -180,7 +180,7 @@ impl http_body::Body for Attempt {
 
     fn size_hint(&self) -> SizeHint {
         let kept = self.kept.borrow();
-        if self.next == 0 { kept.size.clone() } else { SizeHint::default() }
+        if self.next == 0 { kept.size } else { SizeHint::default() }
     }
 }
 

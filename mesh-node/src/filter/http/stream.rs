@@ -19,7 +19,7 @@ use super::request::Request;
 use super::request_headers::{X_REQUEST_ID, is_upgrade};
 use super::timer::Timer;
 use crate::cluster::{ClusterState, Host};
-use crate::http::body::Body;
+use crate::http::body::{Body, BodyError};
 use crate::model::format::Format;
 use crate::model::route::Forward;
 use crate::telemetry::format::{Context as FormatContext, Missing, RequestHead, RequestView, evaluate};
@@ -40,6 +40,7 @@ pub struct Stream {
     pub connect: bool,
     last_activity: Cell<Instant>,
     request_complete: Cell<Option<Instant>>,
+    request_failed: Cell<bool>,
     response_started: Cell<bool>,
     limits: Cell<Limits>,
     /// Woken when a deadline may have come nearer.
@@ -121,6 +122,7 @@ impl Stream {
             connect,
             last_activity: Cell::new(start),
             request_complete: Cell::new(bodyless.then_some(start)),
+            request_failed: Cell::new(false),
             response_started: Cell::new(false),
             limits: Cell::new(limits),
             waker: RefCell::default(),
@@ -167,6 +169,19 @@ impl Stream {
                 waker.wake();
             }
         }
+    }
+
+    /// The request broke off: its client went away, or broke the protocol.
+    pub fn fail_request(&self, error: &BodyError) {
+        self.request_failed.set(true);
+        if let BodyError::Malformed(_) = error {
+            self.fail(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http1.codec_error");
+        }
+    }
+
+    /// Nobody waits for the answer.
+    pub fn client_is_gone(&self) -> bool {
+        self.request_failed.get()
     }
 
     pub fn response_started(&self) -> bool {
@@ -350,7 +365,7 @@ impl Drop for Owner {
         stats.downstream_rq_active.dec();
         let end = stream.start.elapsed();
         info.end = Some(end);
-        if !info.ended {
+        if !info.ended && !info.flags.contains(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR) {
             stats.downstream_rq_rx_reset.inc();
             info.flags.set(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
             info.response_code_details = Some(match info.protocol {

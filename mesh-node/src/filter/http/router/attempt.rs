@@ -223,8 +223,13 @@ impl Forwarding<'_> {
             }
             Err(error) => {
                 tracing::debug!(cluster = %self.cluster.name(), host = %target.host.address, %error, "try failed");
-                let details = error.details.as_ref().map(|details| details.replace(' ', "_"));
-                stream.info.borrow_mut().upstream.transport_failure = details;
+                let upstream = &mut stream.info.borrow_mut().upstream;
+                if error.kind == ErrorKind::Overflow {
+                    // Envoy: the pool of the host was never asked.
+                    upstream.host = None;
+                } else {
+                    upstream.transport_failure = error.details.as_ref().map(|text| text.replace(' ', "_"));
+                }
                 Err(Failure::Reset(error))
             }
         }

@@ -293,3 +293,19 @@ fn a_client_that_goes_away_is_logged_and_its_upstream_request_ends() {
         assert_eq!(proxy.ctx.clusters.get("up").unwrap().stats.upstream_rq_active.get(), 0);
     });
 }
+
+#[test]
+fn a_client_that_goes_away_within_its_body_is_logged_as_gone() {
+    run(async {
+        let server = Server::start(vec![Reaction::Hang]).await;
+        let proxy = proxy(forward_to("up"), &[server.address]);
+        let mut client = proxy.connect();
+        client.send("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\na").await;
+        let up = proxy.ctx.clusters.get("up").unwrap();
+        while up.stats.upstream_rq_active.get() == 0 {
+            tokio::task::yield_now().await;
+        }
+        client.leave().await;
+        assert_eq!(proxy.log_lines(), ["POST / 0 DC downstream_remote_disconnect 1 0 1"]);
+    });
+}

@@ -35,4 +35,4 @@ pub enum RoutingPriority {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

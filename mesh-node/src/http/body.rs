@@ -10,8 +10,8 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::Frame;
 
+use super::h1::RequestBody;
 use super::h1::client::ResponseBody;
-use super::h1::server::RequestBody;
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]

@@ -9,6 +9,8 @@ mod exchange;
 mod pool;
 mod pooled;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

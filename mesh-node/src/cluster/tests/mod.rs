@@ -4,4 +4,4 @@ mod balancing;
 mod dns;
 mod limits;
 mod manager;
-mod support;
+pub(crate) mod support;

@@ -10,12 +10,14 @@ pub mod client;
 pub mod encode;
 pub mod parse;
 pub mod server;
+mod shared;
 mod target;
 mod timer;
 mod wire;
 
 pub use client::{Connection, Failure, Lease};
 pub use server::{End, Options, serve};
+pub use shared::RequestBody;
 
 #[cfg(test)]
 mod tests;

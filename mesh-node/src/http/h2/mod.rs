@@ -6,6 +6,8 @@
 mod client;
 mod io;
 mod server;
+#[cfg(test)]
+mod tests;
 
 pub use client::{Failure, Handle, connect};
 pub use server::{Options, serve};

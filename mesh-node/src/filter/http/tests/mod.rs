@@ -1,6 +1,7 @@
 //! What a client sees, request by request. The expected answers were recorded from Envoy 1.40.
 
 mod answers;
+mod http2;
 mod requests;
 pub mod support;
 mod upstreams;

@@ -22,6 +22,7 @@ use crate::config::bootstrap::{BootstrapError, Source};
 use crate::config::watch::Watch;
 use crate::config::{Cli, Loaded, Mode, Settings, SettingsError};
 use crate::filter::WorkerContext;
+use crate::heap;
 use crate::model::{Published, Snapshot};
 use crate::readiness::Readiness;
 use crate::telemetry::log_file::LogFiles;
@@ -154,6 +155,7 @@ impl Node {
         let state = Arc::new(State::new(parts, loaded.message));
         let mut publisher = Publisher::new(published, clusters, workers, capture.is_some());
         publisher.publish(loaded.listeners, loaded.clusters).await?;
+        heap::give_back();
         for field in &loaded.ignored {
             tracing::warn!(%field, "this field has no effect in mesh-node");
         }
@@ -206,6 +208,7 @@ impl Node {
         match self.publisher.publish(loaded.listeners, loaded.clusters).await {
             Ok(()) => {
                 self.state.took(loaded.message);
+                heap::give_back();
                 tracing::info!(listeners, clusters, "configuration taken");
             }
             Err(error) => tracing::error!("configuration not taken, the last good one serves: {error}"),

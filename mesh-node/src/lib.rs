@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod config;
 pub mod drain;
 pub mod filter;
+pub mod heap;
 pub mod http;
 pub mod listener;
 pub mod model;

@@ -38,6 +38,26 @@ pub fn to_json<T: Message + Name>(message: &T) -> Option<serde_json::Value> {
     encode::message(&message.encode_to_vec(), schema, false).ok()
 }
 
+/// A message kept to be shown later: its bytes, which take a small part of the memory of the typed message.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    schema: schema::Message,
+    bytes: Box<[u8]>,
+}
+
+impl Stored {
+    /// `None` if the type of the message is not in the schema.
+    pub fn new<T: Message + Name>(message: &T) -> Option<Self> {
+        let schema = schema::Message::named(&T::full_name())?;
+        Some(Self { schema, bytes: message.encode_to_vec().into() })
+    }
+
+    /// As [`to_json`].
+    pub fn to_json(&self) -> serde_json::Value {
+        encode::message(&self.bytes, self.schema, false).unwrap_or_default()
+    }
+}
+
 /// The message in an `Any`, if its type is `T`. Errors say what the bytes lack.
 pub fn unpack<T: Message + Name + Default>(
     any: &pb::google::protobuf::Any,

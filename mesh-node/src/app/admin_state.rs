@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use mesh_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
+use mesh_xds::Stored;
 use tokio::sync::mpsc;
 
 use super::logging::Level;
@@ -37,7 +37,7 @@ pub struct State {
     pub requests: mpsc::UnboundedSender<Request>,
     begun: Instant,
     draining: AtomicBool,
-    bootstrap: Mutex<(Bootstrap, SystemTime)>,
+    bootstrap: Mutex<(Option<Stored>, SystemTime)>,
 }
 
 /// The parts of [`State`] that the composition root has at hand.
@@ -54,7 +54,7 @@ pub struct Parts<'a> {
 }
 
 impl State {
-    pub fn new(parts: Parts<'_>, bootstrap: Bootstrap) -> Self {
+    pub fn new(parts: Parts<'_>, bootstrap: Option<Stored>) -> Self {
         let Parts { stats, log_files, clusters, published, readiness, capture, settings, level, requests } =
             parts;
         let of_kernel = capture.clone();
@@ -85,7 +85,7 @@ impl State {
     }
 
     /// The bootstrap that is in force from now on.
-    pub fn took(&self, bootstrap: Bootstrap) {
+    pub fn took(&self, bootstrap: Option<Stored>) {
         *self.bootstrap.lock().unwrap_or_else(PoisonError::into_inner) = (bootstrap, SystemTime::now());
     }
 
@@ -122,7 +122,7 @@ impl AdminState for State {
     }
     fn bootstrap(&self) -> (serde_json::Value, SystemTime) {
         let held = self.bootstrap.lock().unwrap_or_else(PoisonError::into_inner);
-        (mesh_xds::to_json(&held.0).unwrap_or_default(), held.1)
+        (held.0.as_ref().map(Stored::to_json).unwrap_or_default(), held.1)
     }
     fn settings(&self) -> serde_json::Value {
         self.settings.clone()

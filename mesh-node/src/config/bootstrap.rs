@@ -1,13 +1,13 @@
 //! Reads an Envoy bootstrap and compiles its static resources.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fmt, fs};
 
 use mesh_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
-use mesh_xds::{Node, Problem};
+use mesh_xds::{Node, Problem, Stored};
 
 use super::Cli;
 use crate::model::cluster::Cluster;
@@ -32,8 +32,8 @@ pub struct Loaded {
     /// `admin.address`; without it there is no admin server.
     pub admin: Option<SocketAddr>,
     /// The message itself, for `/config_dump`.
-    pub message: Bootstrap,
-    /// Fields that are set and have no effect here.
+    pub message: Option<Stored>,
+    /// Fields that are set and have no effect here, each with one place and how often it is set.
     pub ignored: Vec<String>,
 }
 
@@ -122,7 +122,7 @@ fn compile(name: &str, text: &str, stats: &Store, log_files: &LogFiles) -> Resul
         |path: &str, kind: &str, name: &str| match seen.insert(format!("{kind} {name}"), path.to_owned()) {
             Some(first) => Err(xds::XdsError::Invalid {
                 path: path.to_owned(),
-                message: format!("{kind} {name:?} is already at {first}; give it another name"),
+                message: format!("{kind} {name:?} is already at {first}; change one"),
             }),
             None => Ok(()),
         };
@@ -140,22 +140,131 @@ fn compile(name: &str, text: &str, stats: &Store, log_files: &LogFiles) -> Resul
     for (index, proto) in resources.listeners.iter().enumerate() {
         let path = format!("static_resources.listeners[{index}]");
         let compiled = xds::listener(&path, proto, &mut context)
-            .and_then(|l| unique(&path, "listener", &l.name).map(|()| l));
+            .and_then(|l| unique(&path, "listener", &l.name).map(|()| l))
+            // As in Envoy: which of two at one address would serve is undefined.
+            .and_then(|l| unique(&path, "address", &l.address.to_string()).map(|()| l));
         match compiled {
             Ok(listener) => listeners.push(Arc::new(listener)),
             Err(error) => refuse(error),
         }
     }
-    let ignored = std::mem::take(&mut context.ignored.paths);
+    let ignored = summary(&context.ignored.paths);
     if !mistakes.is_empty() {
         return Err(BootstrapError(mistakes));
     }
-    Ok(Loaded { listeners, clusters, admin, message, ignored })
+    Ok(Loaded { listeners, clusters, admin, message: Stored::new(&message), ignored })
+}
+
+/// One line for each field, however many resources set it.
+fn summary(paths: &[String]) -> Vec<String> {
+    let mut fields: BTreeMap<String, (&str, usize)> = BTreeMap::new();
+    for path in paths {
+        let kind = path.split('[').map(|part| part.split_once(']').map_or(part, |(_, rest)| rest)).collect();
+        fields.entry(kind).or_insert((path, 0)).1 += 1;
+    }
+    fields
+        .into_values()
+        .map(|(path, count)| match count {
+            1 => path.to_owned(),
+            _ => format!("{path} (and {} more of its kind)", count - 1),
+        })
+        .collect()
 }
 
 fn line(name: &str, problem: &Problem) -> String {
     match problem.line {
         0 => format!("{name}: {problem}"),
         line => format!("{name}:{line}: {problem}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Loaded, Vec<String>> {
+        let stats = Store::default();
+        let log_files = LogFiles::start(stats.filesystem().clone()).unwrap();
+        compile("f.yaml", text, &stats, &log_files).map_err(|error| error.0)
+    }
+
+    const TCP: &str = "{name: tcp, typed_config: {'@type': \
+        type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: x, cluster: a}}";
+
+    #[test]
+    fn every_mistake_of_a_bootstrap_is_told_with_file_line_and_remedy() {
+        let text = format!(
+            "admin:
+  address: {{socket_address: {{address: nowhere, port_value: 1}}}}
+static_resources:
+  clusters:
+  - name: b
+    outlier_detection: {{}}
+    health_checks:
+    - {{timeout: 1s, interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1, tcp_health_check: {{}}}}
+  listeners:
+  - name: one
+    address: {{socket_address: {{address: 0.0.0.0, port_value: 80}}}}
+    filter_chains:
+    - filters:
+      - {TCP}
+"
+        );
+        assert_eq!(
+            load(&text).unwrap_err(),
+            [
+                "f.yaml:2: admin.address.socket_address.address: must be an IP address, not \"nowhere\"",
+                "f.yaml:8: static_resources.clusters[0].health_checks[0]: this field is not supported by \
+                 mesh-node; remove it",
+                "f.yaml:14: static_resources.listeners[0].filter_chains[0].filters[0].typed_config.cluster: \
+                 unknown cluster \"a\"; add it to static_resources.clusters",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_slip_in_a_name_and_a_slip_in_the_syntax_are_found_by_their_line() {
+        let problems = load("static_resources:\n  cluster: []\n").unwrap_err();
+        let expected = "f.yaml:2: static_resources.cluster: no such field in \
+            envoy.config.bootstrap.v3.Bootstrap.StaticResources; did you mean clusters?";
+        assert_eq!(problems, [expected]);
+        let problems = load("static_resources:\n  clusters: [\n").unwrap_err();
+        assert!(problems[0].starts_with("f.yaml:3: not valid YAML"), "{problems:?}");
+    }
+
+    #[test]
+    fn names_and_addresses_are_given_once() {
+        let listener = |name: &str| {
+            format!(
+                "{{name: {name}, address: {{socket_address: {{address: 0.0.0.0, port_value: 80}}}}, \
+                 filter_chains: [{{filters: [{TCP}]}}]}}"
+            )
+        };
+        let text = format!(
+            "{{static_resources: {{clusters: [{{name: a}}, {{name: a}}], listeners: [{}, {}]}}}}",
+            listener("one"),
+            listener("two")
+        );
+        assert_eq!(
+            load(&text).unwrap_err(),
+            [
+                "f.yaml:1: static_resources.clusters[1]: cluster \"a\" is already at \
+                 static_resources.clusters[0]; change one",
+                "f.yaml:1: static_resources.listeners[1]: address \"0.0.0.0:80\" is already at \
+                 static_resources.listeners[0]; change one",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_has_no_effect_is_told_once_for_all_resources() {
+        let text = "{static_resources: {clusters: [{name: a, metadata: {}}, {name: b, metadata: {}}]}, \
+                    layered_runtime: {layers: [{name: x, static_layer: {}}]}}";
+        let loaded = load(text).unwrap();
+        assert_eq!(
+            loaded.ignored,
+            ["layered_runtime", "static_resources.clusters[0].metadata (and 1 more of its kind)"]
+        );
+        assert_eq!(loaded.message.unwrap().to_json()["static_resources"]["clusters"][1]["name"], "b");
     }
 }

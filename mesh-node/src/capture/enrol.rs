@@ -35,6 +35,7 @@ pub(super) struct Context<'a> {
     pub(super) commands: &'a mpsc::Sender<Command>,
     pub(super) guard: bool,
     pub(super) tc_steering: bool,
+    pub(super) sockops: bool,
 }
 
 /// An enrolled pod, as the manager keeps it.
@@ -125,6 +126,7 @@ fn try_enrol(
         maps: context.maps.clone(),
         // A new process does not begin with the ports that the old one's connections wait on.
         next_port: AtomicU16::new(fastrand::u16(..)),
+        noted: (!context.sockops).then(Default::default),
         gone: Gone { slot, sender: context.commands.clone() },
     });
     let listeners = listen(context, slot, &sockets)?;

@@ -50,6 +50,7 @@ pub(super) struct Manager {
     pub(super) inbox: mpsc::Receiver<Command>,
     pub(super) guard: bool,
     pub(super) tc_steering: bool,
+    pub(super) sockops: bool,
     pub(super) roster: Roster,
     pub(super) enrolled: BTreeMap<u32, Enrolled>,
     /// Released pods whose listeners stay until then.
@@ -163,6 +164,7 @@ impl Manager {
             commands: &self.commands,
             guard: self.guard,
             tc_steering: self.tc_steering,
+            sockops: self.sockops,
         };
         let result = enrol::enrol(&mut context, slot, spec, adopted.as_ref());
         let (pod, listeners) = match result {

@@ -3,14 +3,16 @@
 //! Sockets stay where they were made, so everything the proxy sends for a workload is made here.
 //! Nothing may await or return to other work while inside.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use mesh_common::{Address, FlowKey, SocketTag, kind};
 use nix::sched::{CloneFlags, setns};
@@ -25,6 +27,9 @@ use crate::model::workload::SocketFactory;
 /// checked against the connections there are, because a connection from a port that the client itself
 /// uses towards the application would be taken for the client's.
 const APPLICATION_PORTS: std::ops::RangeInclusive<u16> = 10_240..=32_767;
+
+/// How long a connection to an application stays noted where sockops does not forget it at its end.
+const NOTED: Duration = Duration::from_secs(2);
 
 /// A network namespace, held open.
 #[derive(Debug)]
@@ -86,6 +91,9 @@ pub(super) struct PodSockets {
     /// Counts the ports taken of [`APPLICATION_PORTS`]: in turn, so that one is used again as late
     /// as can be.
     pub(super) next_port: AtomicU16,
+    /// Connections to the application that had to be noted here, because no sockops does; the
+    /// programs need to know them until their first packet has been delivered.
+    pub(super) noted: Option<Mutex<VecDeque<(Instant, FlowKey)>>>,
     /// Told the slot at drop, so that what is left in the namespace goes.
     pub(super) gone: Gone,
 }
@@ -138,9 +146,23 @@ impl PodSockets {
             }
             match socket.bind(&SocketAddr::new(client, port).into()) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
-                other => return other,
+                Ok(()) => return self.note(flow),
+                Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Notes a connection to the application where sockops cannot, and forgets those long begun.
+    fn note(&self, flow: FlowKey) -> io::Result<()> {
+        let Some(noted) = &self.noted else { return Ok(()) };
+        let mut noted = noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        while let Some((_, old)) = noted.pop_front_if(|(at, _)| now - *at > NOTED) {
+            self.maps.flows.remove(&old)?;
+        }
+        self.maps.flows.insert(&flow, &kind::APPLICATION)?;
+        noted.push_back((now, flow));
+        Ok(())
     }
 
     /// A listener inside the pod, one of a group that shares the port. Bound to the loopback

@@ -131,6 +131,7 @@ fn try_start(
         inbox,
         guard,
         tc_steering: settings.tc_steering,
+        sockops,
         roster: roster.clone(),
         enrolled: BTreeMap::new(),
         lingering: Vec::new(),

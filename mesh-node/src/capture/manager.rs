@@ -71,10 +71,7 @@ impl Manager {
             self.kept.insert(record.slot, record);
         }
         self.beat();
-        for error in self.apply(pods) {
-            return Err(error);
-        }
-        Ok(())
+        self.apply(pods).into_iter().next().map_or(Ok(()), Err)
     }
 
     /// Serves commands until told to stop.

@@ -1,7 +1,7 @@
 //! The long test: mixed load over two nodes while pods come and go, and what the proxies use meanwhile.
 //!
-//! A pod that goes leaves the configuration first and waits for its last connection, as a pod does
-//! that is drained. Under that rule no request may fail, and what the proxies hold must not grow.
+//! A pod that goes leaves the configuration first and then ends its idle connections and waits for the
+//! others, as a pod does that is terminated. Under that rule no request may fail, and what the proxies hold must not grow.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -155,11 +155,11 @@ impl Cluster {
         self.enrol(at, Some(&guest))?;
         self.configure(Some(&guest))?;
         std::thread::sleep(STAY); // the guest's stay, not a wait for something
-        ensure!(open_connections(&mut process)? > 0, "the guest got no connection in {STAY:?}");
+        ensure!(open_connections(&mut process, "open")? > 0, "the guest got no connection in {STAY:?}");
         self.configure(None)?;
         let until = Instant::now() + DRAIN;
         loop {
-            match open_connections(&mut process)? {
+            match open_connections(&mut process, "drain")? {
                 0 => break,
                 open if Instant::now() > until => {
                     bail!("{open} connections to the guest stay open after {DRAIN:?}")
@@ -203,8 +203,9 @@ fn server(node: &Node) -> Result<(Pod, Process)> {
     Ok((pod, process))
 }
 
-fn open_connections(server: &mut Process) -> Result<usize> {
-    server.send("open")?;
+/// The number of open connections; with the command `drain` the server also ends idle ones.
+fn open_connections(server: &mut Process, command: &str) -> Result<usize> {
+    server.send(command)?;
     server.line()?.parse().context("number of open connections")
 }
 

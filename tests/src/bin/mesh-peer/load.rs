@@ -121,8 +121,11 @@ fn request(to: SocketAddr, protocol: Protocol, body: Bytes) -> Result<Request<Fu
 }
 
 async fn check(response: http::Response<hyper::body::Incoming>, sent: Bytes, grpc: bool) -> Result<()> {
-    ensure!(response.status() == 200, "status {}", response.status());
+    let status = response.status();
     let body = response.into_body().collect().await.context("body")?;
+    if status != 200 {
+        anyhow::bail!("status {status}: {}", String::from_utf8_lossy(&body.to_bytes()));
+    }
     let status = body.trailers().and_then(|t| t.get("grpc-status")).cloned();
     ensure!(body.to_bytes() == sent, "the body is not the one that was sent");
     ensure!(!grpc || status.as_ref().is_some_and(|s| s == "0"), "grpc-status is {status:?}");

@@ -4,7 +4,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context as TaskContext, Poll};
 
@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_tests::soak::Protocol;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 
@@ -38,27 +39,34 @@ impl Drop for Open {
 }
 
 /// Serves until the process is killed. Prints `listening`, and the number of open connections for every
-/// line of standard input.
+/// line of standard input. The line `drain` also ends idle HTTP connections and those that become idle, as a
+/// server does that was asked to end.
 pub fn serve() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
+        let (drain, draining) = watch::channel(false);
         for protocol in Protocol::ALL {
+            let draining = draining.clone();
             let address = SocketAddr::from(([0u16; 8], protocol.server_port()));
             let listener = TcpListener::bind(address).await?;
             tokio::task::spawn_local(async move {
                 while let Ok((stream, _)) = listener.accept().await {
+                    let draining = draining.clone();
                     tokio::task::spawn_local(async move {
                         let _open = Open::new();
                         // A connection that a client gives up is no failure of the server.
-                        connection(stream, protocol).await.ok();
+                        connection(stream, protocol, draining).await.ok();
                     });
                 }
             });
         }
         println!("listening");
-        std::thread::spawn(|| {
-            for _ in std::io::stdin().lines().map_while(Result::ok) {
+        std::thread::spawn(move || {
+            for line in std::io::stdin().lines().map_while(Result::ok) {
+                if line == "drain" {
+                    drain.send_replace(true);
+                }
                 println!("{}", OPEN.load(Ordering::Relaxed));
             }
         });
@@ -66,23 +74,39 @@ pub fn serve() -> Result<()> {
     })
 }
 
-async fn connection(stream: TcpStream, protocol: Protocol) -> Result<()> {
+async fn connection(
+    stream: TcpStream,
+    protocol: Protocol,
+    mut draining: watch::Receiver<bool>,
+) -> Result<()> {
     stream.set_nodelay(true)?;
     match protocol {
         Protocol::Tcp => lines(stream).await,
         Protocol::Http1 => {
             let service = service_fn(|request| answer(request, false));
-            let server = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .serve_connection(TokioIo::new(stream), service);
+            let mut server = pin!(
+                hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .serve_connection(TokioIo::new(stream), service)
+            );
+            tokio::select! {
+                ended = &mut server => return Ok(ended?),
+                _ = draining.wait_for(|draining| *draining) => server.as_mut().graceful_shutdown(),
+            }
             Ok(server.await?)
         }
         Protocol::Http2 | Protocol::Grpc => {
             let grpc = protocol == Protocol::Grpc;
             let service = service_fn(move |request| answer(request, grpc));
-            let server = hyper::server::conn::http2::Builder::new(LocalExecutor)
-                .timer(TokioTimer::new())
-                .serve_connection(TokioIo::new(stream), service);
+            let mut server = pin!(
+                hyper::server::conn::http2::Builder::new(LocalExecutor)
+                    .timer(TokioTimer::new())
+                    .serve_connection(TokioIo::new(stream), service)
+            );
+            tokio::select! {
+                ended = &mut server => return Ok(ended?),
+                _ = draining.wait_for(|draining| *draining) => server.as_mut().graceful_shutdown(),
+            }
             Ok(server.await?)
         }
     }

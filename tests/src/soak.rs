@@ -76,6 +76,9 @@ pub struct Usage {
 const CONCURRENCY: usize = 128;
 /// How long a guest serves before it leaves again.
 const STAY: Duration = Duration::from_secs(3);
+/// How long a guest goes on serving after it left the configuration, for requests that are on their way: what a
+/// `preStop` hook waits in a cluster.
+const PRE_STOP: Duration = Duration::from_secs(2);
 /// How long a leaving guest may wait for its last connection.
 const DRAIN: Duration = Duration::from_secs(60);
 
@@ -157,6 +160,7 @@ impl Cluster {
         std::thread::sleep(STAY); // the guest's stay, not a wait for something
         ensure!(open_connections(&mut process, "open")? > 0, "the guest got no connection in {STAY:?}");
         self.configure(None)?;
+        std::thread::sleep(PRE_STOP); // part of the guest's stay
         let until = Instant::now() + DRAIN;
         loop {
             match open_connections(&mut process, "drain")? {

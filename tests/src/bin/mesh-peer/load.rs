@@ -122,6 +122,10 @@ fn request(to: SocketAddr, protocol: Protocol, body: Bytes) -> Result<Request<Fu
 
 async fn check(response: http::Response<hyper::body::Incoming>, sent: Bytes, grpc: bool) -> Result<()> {
     let status = response.status();
+    // An error of a proxy has its gRPC status in the head (gRPC over HTTP/2, "Trailers-Only").
+    if let Some(code) = response.headers().get("grpc-status") {
+        anyhow::bail!("grpc-status {code:?}: {:?}", response.headers().get("grpc-message"));
+    }
     let body = response.into_body().collect().await.context("body")?;
     if status != 200 {
         anyhow::bail!("status {status}: {}", String::from_utf8_lossy(&body.to_bytes()));

@@ -13,5 +13,5 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    programs::build_and_run("mesh-bench", &args.args)
+    programs::build_and_run("mesh-bench", "release", &args.args)
 }

@@ -13,5 +13,5 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    programs::build_and_run("mesh-demo", &args.args)
+    programs::build_and_run("mesh-demo", "demo", &args.args)
 }

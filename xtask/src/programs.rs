@@ -12,17 +12,17 @@ use anyhow::{Context, Result, bail};
 use crate::{build_ebpf, setup, tree};
 
 /// Installs what is missing, builds the kernel programs, mesh-node and the programs of the `tests` crate
-/// (release), and runs `program` with `args` in the repository's top directory. Its exit code becomes
-/// ours.
-pub fn build_and_run(program: &str, args: &[String]) -> Result<()> {
+/// in the Cargo profile `profile`, and runs `program` with `args` in the repository's top directory. Its
+/// exit code becomes ours.
+pub fn build_and_run(program: &str, profile: &str, args: &[String]) -> Result<()> {
     if args.iter().any(|arg| arg == "--help" || arg == "-h") {
-        build(&["-p", "mesh-tests", "--bin", program])?;
+        build(profile, &["-p", "mesh-tests", "--bin", program])?;
     } else {
         setup::run(setup::Args::default())?;
         build_ebpf::run(build_ebpf::Args::default())?;
-        build(&["-p", "mesh-node", "-p", "mesh-tests", "--bins"])?;
+        build(profile, &["-p", "mesh-node", "-p", "mesh-tests", "--bins"])?;
     }
-    let path = tree::target_dir().join("release").join(program);
+    let path = tree::target_dir().join(profile).join(program);
     let status = Command::new(&path)
         .args(args)
         .current_dir(tree::root())
@@ -35,12 +35,12 @@ pub fn build_and_run(program: &str, args: &[String]) -> Result<()> {
     }
 }
 
-fn build(what: &[&str]) -> Result<()> {
+fn build(profile: &str, what: &[&str]) -> Result<()> {
     let started = Instant::now();
-    eprintln!("building (release; the first time takes some minutes)");
+    eprintln!("building (profile {profile}; the first time takes some minutes)");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args(["build", "--release", "--quiet"])
+        .args(["build", "--profile", profile, "--quiet"])
         .args(what)
         .current_dir(tree::root())
         .status()

@@ -21,7 +21,7 @@ use super::programs::{CidrEntry, Maps, Programs};
 use super::record::{Interface, Record, Records};
 use super::settings::{Cidr, Settings};
 use super::sysctl;
-use crate::model::workload::{Workload, WorkloadLimits};
+use crate::model::workload::{SocketFactory, Workload, WorkloadLimits};
 
 /// What enrolling needs beside the pod.
 pub(super) struct Context<'a> {
@@ -42,6 +42,8 @@ pub(super) struct Context<'a> {
 pub(super) struct Enrolled {
     pub(super) spec: PodSpec,
     pub(super) cookie: u64,
+    /// Device and inode of the namespace.
+    pub(super) netns_id: (u64, u64),
     pub(super) workload: Arc<Workload>,
 }
 
@@ -67,7 +69,11 @@ pub(super) fn enrol(
         // The record says what was done; without one nothing was.
         if let Some(record) = context.records.all().iter().find(|record| record.slot == slot) {
             stop_steering(context.maps, record.slot, None, &spec.ips);
-            undo(context.programs, context.maps, context.host, record);
+            undo_inside_maps(context.programs, context.maps, record);
+            // Another enrolment in the namespace keeps what it needs there.
+            if before.is_none_or(|before| before.slot == slot) {
+                undo_outside_maps(context.host, record);
+            }
         }
         context.records.remove(slot);
         return Err(problem.of(spec.display_name()));
@@ -133,9 +139,10 @@ fn try_enrol(
     prepare_namespace(context, &namespace, &record, spec)?;
     attach(context, &namespace, &mut record)?;
     write(&record)?;
-    fill_maps(context, slot, spec, cookie).map_err(PodProblem::setup("filling the kernel maps"))?;
+    fill_maps(context.maps, context.settings, context.guard, slot, spec, cookie)
+        .map_err(PodProblem::setup("filling the kernel maps"))?;
     let workload = workload(spec, sockets, context.settings.max_connections);
-    Ok((Enrolled { spec: spec.clone(), cookie, workload }, listeners))
+    Ok((Enrolled { spec: spec.clone(), cookie, netns_id: namespace.id, workload }, listeners))
 }
 
 /// Looks at the namespace and says what will be changed; changes nothing.
@@ -291,8 +298,14 @@ fn attach(context: &mut Context<'_>, namespace: &Namespace, record: &mut Record)
 }
 
 /// The pod becomes visible to the programs, last of all to the connect hook.
-fn fill_maps(context: &Context<'_>, slot: u32, spec: &PodSpec, cookie: u64) -> std::io::Result<()> {
-    let (maps, settings) = (context.maps, context.settings);
+pub(super) fn fill_maps(
+    maps: &Maps,
+    settings: &Settings,
+    guard: bool,
+    slot: u32,
+    spec: &PodSpec,
+    cookie: u64,
+) -> std::io::Result<()> {
     clear_exclusions(maps, slot);
     let mut flags = pod_flags::OUTBOUND | pod_flags::INBOUND;
     let ports = [
@@ -315,7 +328,7 @@ fn fill_maps(context: &Context<'_>, slot: u32, spec: &PodSpec, cookie: u64) -> s
             flags |= pod_flags::CIDRS;
         }
     }
-    if context.guard {
+    if guard {
         flags |= pod_flags::GUARD;
     }
     for ip in &spec.ips {
@@ -347,7 +360,11 @@ fn cidr_entry(slot: u32, direction: u16, cidr: &Cidr) -> CidrEntry {
     }
 }
 
-fn workload(spec: &PodSpec, sockets: Arc<PodSockets>, max_connections: u32) -> Arc<Workload> {
+pub(super) fn workload(
+    spec: &PodSpec,
+    sockets: Arc<dyn SocketFactory>,
+    max_connections: u32,
+) -> Arc<Workload> {
     Arc::new(Workload {
         uid: spec.uid.as_str().into(),
         namespace: spec.namespace.as_str().into(),
@@ -390,17 +407,14 @@ pub(super) fn stop_lookup(programs: &Programs, maps: &Maps, slot: u32) {
     let _ = std::fs::remove_file(programs.pod_folder(slot).join("sk_lookup"));
 }
 
-/// Last step, when no connection of the pod is left: everything goes, and the namespace, if it is
-/// still the one of the record, is as it was.
-pub(super) fn undo(programs: &Programs, maps: &Maps, host: &Namespace, record: &Record) {
-    let slot = record.slot;
-    let _ = maps.pods.insert(&slot, &Pod::default());
+/// Last step, when no connection of the pod is left: the programs forget the pod.
+pub(super) fn undo_inside_maps(programs: &Programs, maps: &Maps, record: &Record) {
+    let _ = maps.pods.insert(&record.slot, &Pod::default());
     forget_pod(maps, record);
-    remove_folder(&programs.pod_folder(slot));
-    undo_outside_maps(host, record);
+    remove_folder(&programs.pod_folder(record.slot));
 }
 
-/// What cleanup needs too: undoes the record without any map.
+/// The namespace, if it is still the one of the record, is made as it was. Needs no map, for cleanup.
 pub(super) fn undo_outside_maps(host: &Namespace, record: &Record) {
     for interface in record.host_interfaces.iter().filter(|i| i.filter) {
         super::cleanup::remove_filter(interface, true);

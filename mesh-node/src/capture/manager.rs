@@ -1,7 +1,8 @@
 //! The thread that owns the programs and the set of enrolled pods. It alone enrols and releases,
 //! and it alone says to the kernel that the proxy is alive, which it does only while every worker is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -55,7 +56,9 @@ pub(super) struct Manager {
     pub(super) enrolled: BTreeMap<u32, Enrolled>,
     /// Released pods whose listeners stay until then.
     pub(super) lingering: Vec<(Instant, u32)>,
-    /// Records of pods that are enrolled, lingering, or still have connections.
+    /// Slots of pods that this process released and that still have connections.
+    pub(super) released: BTreeSet<u32>,
+    /// Records of pods that are enrolled, released, or were enrolled by an earlier process.
     pub(super) kept: BTreeMap<u32, Record>,
     pub(super) last_slot: u32,
 }
@@ -100,14 +103,22 @@ impl Manager {
     fn apply(&mut self, pods: &[PodSpec]) -> Vec<CaptureError> {
         let wanted: BTreeMap<&str, &PodSpec> =
             pods.iter().filter(|pod| !pod.opt_out).map(|pod| (pod.uid.as_str(), pod)).collect();
-        let leaving: Vec<u32> = self
-            .enrolled
-            .iter()
-            .filter(|(_, pod)| wanted.get(pod.spec.uid.as_str()).is_none_or(|spec| **spec != pod.spec))
-            .map(|(slot, _)| *slot)
-            .collect();
+        let mut leaving = Vec::new();
+        let mut changed = Vec::new();
+        for (slot, pod) in &self.enrolled {
+            match wanted.get(pod.spec.uid.as_str()) {
+                Some(spec) if **spec == pod.spec && netns_id(spec) == Some(pod.netns_id) => {}
+                Some(spec) if same_place(spec, &pod.spec) && netns_id(spec) == Some(pod.netns_id) => {
+                    changed.push((*slot, (*spec).clone()));
+                }
+                _ => leaving.push(*slot),
+            }
+        }
         for slot in leaving {
             self.release(slot);
+        }
+        for (slot, spec) in changed {
+            self.update(slot, spec);
         }
         self.discard_left_behind(&wanted);
         let mut errors = Vec::new();
@@ -127,16 +138,17 @@ impl Manager {
     fn discard_left_behind(&mut self, wanted: &BTreeMap<&str, &PodSpec>) {
         let alive =
             |slot: &u32| self.enrolled.contains_key(slot) || self.lingering.iter().any(|(_, s)| s == slot);
-        let roster = self.roster.lock().unwrap_or_else(PoisonError::into_inner);
         let stale: Vec<u32> = self
             .kept
             .iter()
             .filter(|(slot, record)| {
-                !alive(slot) && !roster.contains_key(slot) && !wanted.contains_key(record.uid.as_str())
+                // Connections of a pod that this process released keep its record.
+                let released = self.released.contains(slot);
+                let wanted = wanted.get(record.uid.as_str()).and_then(|spec| netns_id(spec));
+                !alive(slot) && !released && wanted != Some(record.netns_id)
             })
             .map(|(slot, _)| *slot)
             .collect();
-        drop(roster);
         for slot in stale {
             enrol::stop_steering(&self.maps, slot, None, &[]);
             self.finish(slot);
@@ -150,6 +162,7 @@ impl Manager {
             Some(record) => record.slot,
             None => self.free_slot().ok_or(CaptureError::TooManyPods(MAX_PODS - 1))?,
         };
+        self.last_slot = slot;
         let mut context = Context {
             settings: &self.settings,
             host: &self.host,
@@ -163,7 +176,12 @@ impl Manager {
             tc_steering: self.tc_steering,
             sockops: self.sockops,
         };
-        let result = enrol::enrol(&mut context, slot, spec, adopted.as_ref());
+        // What was changed in the namespace by an enrolment whose connections still run is not changed
+        // twice, but must be put back by whoever leaves last.
+        let id = netns_id(spec);
+        let before =
+            adopted.or_else(|| self.kept.values().find(|record| Some(record.netns_id) == id).cloned());
+        let result = enrol::enrol(&mut context, slot, spec, before.as_ref());
         let (pod, listeners) = match result {
             Ok(done) => done,
             Err(error) => {
@@ -185,15 +203,30 @@ impl Manager {
         Ok(())
     }
 
-    /// The record by which `spec` was enrolled before, if its namespace is still the same and no
-    /// pod of this process holds the slot.
+    /// The record by which an earlier process enrolled `spec`, if its namespace is still the same.
     fn adoptable(&self, spec: &PodSpec) -> Option<Record> {
-        use std::os::unix::fs::MetadataExt;
-        let record = self.kept.values().find(|record| record.uid == spec.uid)?;
-        let metadata = std::fs::metadata(&spec.netns).ok()?;
-        let free = !self.enrolled.contains_key(&record.slot)
-            && !self.lingering.iter().any(|(_, s)| *s == record.slot);
-        (free && record.netns_id == (metadata.dev(), metadata.ino())).then(|| record.clone())
+        let id = netns_id(spec)?;
+        let free = |slot| !self.enrolled.contains_key(slot) && !self.released.contains(slot);
+        self.kept.values().find(|r| r.uid == spec.uid && r.netns_id == id && free(&r.slot)).cloned()
+    }
+
+    /// Changes what is excluded and how the pod is called, under running connections.
+    fn update(&mut self, slot: u32, spec: PodSpec) {
+        let Some(pod) = self.enrolled.get_mut(&slot) else { return };
+        if let Err(error) = enrol::fill_maps(&self.maps, &self.settings, self.guard, slot, &spec, pod.cookie)
+        {
+            tracing::error!(
+                "pod {}: its exclusions are not as the pods file has them: {error}",
+                spec.display_name()
+            );
+        }
+        pod.workload = enrol::workload(&spec, pod.workload.sockets.clone(), self.settings.max_connections);
+        for worker in &self.workers {
+            let _ = worker.send(Assignment::Update { slot, workload: pod.workload.clone() });
+        }
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner).insert(slot, pod.workload.clone());
+        tracing::info!(pod = %spec.display_name(), uid = %spec.uid, slot, "updated");
+        pod.spec = spec;
     }
 
     /// The next slot that nobody uses, as late reused as can be: flows of a pod that is gone are
@@ -208,6 +241,7 @@ impl Manager {
         let Some(pod) = self.enrolled.remove(&slot) else { return };
         enrol::stop_steering(&self.maps, slot, Some(pod.cookie), &pod.spec.ips);
         self.lingering.push((Instant::now() + LINGER, slot));
+        self.released.insert(slot);
         for worker in &self.workers {
             let _ = worker.send(Assignment::Remove { slot, linger: LINGER });
         }
@@ -227,8 +261,13 @@ impl Manager {
 
     fn finish(&mut self, slot: u32) {
         self.lingering.retain(|(_, lingering)| *lingering != slot);
+        self.released.remove(&slot);
         if let Some(record) = self.kept.remove(&slot) {
-            enrol::undo(&self.programs, &self.maps, &self.host, &record);
+            enrol::undo_inside_maps(&self.programs, &self.maps, &record);
+            // The pod may be enrolled again already; then its namespace stays prepared.
+            if !self.kept.values().any(|other| other.netns_id == record.netns_id) {
+                enrol::undo_outside_maps(&self.host, &record);
+            }
             self.records.remove(slot);
         }
     }
@@ -241,6 +280,17 @@ impl Manager {
             }
         }
     }
+}
+
+/// Device and inode of the namespace that a pod's path leads to now.
+fn netns_id(spec: &PodSpec) -> Option<(u64, u64)> {
+    let metadata = std::fs::metadata(&spec.netns).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+/// Whether two entries of one pod differ only in what can be changed under running connections.
+fn same_place(a: &PodSpec, b: &PodSpec) -> bool {
+    a.netns == b.netns && a.ips == b.ips && a.interface == b.interface
 }
 
 /// Which workers have moved lately.

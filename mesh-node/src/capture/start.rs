@@ -135,6 +135,7 @@ fn try_start(
         roster: roster.clone(),
         enrolled: BTreeMap::new(),
         lingering: Vec::new(),
+        released: Default::default(),
         kept: BTreeMap::new(),
         last_slot: 0,
     };
@@ -198,6 +199,11 @@ impl Cgroups {
                 Err(error) if settings.kubepods_cgroup.is_some() => return Err(wrong(&candidate)(error)),
                 Err(_) => {}
             }
+        }
+        if kubepods.is_none() {
+            tracing::info!(
+                "no cgroup of pods was found, so that every connection of the host passes as a probe"
+            );
         }
         Ok(Some(Self { root, kubepods }))
     }

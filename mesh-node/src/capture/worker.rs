@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::watch;
@@ -33,6 +34,11 @@ pub(super) enum Assignment {
         workload: Arc<Workload>,
         listeners: Listeners,
     },
+    /// What is accepted from now on belongs to this workload.
+    Update {
+        slot: u32,
+        workload: Arc<Workload>,
+    },
     /// Accept for `linger` more, then close.
     Remove {
         slot: u32,
@@ -44,10 +50,16 @@ pub(super) enum Assignment {
 pub struct WorkerCapture {
     assignments: UnboundedReceiver<Assignment>,
     pulse: Arc<AtomicU64>,
-    pods: HashMap<u32, watch::Sender<Option<Duration>>>,
+    pods: HashMap<u32, Pod>,
     sender: mpsc::Sender<Captured>,
     captured: mpsc::Receiver<Captured>,
     started: bool,
+}
+
+/// An enrolled pod, as its two accepting tasks see it.
+struct Pod {
+    stop: watch::Sender<Option<Duration>>,
+    workload: Arc<ArcSwap<Workload>>,
 }
 
 impl WorkerCapture {
@@ -76,13 +88,14 @@ impl WorkerCapture {
         match assignment {
             Assignment::Add { slot, workload, listeners } => {
                 let (stop, stopped) = watch::channel(None);
+                let workload = Arc::new(ArcSwap::new(workload));
                 let pairs =
                     [(listeners.outbound, Direction::Outbound), (listeners.inbound, Direction::Inbound)];
                 for (listener, direction) in pairs {
                     let listener = match TcpListener::from_std(listener) {
                         Ok(listener) => listener,
                         Err(error) => {
-                            tracing::error!("pod {}: a listener is lost: {error}", workload.name);
+                            tracing::error!("pod {}: a listener is lost: {error}", workload.load().name);
                             continue;
                         }
                     };
@@ -94,12 +107,17 @@ impl WorkerCapture {
                     };
                     tokio::task::spawn_local(accepting.run(self.sender.clone(), stopped.clone()));
                 }
-                self.pods.insert(slot, stop);
+                self.pods.insert(slot, Pod { stop, workload });
+            }
+            Assignment::Update { slot, workload } => {
+                if let Some(pod) = self.pods.get(&slot) {
+                    pod.workload.store(workload);
+                }
             }
             Assignment::Remove { slot, linger } => {
-                if let Some(stop) = self.pods.remove(&slot) {
+                if let Some(pod) = self.pods.remove(&slot) {
                     // Received by the tasks even though the sender goes.
-                    let _ = stop.send(Some(linger));
+                    let _ = pod.stop.send(Some(linger));
                 }
             }
         }
@@ -121,7 +139,7 @@ impl CaptureSource for WorkerCapture {
 struct Accepting {
     listener: TcpListener,
     direction: Direction,
-    workload: Arc<Workload>,
+    workload: Arc<ArcSwap<Workload>>,
     failing: Cell<bool>,
 }
 
@@ -156,7 +174,7 @@ impl Accepting {
                         source: canonical(source),
                         original_dst: canonical(local),
                         direction: self.direction,
-                        workload: self.workload.clone(),
+                        workload: self.workload.load_full(),
                     }),
                     // Connected to the listener itself, from inside the pod: there is no destination.
                     Ok(_) | Err(_) => drop(io),
@@ -166,7 +184,7 @@ impl Accepting {
             Err(error) => {
                 // Once, until accepting works again: this comes at every retry.
                 if !self.failing.replace(true) {
-                    tracing::warn!("pod {}: accept: {error}; connections wait", self.workload.name);
+                    tracing::warn!("pod {}: accept: {error}; connections wait", self.workload.load().name);
                 }
                 drop(place);
                 tokio::time::sleep(RETRY).await;

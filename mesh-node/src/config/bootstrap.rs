@@ -267,4 +267,30 @@ static_resources:
         );
         assert_eq!(loaded.message.unwrap().to_json()["static_resources"]["clusters"][1]["name"], "b");
     }
+
+    #[test]
+    fn no_edit_of_a_bootstrap_however_broken_ends_the_process() {
+        let good = include_str!("../../../deploy/bootstrap.yaml");
+        load(good).unwrap();
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut refused = 0;
+        for _ in 0..400 {
+            let mut lines: Vec<String> = good.lines().map(str::to_owned).collect();
+            for _ in 0..random.usize(1..4) {
+                let at = random.usize(..lines.len());
+                match random.u8(..5) {
+                    0 => drop(lines.remove(at)),
+                    1 => lines.insert(at, lines[random.usize(..lines.len())].clone()),
+                    2 => lines[at] = lines[at].replace(['{', '"'], ""),
+                    3 => lines[at] = lines[at].replace(|c: char| c.is_ascii_digit(), "-9"),
+                    _ => {
+                        let cut = random.usize(..=lines[at].chars().count());
+                        lines[at] = lines[at].chars().take(cut).collect();
+                    }
+                }
+            }
+            refused += usize::from(load(&lines.join("\n")).is_err());
+        }
+        assert!(refused > 100, "only {refused} of 400 broken files were refused");
+    }
 }

@@ -19,6 +19,7 @@ const MAP_DELETE_ELEM: i64 = 3;
 const MAP_GET_NEXT_KEY: i64 = 4;
 const OBJ_PIN: i64 = 6;
 const OBJ_GET: i64 = 7;
+const PROG_QUERY: i64 = 16;
 const LINK_CREATE: i64 = 28;
 const LINK_UPDATE: i64 = 29;
 
@@ -125,6 +126,17 @@ pub(super) fn attach_pinned(
     // SAFETY: no pointers.
     let link = unsafe { attr.u32(0, program).u32(8, kind as u32).call_fd(LINK_CREATE)? };
     pin(path, link.as_fd())
+}
+
+/// How many programs are attached to a hook of the cgroup itself (not of those above it).
+pub(super) fn count_programs(cgroup: BorrowedFd<'_>, kind: AttachType) -> io::Result<u32> {
+    let mut attr = Attr::new().u32(0, cgroup.as_raw_fd() as u32).u32(4, kind as u32);
+    // SAFETY: no pointers; the kernel writes the number into the attributes, all of which are ours.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, attr.0.as_mut_ptr(), attr.0.len()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(u32::from_ne_bytes([attr.0[24], attr.0[25], attr.0[26], attr.0[27]]))
 }
 
 /// A map by its descriptor: safe to use from any thread, as the kernel synchronizes each call.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -11,7 +12,7 @@ use std::thread::JoinHandle;
 use mesh_common::{LAYOUT, Settings as KernelSettings, SocketTag, action, settings_flags};
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::bpf::{AttachType, Map};
+use super::bpf::{self, AttachType, Map};
 use super::counters::{self, Counter};
 use super::error::CaptureError;
 use super::manager::{Command, Manager, Roster};
@@ -245,6 +246,12 @@ fn attach_node(
             }
             result => drop(loaded(name, result)),
         }
+    }
+    if bpf::count_programs(cgroups.root.as_fd(), AttachType::Connect4).is_ok_and(|count| count > 1) {
+        tracing::info!(
+            "another program is attached to connect; if it translates the addresses of services, as Cilium's \
+             socket load balancer does, the mesh sees endpoints where applications named services"
+        );
     }
     Ok(sockops)
 }

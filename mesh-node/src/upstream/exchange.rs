@@ -1,5 +1,6 @@
 //! One HTTP request to one host: finds or opens a connection, sends, and says what failed.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -121,6 +122,13 @@ impl Sending<'_> {
 
     fn http1_failed(&self, failure: h1::Failure, reused: bool) -> UpstreamError {
         match failure {
+            // Half a response head is no response at all, to Envoy too.
+            h1::Failure::Connection { untouched: false, error }
+                if error.kind() == io::ErrorKind::UnexpectedEof =>
+            {
+                self.target.cluster.stats.upstream_cx_protocol_error.inc();
+                UpstreamError::new(ErrorKind::ProtocolError)
+            }
             h1::Failure::Connection { untouched, .. } => {
                 UpstreamError::new(ErrorKind::Reset { reused: reused && untouched, request_started: true })
             }

@@ -112,7 +112,7 @@ where
 {
     pub fn new(io: IO, options: Options) -> Box<Self> {
         Box::new(Self {
-            wire: Wire::new(io),
+            wire: Wire::new(io).adaptive(),
             options,
             decoder: Decoder::Done,
             sending: Sending::default(),
@@ -135,7 +135,7 @@ where
     /// Between exchanges: is the peer still there and silent? A server that closed or spoke unasked has ended
     /// the connection's use. `cx` is woken when that changes.
     pub fn poll_idle(&mut self, cx: &mut Context<'_>) -> bool {
-        self.wire.input.is_empty() && self.wire.poll_fill(cx, Expect::Head).is_pending()
+        self.wire.poll_silent(cx)
     }
 
     /// Gives back the memory of buffers while the connection is idle.

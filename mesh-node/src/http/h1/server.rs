@@ -250,9 +250,7 @@ where
         }
         if expect_continue {
             request.headers_mut().remove(header::EXPECT);
-            if state.wire.input.is_empty() {
-                state.wire.output.gather().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-            }
+            state.wire.output.gather().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         None
     }

@@ -9,7 +9,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 /// Room for a message head and a small body.
 const HEAD_ROOM: usize = 8 << 10;
@@ -36,13 +36,30 @@ pub(super) struct Wire<IO> {
     pub output: Output,
     /// The peer sends no more.
     pub eof: bool,
+    /// A head came with more behind it than there was room for: the next one probably does, too. `None` where
+    /// that is not learned, because nobody gives the memory back while the connection is idle.
+    large: Option<bool>,
     read: usize,
     written: usize,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
     pub(super) fn new(io: IO) -> Self {
-        Self { io, input: BytesMut::new(), output: Output::default(), eof: false, read: 0, written: 0 }
+        Self {
+            io,
+            input: BytesMut::new(),
+            output: Output::default(),
+            eof: false,
+            large: None,
+            read: 0,
+            written: 0,
+        }
+    }
+
+    /// Makes reads as large as the messages turn out to be. The owner calls [`Wire::release_memory`].
+    pub(super) fn adaptive(mut self) -> Self {
+        self.large = Some(false);
+        self
     }
 
     pub(super) fn io(&self) -> &IO {
@@ -52,6 +69,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
     /// Reads once. 0 is the end of the stream.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>, expect: Expect) -> Poll<io::Result<usize>> {
         let (least, room) = match expect {
+            Expect::Head if self.large == Some(true) => (BODY_ROOM / 2, BODY_ROOM),
             Expect::Head => (1 << 10, HEAD_ROOM),
             Expect::Body(left) => {
                 let room = usize::try_from(left).map_or(BODY_ROOM, |left| left.clamp(HEAD_ROOM, BODY_ROOM));
@@ -61,10 +79,22 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
         if self.input.capacity() - self.input.len() < least {
             self.input.reserve(room);
         }
+        let available = self.input.capacity() - self.input.len();
         let length = ready!(pin!(self.io.read_buf(&mut self.input)).poll(cx))?;
+        if expect == Expect::Head && length == available {
+            self.large = self.large.map(|_| true);
+        }
         self.read += length;
         self.eof |= length == 0;
         Poll::Ready(Ok(length))
+    }
+
+    /// Nothing has come and the peer has not closed. What is read to find out is lost: if this is false, the
+    /// connection is of no use.
+    pub(super) fn poll_silent(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut byte = [0; 1];
+        self.input.is_empty()
+            && Pin::new(&mut self.io).poll_read(cx, &mut ReadBuf::new(&mut byte)).is_pending()
     }
 
     /// Writes what is queued.
@@ -98,6 +128,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
 
     /// Gives back memory that an idle connection does not need.
     pub(super) fn release_memory(&mut self) {
+        self.large = self.large.map(|_| false);
         if self.input.is_empty() {
             self.input = BytesMut::new();
         }

@@ -113,10 +113,10 @@ fn a_reset_before_the_answer_on_a_used_connection_says_so() {
     local(async {
         let (address, _) = server(|mut io| async move {
             let mut buffer = [0; 4096];
-            io.read(&mut buffer).await.unwrap();
+            assert!(io.read(&mut buffer).await.unwrap() > 0);
             io.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await.unwrap();
             // Closes only after the second request is there.
-            io.read(&mut buffer).await.unwrap();
+            assert!(io.read(&mut buffer).await.unwrap() > 0);
         })
         .await;
         let (upstreams, cluster) = (Upstreams::default(), up(address, |_| {}));
@@ -204,7 +204,7 @@ fn idle_connections_end_when_their_host_is_gone() {
 fn a_response_that_nobody_reads_to_its_end_costs_its_connection() {
     local(async {
         let (address, accepted) = server(|mut io| async move {
-            io.read(&mut [0; 4096]).await.unwrap();
+            assert!(io.read(&mut [0; 4096]).await.unwrap() > 0);
             io.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nhi").await.unwrap();
             let _ = io.read(&mut [0; 16]).await;
         })

@@ -127,7 +127,9 @@ pub(super) async fn echo(request: Request<Body>) -> Answer {
 
 /// A pool of at most one connection.
 #[derive(Clone, Default)]
-pub(super) struct Home(pub Rc<RefCell<Option<Box<Connection<TcpStream, Home>>>>>);
+pub(super) struct Home(pub Rc<RefCell<Option<Kept>>>);
+
+type Kept = Box<Connection<TcpStream, Home>>;
 
 impl Lease<TcpStream> for Home {
     fn release(self, connection: Box<Connection<TcpStream, Self>>) {

@@ -9,6 +9,7 @@
 //! Nothing here may know how the proxy works inside: it is started as a process, with files and flags,
 //! as on a real node.
 
+pub mod differential;
 pub mod foreign;
 pub mod kube_proxy;
 pub mod mesh;

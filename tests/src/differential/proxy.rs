@@ -42,7 +42,7 @@ impl Kind {
             Kind::Envoy => {
                 command.args(["-l", "warn", "--disable-hot-restart", "--file-flush-interval-msec", "50"])
             }
-            Kind::MeshNode => command.args(["--capture", "off"]),
+            Kind::MeshNode => command.args(["-l", "warn", "--drain-time-s", "1"]),
         };
         Ok(command)
     }

@@ -313,5 +313,9 @@ async fn answer(
     }
     reader.io.write_all(&out).await?;
     reader.io.flush().await?;
+    if orders.half.is_some() {
+        // So that the proxy passes on what there is: whether it does when both come at once is chance.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
     Ok(!(orders.close || orders.eof || orders.half.is_some() || orders.http10))
 }

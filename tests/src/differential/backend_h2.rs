@@ -93,7 +93,8 @@ async fn answer(
         response = response.header(name, value);
     }
     let Ok(response) = response.body(()) else { return Ok(()) };
-    let only_head = orders.body.is_empty() && orders.trailers.is_empty();
+    let only_head =
+        parts.method == http::Method::HEAD || orders.body.is_empty() && orders.trailers.is_empty();
     let mut stream = respond.send_response(response, only_head)?;
     if only_head {
         return Ok(());

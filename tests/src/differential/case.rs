@@ -186,7 +186,8 @@ impl CaseFile {
     pub fn read(path: &Path) -> Result<CaseFile> {
         let text = std::fs::read_to_string(path)?;
         // By way of JSON: there a rule with a value is a map, not a tag.
-        let value: Value = serde_yaml_ng::from_str(&text).with_context(|| format!("in {}", path.display()))?;
+        let value: Value =
+            serde_yaml_ng::from_str(&text).with_context(|| format!("in {}", path.display()))?;
         serde_json::from_value(value).with_context(|| format!("in {}", path.display()))
     }
 }

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::bootstrap::ADMIN_PORT;
-use crate::process::{self, DEADLINE, Process};
+use crate::process::{self, Process};
 
 /// Which proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,7 @@ impl Proxy {
         let path = folder.join(format!("{}.json", kind.name()));
         fs::write(&path, bootstrap)?;
         let mut process = Process::spawn(kind.command(&path)?, None)?;
-        let until = Instant::now() + DEADLINE;
+        let until = Instant::now() + process::deadline();
         while !is_ready(ip).await {
             if !process.is_running() {
                 bail!("{} ended at its start: {}", kind.name(), process.errors());

@@ -70,8 +70,9 @@ impl LocalReply {
             let status = self.grpc_status.unwrap_or_else(|| grpc_status(self.status));
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(status)));
-            if !self.body.is_empty()
-                && let Ok(message) = HeaderValue::try_from(percent_encoded(&self.body))
+            let text = self.bytes.as_deref().unwrap_or(self.body.as_bytes());
+            if !text.is_empty()
+                && let Ok(message) = HeaderValue::try_from(percent_encoded(text))
             {
                 headers.insert(GRPC_MESSAGE, message);
             }
@@ -107,10 +108,10 @@ fn grpc_status(status: StatusCode) -> u8 {
 }
 
 /// gRPC's encoding of `grpc-message`: printable ASCII but `%` stands for itself.
-fn percent_encoded(text: &str) -> String {
+fn percent_encoded(text: &[u8]) -> String {
     use std::fmt::Write;
     let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
+    for &byte in text {
         if (b' '..=b'~').contains(&byte) && byte != b'%' {
             out.push(char::from(byte));
         } else {

@@ -102,6 +102,14 @@ impl ConnectionManager {
 
     /// From the head of a request to its answer.
     async fn answer(&self, stream: &Rc<Stream>, request: http::Request<Body>) -> Answer {
+        let mut request = request;
+        let host = self.hcm.http1.default_host_for_http_10.as_deref();
+        if let Some(host) = host.and_then(|host| HeaderValue::from_str(host).ok())
+            && request.version() == http::Version::HTTP_10
+            && request.uri().authority().is_none()
+        {
+            request.headers_mut().entry(http::header::HOST).or_insert(host);
+        }
         let mut request = match Request::new(request) {
             Ok(request) => request,
             Err(request) => {
@@ -137,6 +145,8 @@ impl ConnectionManager {
         };
         note_route(stream, &routed);
         if let Some(refused) = self.refuse_upgrade(stream, &request, &routed) {
+            let cluster = routed.cluster(&request.head()).and_then(|name| self.ctx.clusters.get(&name));
+            stream.info.borrow_mut().upstream.cluster = cluster.map(|cluster| cluster.name().clone());
             stream.log_request(&request);
             return Answer::Local(refused);
         }
@@ -249,11 +259,12 @@ impl ConnectionManager {
             }
             Expired::MaxDuration => {
                 stats.downstream_rq_max_duration_reached.inc();
-                let mut reply = LocalReply::new(
-                    StatusCode::REQUEST_TIMEOUT,
-                    "downstream duration timeout",
-                    "max_duration_timeout",
-                );
+                let status = match stream.request_complete() {
+                    Some(_) => StatusCode::GATEWAY_TIMEOUT,
+                    None => StatusCode::REQUEST_TIMEOUT,
+                };
+                let mut reply =
+                    LocalReply::new(status, "downstream duration timeout", "max_duration_timeout");
                 reply.grpc_status = Some(local_reply::DEADLINE_EXCEEDED);
                 reply
             }

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{CONNECTION, EXPECT, TE, TRANSFER_ENCODING, UPGRADE, VIA};
+use http::header::{CONNECTION, COOKIE, EXPECT, TE, TRANSFER_ENCODING, UPGRADE, VIA};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 
@@ -23,7 +23,7 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Headers by which only internal clients steer this proxy.
-const INTERNAL_ONLY: [&str; 15] = [
+const INTERNAL_ONLY: [&str; 14] = [
     "x-envoy-retriable-status-codes",
     "x-envoy-retriable-header-names",
     "x-envoy-retry-on",
@@ -38,7 +38,6 @@ const INTERNAL_ONLY: [&str; 15] = [
     "x-envoy-ip-tags",
     "x-envoy-hedge-on-per-try-timeout",
     "x-envoy-upstream-stream-duration-ms",
-    "x-envoy-decorator-operation",
 ];
 
 /// Headers that are also removed where this proxy is the edge of the trusted network.
@@ -92,7 +91,10 @@ impl Seen {
                 "proxy-connection" => seen.proxy_connection = true,
                 "transfer-encoding" => seen.transfer_encoding = true,
                 "upgrade" => seen.upgrade = true,
-                "expect" => seen.expect = true,
+                "expect" => {
+                    let value = headers.get(EXPECT).map(HeaderValue::as_bytes);
+                    seen.expect = value.is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
+                }
                 "x-forwarded-for" => seen.xff = true,
                 "x-forwarded-proto" => seen.xfp = true,
                 "x-forwarded-client-cert" => seen.xfcc = true,
@@ -110,9 +112,23 @@ pub fn is_upgrade(headers: &HeaderMap) -> bool {
     headers.contains_key(UPGRADE) && header_list::contains(headers, &CONNECTION, "upgrade")
 }
 
+/// HTTP/2 clients may send a line for each cookie (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let lines: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
+    }
+}
+
 /// Applies the mutation.
 pub fn mutate(parts: &mut Parts, with: &Mutation<'_>) -> Facts {
     join_lines(&mut parts.headers, single_line_in_request);
+    if parts.version == Version::HTTP_2 {
+        join_cookies(&mut parts.headers);
+    }
     let seen = Seen::of(&parts.headers);
     let headers = &mut parts.headers;
     if seen.connection || seen.upgrade {

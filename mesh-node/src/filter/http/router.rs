@@ -191,7 +191,12 @@ impl Forwarding<'_> {
         let status = response.status();
         self.cluster.stats.count_response(status.as_u16());
         stream.info.borrow_mut().response_code_details.get_or_insert("via_upstream".into());
-        if stream.upgrade && !stream.connect && status != StatusCode::SWITCHING_PROTOCOLS {
+        // Refusals pass as they are (Envoy: `websocket_allow_4xx_5xx_through_filter_chain`).
+        if stream.upgrade
+            && !stream.connect
+            && status != StatusCode::SWITCHING_PROTOCOLS
+            && !(status.is_client_error() || status.is_server_error())
+        {
             return refused_handshake(stream, response);
         }
         if !self.suppress()
@@ -205,6 +210,8 @@ impl Forwarding<'_> {
             response.headers_mut().insert(ATTEMPT_COUNT, HeaderValue::from(attempts));
         }
         join_lines(response.headers_mut(), single_line_in_response);
+        // Known to formats here, and not yet in answers of the proxy's own (as in Envoy).
+        stream.info.borrow_mut().response_code = Some(status.as_u16());
         mutate_response(stream, table, routed, &mut response);
         response
     }

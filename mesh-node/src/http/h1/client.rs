@@ -361,7 +361,7 @@ impl Sending {
             Framing::Length(_) if self.left > 0 => return Err(BodyError::Incomplete),
             Framing::Chunked => {
                 let trailers = trailers.filter(|_| options.trailers);
-                encode::last_chunk(out.gather(), trailers, options.proper_case);
+                encode::last_chunk(out.gather(), trailers);
             }
             _ => {}
         }

@@ -48,6 +48,8 @@ pub fn response(
     }
     if context.close && !closes {
         line(out, "connection", b"close", context.proper_case);
+    } else if version == Version::HTTP_10 && !closes {
+        line(out, "connection", b"keep-alive", context.proper_case);
     }
     let framing = if context.raw {
         Framing::UntilClose
@@ -125,10 +127,7 @@ pub fn request(
         (Some(length), _) => Framing::Length(length),
         (None, BodyFacts { ended: true, .. }) => {
             // Methods for which a body is usual say that there is none (RFC 9110 section 8.6).
-            if !matches!(
-                *method,
-                Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::OPTIONS
-            ) {
+            if !matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE) {
                 add_length(out, 0, proper_case);
             }
             Framing::None
@@ -144,10 +143,11 @@ pub fn request(
 }
 
 /// Writes the last chunk, with trailers if there are any to send.
-pub fn last_chunk(out: &mut Vec<u8>, trailers: Option<&HeaderMap>, proper_case: bool) {
+pub fn last_chunk(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
     out.extend_from_slice(b"0\r\n");
     for (name, value) in trailers.into_iter().flatten() {
-        line(out, name.as_str(), value.as_bytes(), proper_case);
+        // Envoy does not change the case of trailers.
+        line(out, name.as_str(), value.as_bytes(), false);
     }
     out.extend_from_slice(b"\r\n");
 }

@@ -167,7 +167,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Shared<IO> {
                         Poll::Ready(None) => {
                             ended = true;
                             if framing == Framing::Chunked {
-                                self.end_chunks(None, options);
+                                self.end_chunks(None);
                             } else if left > 0 && matches!(framing, Framing::Length(_)) {
                                 return Poll::Ready(Err(End::Reset));
                             }
@@ -198,10 +198,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Shared<IO> {
                             Err(frame) => {
                                 ended = framing == Framing::Chunked;
                                 if ended {
-                                    self.end_chunks(
-                                        frame.trailers_ref().filter(|_| options.trailers),
-                                        options,
-                                    );
+                                    self.end_chunks(frame.trailers_ref().filter(|_| options.trailers));
                                 }
                             }
                         },
@@ -227,9 +224,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Shared<IO> {
         .await
     }
 
-    fn end_chunks(&self, trailers: Option<&HeaderMap>, options: &Options) {
+    fn end_chunks(&self, trailers: Option<&HeaderMap>) {
         let out = &mut self.state.borrow_mut().wire.output;
-        encode::last_chunk(out.gather(), trailers, options.proper_case);
+        encode::last_chunk(out.gather(), trailers);
     }
 }
 

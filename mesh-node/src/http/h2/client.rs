@@ -150,6 +150,10 @@ impl Handle {
         *request.version_mut() = Version::HTTP_2;
         request.headers_mut().remove(header::HOST);
         request.headers_mut().remove(header::TRANSFER_ENCODING);
+        if request.body().is_end_stream() {
+            // Where no length came, none goes: hyper would add one to a POST.
+            *request.body_mut() = Body::boxed(NoBody);
+        }
         let response = self.sender.try_send_request(request);
         async move {
             let response = response.await.map_err(|mut failed| {
@@ -161,6 +165,25 @@ impl Handle {
                 false => Body::boxed(Leased { body, _active: active, _lease: lease }),
             }))
         }
+    }
+}
+
+/// A body that is over and says nothing of its length.
+struct NoBody;
+
+impl http_body::Body for NoBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        true
     }
 }
 

@@ -34,7 +34,7 @@ enum Command {
     Layers,
     /// Install what a fresh Debian machine lacks for building, testing and measuring
     Setup(setup::Args),
-    /// Run the tests: unit and netns, or one suite
+    /// Run the tests: unit, netns and differential, or one of them
     Test(test::Args),
     /// Run the steering tests in another kernel, under QEMU
     Vm(vm::Args),

@@ -1,4 +1,4 @@
-//! `cargo xtask test [unit|netns|long]`: runs the suites in order, says where it is, and ends with a
+//! `cargo xtask test [unit|netns|differential|long]`: runs the suites in order, says where it is, and ends with a
 //! summary. It must not know what a suite checks.
 
 use std::process::Command;
@@ -10,7 +10,7 @@ use crate::{build_ebpf, setup, tree};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// One suite; without it unit and netns, in this order
+    /// One suite; without it unit, netns and differential, in this order
     suite: Option<Suite>,
     /// Only tests whose name contains this (netns)
     #[arg(long)]
@@ -23,6 +23,8 @@ enum Suite {
     Unit,
     /// Steering and its guards in network namespaces (root)
     Netns,
+    /// The same configuration and requests through Envoy and mesh-node (root)
+    Differential,
     /// Ten minutes of mixed load while pods come and go (root)
     Long,
 }
@@ -32,6 +34,7 @@ impl Suite {
         match self {
             Suite::Unit => "unit",
             Suite::Netns => "netns",
+            Suite::Differential => "differential",
             Suite::Long => "long",
         }
     }
@@ -40,7 +43,7 @@ impl Suite {
 pub fn run(args: Args) -> Result<()> {
     let suites = match args.suite {
         Some(suite) => vec![suite],
-        None => vec![Suite::Unit, Suite::Netns],
+        None => vec![Suite::Unit, Suite::Netns, Suite::Differential],
     };
     let mut summary = Vec::new();
     for (i, suite) in suites.iter().enumerate() {
@@ -76,6 +79,10 @@ fn run_suite(suite: Suite, filter: Option<&str>) -> Result<()> {
             let mut args = vec!["test", "-p", "mesh-tests", "--test", "netns", "--"];
             args.extend(filter);
             cargo(&args)
+        }
+        Suite::Differential => {
+            build_programs()?;
+            cargo(&["test", "-p", "mesh-tests", "--test", "differential"])
         }
         Suite::Long => {
             build_programs()?;

@@ -62,6 +62,8 @@ pub struct ConnectionManager {
     server_name: HeaderValue,
     /// Streams begun on this connection.
     streams: Cell<u32>,
+    /// A stream that is logged already waits for its refusal.
+    refusing: Cell<bool>,
     /// The connection ends after the responses that are under way.
     closing: Cell<bool>,
 }
@@ -77,8 +79,8 @@ impl ConnectionManager {
         let local_address = own.unwrap_or(ctx.address);
         let server_name =
             HeaderValue::from_str(&hcm.server_name).unwrap_or(HeaderValue::from_static("envoy"));
-        let (streams, closing) = (Cell::new(0), Cell::new(false));
-        Self { hcm, connection, ctx, xfcc, local_address, server_name, streams, closing }
+        let (streams, refusing, closing) = (Cell::new(0), Cell::new(false), Cell::new(false));
+        Self { hcm, connection, ctx, xfcc, local_address, server_name, streams, refusing, closing }
     }
 
     /// Must the connection end soon?
@@ -139,6 +141,7 @@ impl ConnectionManager {
                 stream.info.borrow_mut().virtual_host = Some(virtual_host.name.clone());
                 stream.log_request(&request);
                 self.hcm.stats.rq_total.inc();
+                self.hcm.stats.rq_direct_response.inc();
                 let location = tls_redirect_location(&request.head());
                 return Answer::Local(router::redirect_to(StatusCode::MOVED_PERMANENTLY, &location));
             }
@@ -307,6 +310,26 @@ fn refuse_underscores(action: UnderscoresAction, headers: &mut HeaderMap) -> Opt
     None
 }
 
+impl ConnectionManager {
+    /// The log line of a request that never became a stream.
+    fn log_refusal(&self, refusal: &Refusal, body_bytes: u64, headers: &HeaderMap) {
+        let mut info = StreamInfo::new(self.connection.clone());
+        info.protocol = Some(refusal.version);
+        info.response_code = Some(refusal.status.as_u16());
+        info.response_code_details = Some(refusal.details.into());
+        info.bytes_sent = body_bytes;
+        info.end = Some(info.start.elapsed());
+        // What Envoy refuses above its codec, or for its slowness, has no flag.
+        let above = ["missing_host_header", "path_normalization_failed", "request_header_timeout"];
+        if !above.contains(&refusal.details) {
+            info.flags.set(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+        }
+        for log in &self.hcm.access_log {
+            log.log(&info, None, Some(headers), None);
+        }
+    }
+}
+
 fn note_route(stream: &Stream, routed: &Routed<'_>) {
     let mut info = stream.info.borrow_mut();
     info.virtual_host = Some(routed.virtual_host.name.clone());
@@ -336,29 +359,20 @@ impl HttpService for ConnectionManager {
 
     fn refuse(&self, refusal: &Refusal) -> Response<ResponseBody> {
         let stats = &self.hcm.stats;
-        stats.downstream_rq_total.inc();
-        let mut info = StreamInfo::new(self.connection.clone());
-        info.protocol = Some(refusal.version);
-        info.response_code = Some(refusal.status.as_u16());
-        info.response_code_details = Some(refusal.details.into());
         if refusal.details == "request_header_timeout" {
             stats.downstream_rq_header_timeout.inc();
         } else {
             stats.downstream_cx_protocol_error.inc();
-            // What Envoy refuses above its codec has no flag.
-            if !matches!(refusal.details, "missing_host_header" | "path_normalization_failed") {
-                info.flags.set(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
-            }
         }
-        stats.count_response(refusal.status.as_u16());
         let reply = LocalReply::new(refusal.status, refusal.body, refusal.details);
-        info.bytes_sent = reply.body.len() as u64;
+        let body_bytes = reply.body.len() as u64;
         let mut response = reply.into_response(false, false);
-        response_headers::base(self, &mut response, info.start);
-        response.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
-        info.end = Some(info.start.elapsed());
-        for log in &self.hcm.access_log {
-            log.log(&info, None, Some(response.headers()), None);
+        response_headers::base(self, &mut response, std::time::Instant::now());
+        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+        if !self.refusing.take() {
+            stats.downstream_rq_total.inc();
+            stats.count_response(refusal.status.as_u16());
+            self.log_refusal(refusal, body_bytes, response.headers());
         }
         response.map(|body| ResponseBody::untracked(body, self.ctx.timers.timer()))
     }

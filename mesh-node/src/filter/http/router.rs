@@ -74,7 +74,8 @@ pub async fn answer(
             Answer::Local(local::direct(&routing, direct, &request))
         }
         Action::Redirect(redirect) => {
-            stats.rq_redirect.inc();
+            // Envoy 1.40 counts redirects of routes here too, and leaves its `rq_redirect` at 0.
+            stats.rq_direct_response.inc();
             Answer::Local(local::redirect(&routing, redirect, &request))
         }
         Action::Forward(forward) => to_cluster(routing, forward, request).await,

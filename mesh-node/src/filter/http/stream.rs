@@ -94,6 +94,7 @@ impl Stream {
     pub fn begin(manager: Rc<ConnectionManager>, request: &http::Request<Body>) -> Owner {
         let mut info = StreamInfo::new(manager.connection.clone());
         info.protocol = Some(request.version());
+        info.last_downstream_rx = Some(Duration::ZERO);
         let start = info.start;
         let hcm = &manager.hcm;
         let stats = &hcm.stats;
@@ -176,6 +177,14 @@ impl Stream {
         self.request_failed.set(true);
         if let BodyError::Malformed(_) = error {
             self.fail(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http1.codec_error");
+            if !self.response_started.get() {
+                // The codec asks for the refusal once the stream is gone; it is this stream's.
+                self.manager.refusing.set(true);
+                let mut info = self.info.borrow_mut();
+                info.response_code = Some(400);
+                info.bytes_sent = "Bad Request".len() as u64;
+                self.manager.hcm.stats.count_response(400);
+            }
         }
     }
 
@@ -199,6 +208,7 @@ impl Stream {
         info.response_code = Some(status.as_u16());
         info.first_downstream_tx = Some(self.start.elapsed());
         if !self.manager.hcm.access_log.is_empty() {
+            info.response_headers_bytes = header_bytes(response.headers());
             self.logged.borrow_mut().response = Some(response.headers().clone());
         }
     }
@@ -212,6 +222,7 @@ impl Stream {
 
     /// Keeps the request's head for formats.
     pub fn keep_request(&self, request: &Request) {
+        self.info.borrow_mut().request_headers_bytes = header_bytes(&request.parts.headers);
         self.logged.borrow_mut().request = Some(RequestHead {
             method: request.parts.method.clone(),
             scheme: request.scheme.into(),
@@ -281,6 +292,7 @@ impl Stream {
 
     /// The upstream's response is complete.
     pub fn complete_upstream(&self) {
+        self.info.borrow_mut().last_upstream_rx = Some(self.start.elapsed());
         let since = self.request_complete.get().unwrap_or(self.start);
         if let Some(upstream) = &*self.upstream.borrow() {
             upstream.cluster.stats.upstream_rq_time.record_ms(since.elapsed());
@@ -339,6 +351,10 @@ impl Stream {
     }
 }
 
+fn header_bytes(headers: &HeaderMap) -> u64 {
+    headers.iter().map(|(name, value)| (name.as_str().len() + value.len()) as u64).sum()
+}
+
 /// The right to end a stream.
 #[derive(Debug)]
 pub struct Owner(Rc<Stream>);
@@ -353,7 +369,9 @@ impl std::ops::Deref for Owner {
 impl Owner {
     /// The client has the whole answer, or the reason why not is in `info`.
     pub fn finish(self) {
-        self.0.info.borrow_mut().ended = true;
+        let mut info = self.0.info.borrow_mut();
+        info.ended = true;
+        info.last_downstream_tx = Some(self.0.start.elapsed());
     }
 }
 
@@ -365,8 +383,10 @@ impl Drop for Owner {
         stats.downstream_rq_active.dec();
         let end = stream.start.elapsed();
         info.end = Some(end);
-        if !info.ended && !info.flags.contains(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR) {
+        if !info.ended {
             stats.downstream_rq_rx_reset.inc();
+        }
+        if !info.ended && !info.flags.contains(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR) {
             info.flags.set(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
             info.response_code_details = Some(match info.protocol {
                 Some(Version::HTTP_2) => "http2.remote_reset".into(),

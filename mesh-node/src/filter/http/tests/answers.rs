@@ -280,3 +280,27 @@ fn a_connection_ends_after_its_last_allowed_request() {
         assert_eq!(proxy.hcm.stats.downstream_cx_max_requests_reached.get(), 1);
     });
 }
+
+#[test]
+fn a_body_that_breaks_the_protocol_is_refused_and_logged_once() {
+    run(async {
+        let server = Server::start(vec![super::support::Reaction::Hang]).await;
+        let mut config = hcm();
+        config.routes = routes(vec![route("/", to(forward_to("up")))]);
+        let proxy = Proxy::logged(config, vec![cluster("up", &[server.address])]);
+        let mut client = proxy.connect();
+        client
+            .send("POST /a HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\nZZ\r\n")
+            .await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status(), answer.body.as_str()), (400, "Bad Request"));
+        assert_eq!(answer.header("connection"), Some("close"));
+        client.leave().await;
+        let lines = proxy.log_lines();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].starts_with("POST /a 400 DPE http1.codec_error "), "{lines:?}");
+        let stats = &proxy.hcm.stats;
+        assert_eq!((stats.downstream_rq_total.get(), stats.downstream_rq_4xx.get()), (1, 1));
+        assert_eq!(stats.downstream_cx_protocol_error.get(), 1);
+    });
+}

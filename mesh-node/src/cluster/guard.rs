@@ -1,6 +1,7 @@
 //! Guards: what is in use for as long as the guard lives. Dropping one gives its share of the circuit
 //! breaker back and lowers the gauges, on every way out.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -63,22 +64,31 @@ impl Drop for ConnectionGuard {
     }
 }
 
-/// One request on a connection, from the first byte of its head to the end of its response.
+/// One request, from the choice of its host to the end of its response.
 #[derive(Debug)]
 pub struct RequestGuard {
     cluster: Arc<ClusterState>,
     host: Arc<Host>,
     priority: RoutingPriority,
+    attached: Cell<bool>,
 }
 
 impl RequestGuard {
-    /// Counts a request whose share of the breaker is already taken.
+    /// For a request whose share of the breaker is already taken.
     pub(crate) fn begin(cluster: Arc<ClusterState>, host: Arc<Host>, priority: RoutingPriority) -> Self {
-        cluster.stats.upstream_rq_total.inc();
-        cluster.stats.upstream_rq_active.inc();
-        host.counters.rq_total.fetch_add(1, Ordering::Relaxed);
-        host.counters.rq_active.fetch_add(1, Ordering::Relaxed);
-        Self { cluster, host, priority }
+        Self { cluster, host, priority, attached: Cell::new(false) }
+    }
+
+    /// The request has a connection and goes out: counted as active from now on. One that never gets a
+    /// connection is none of the host's requests.
+    pub fn attached(&self) {
+        if self.attached.replace(true) {
+            return;
+        }
+        self.cluster.stats.upstream_rq_total.inc();
+        self.cluster.stats.upstream_rq_active.inc();
+        self.host.counters.rq_total.fetch_add(1, Ordering::Relaxed);
+        self.host.counters.rq_active.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts how the request ended, for `/clusters`. At most once per request.
@@ -95,8 +105,10 @@ impl Drop for RequestGuard {
     fn drop(&mut self) {
         let breakers = self.cluster.breakers.of(self.priority);
         breakers.requests.give_back(breakers.thresholds.max_requests);
-        self.cluster.stats.upstream_rq_active.dec();
-        self.host.counters.rq_active.fetch_sub(1, Ordering::Relaxed);
+        if self.attached.get() {
+            self.cluster.stats.upstream_rq_active.dec();
+            self.host.counters.rq_active.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -33,7 +33,6 @@ pub fn single_line_in_request(name: &HeaderName) -> bool {
             | "accept-encoding"
             | "access-control-request-headers"
             | "authorization"
-            | "content-encoding"
             | "grpc-accept-encoding"
             | "grpc-timeout"
             | "if-match"
@@ -74,6 +73,7 @@ fn single_line_in_both(name: &HeaderName) -> bool {
         name.as_str(),
         "cache-control"
             | "connection"
+            | "content-encoding"
             | "content-type"
             | "via"
             | "x-envoy-attempt-count"

@@ -102,7 +102,7 @@ pub(super) fn query_matches(matcher: &QueryMatcher, path: &str) -> bool {
 }
 
 /// The first value of a query parameter, not decoded; empty where it has none.
-pub(super) fn query_parameter<'a>(path: &'a str, name: &str) -> Option<&'a str> {
+fn query_parameter<'a>(path: &'a str, name: &str) -> Option<&'a str> {
     let (_, query) = path.split_once('?')?;
     query
         .split('&')

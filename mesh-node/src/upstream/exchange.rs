@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::Instant;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, Uri, Version, header};
@@ -108,6 +107,7 @@ impl Sending<'_> {
         request: Request<Body>,
         guard: RequestGuard,
     ) -> Result<Exchange, UpstreamError> {
+        guard.attached();
         let local = connection.io().local;
         let reused = connection.exchanges() > 0;
         let lease = Lease::new(self.pools, self.key.clone(), guard);
@@ -188,9 +188,7 @@ impl Sending<'_> {
         };
         let slot = Slot::take(slots);
         let _pending = self.pending()?;
-        let begin = Instant::now();
         let connection = connect(self.target, guard, self.server_name.as_deref()).await?;
-        cluster.stats.upstream_cx_connect_ms.record_ms(begin.elapsed());
         Ok(Some(Pooled::new(connection, slot)))
     }
 
@@ -267,6 +265,7 @@ impl Sending<'_> {
     ) -> Result<Exchange, UpstreamError> {
         *request.uri_mut() = absolute(&request, matches!(self.target.host.transport, Transport::Tls(_)))
             .ok_or_else(|| UpstreamError::with(ErrorKind::ProtocolError, "no authority"))?;
+        guard.attached();
         let local = handle.local();
         match handle.exchange(request, guard).await {
             Ok(response) => {

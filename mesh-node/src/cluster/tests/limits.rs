@@ -85,6 +85,8 @@ fn the_clusters_page_counts_requests_by_outcome() {
     let host = state.hosts()[0].clone();
     for outcome in [Outcome::Success, Outcome::Error, Outcome::Timeout] {
         let request = state.request(&host, DEFAULT).unwrap();
+        assert_eq!(host.active_requests(), 0, "it has no connection yet");
+        request.attached();
         assert_eq!(host.active_requests(), 1);
         request.finish(outcome);
     }

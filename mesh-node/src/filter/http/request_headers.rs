@@ -41,8 +41,12 @@ const INTERNAL_ONLY: [&str; 14] = [
 ];
 
 /// Headers that are also removed where this proxy is the edge of the trusted network.
-const EDGE_ONLY: [&str; 3] =
-    ["x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node", "x-envoy-original-path"];
+const EDGE_ONLY: [&str; 4] = [
+    "x-envoy-decorator-operation",
+    "x-envoy-downstream-service-cluster",
+    "x-envoy-downstream-service-node",
+    "x-envoy-original-path",
+];
 
 /// Per-connection inputs of the mutation.
 pub struct Mutation<'a> {

@@ -18,7 +18,7 @@ use super::ConnectionManager;
 use super::request::Request;
 use super::request_headers::{X_REQUEST_ID, is_upgrade};
 use super::timer::Timer;
-use crate::cluster::{ClusterState, Host};
+use crate::cluster::{ClusterState, Host, Outcome};
 use crate::http::body::{Body, BodyError};
 use crate::model::format::Format;
 use crate::model::route::Forward;
@@ -287,6 +287,9 @@ impl Stream {
     pub fn upstream_timed_out(&self) {
         if let Some(upstream) = &*self.upstream.borrow() {
             upstream.cluster.stats.upstream_rq_timeout.inc();
+            if let Some(host) = &upstream.host {
+                host.counters.finish(Outcome::Timeout);
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use super::super::request::Request;
 use super::super::request_body::{Observed, Replayable};
 use super::super::reset::ResetReason;
 use super::{ATTEMPT_COUNT, EXPECTED_TIMEOUT, Forwarding, local};
-use crate::cluster::{Host, LbContext, RetryGuard};
+use crate::cluster::{Host, LbContext, Outcome, RetryGuard};
 use crate::http::body::Body;
 use crate::model::cluster::Discovery;
 use crate::model::listener::Direction;
@@ -208,6 +208,7 @@ impl Forwarding<'_> {
                 Ok(answered) => answered,
                 Err(_) => {
                     self.cluster.stats.upstream_rq_per_try_timeout.inc();
+                    target.host.counters.finish(Outcome::Timeout);
                     return Err(Failure::TimedOut);
                 }
             },

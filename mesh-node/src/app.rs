@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::admin;
-use crate::capture::{self, Capture, CaptureError, WorkerCapture};
+use crate::capture::{self, Capture, CaptureError};
 use crate::cluster::ClusterManager;
 use crate::config::bootstrap::{BootstrapError, Source};
 use crate::config::watch::Watch;
@@ -29,7 +29,7 @@ use crate::telemetry::log_file::LogFiles;
 use crate::telemetry::stats::Store;
 use admin_state::{Parts, Request, State};
 use publish::{BindError, Publisher};
-use worker::Worker;
+use worker::{Command, Worker};
 
 /// Why the process cannot start. One line for each mistake.
 #[derive(Debug, thiserror::Error)]
@@ -97,11 +97,16 @@ fn serve(cli: &Cli, settings: &Settings, level: logging::Level) -> Result<(), St
     let source = Source::of(cli)?;
     let stats = Arc::new(Store::default());
     let log_files = LogFiles::start(stats.filesystem().clone()).map_err(StartError::Threads)?;
+    // Watched from before it is read, so that no edit is missed.
+    let watch = source
+        .file()
+        .map(|path| Watch::new(path).map_err(|source| StartError::Watch { path: path.to_owned(), source }))
+        .transpose()?;
     let loaded = source.load(&stats, &log_files)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Threads)?;
     runtime.block_on(async {
-        let node = Node::start(settings, &source, (stats, log_files, level), loaded).await?;
+        let node = Node::start(settings, (source, watch), (stats, log_files, level), loaded).await?;
         node.live().await;
         Ok(())
     })
@@ -120,7 +125,7 @@ struct Node {
 impl Node {
     async fn start(
         settings: &Settings,
-        source: &Source,
+        (source, watch): (Source, Option<Watch>),
         (stats, log_files, level): (Arc<Store>, Arc<LogFiles>, logging::Level),
         loaded: Loaded,
     ) -> Result<Self, StartError> {
@@ -129,23 +134,24 @@ impl Node {
         let count = worker_count(settings.node.workers);
         let clusters = Arc::new(ClusterManager::new(count));
         let published: Published = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
-        let watch = source.file().map(|path| {
-            Watch::new(path).map_err(|source| StartError::Watch { path: path.to_owned(), source })
-        });
-        let watch = watch.transpose()?;
         // What can fail without a trace on the host comes first.
         let admin = match loaded.admin {
             Some(address) => Some(listen_admin(address).await?),
             None => None,
         };
-        let (capture, sources) = start_capture(settings, count)?;
-        let workers = start_workers(sources, &published, &clusters)?;
+        let workers = start_workers(count, &published, &clusters)?;
+        let steers = settings.capture.pods_file.is_some();
+        let mut publisher = Publisher::new(published.clone(), clusters.clone(), workers, steers);
+        publisher.publish(loaded.listeners, loaded.clusters).await?;
+        heap::give_back();
+        // Pods are steered here only when there is something that serves them.
+        let capture = if steers { Some(start_capture(settings, &publisher)?) } else { None };
         let (requests, inbox) = mpsc::unbounded_channel();
         let parts = Parts {
             stats,
             log_files,
-            clusters: clusters.clone(),
-            published: published.clone(),
+            clusters,
+            published,
             readiness,
             capture: capture.clone(),
             settings,
@@ -153,9 +159,6 @@ impl Node {
             requests,
         };
         let state = Arc::new(State::new(parts, loaded.message));
-        let mut publisher = Publisher::new(published, clusters, workers, capture.is_some());
-        publisher.publish(loaded.listeners, loaded.clusters).await?;
-        heap::give_back();
         for field in &loaded.ignored {
             tracing::warn!(%field, "this field has no effect in mesh-node");
         }
@@ -166,13 +169,14 @@ impl Node {
         let pods = capture.map_or(0, |c| c.workloads().len());
         tracing::info!(workers = count, pods, "mesh-node serves");
         let drain_time = Duration::from_secs(settings.node.drain_time_s);
-        Ok(Self { publisher, state, requests: inbox, source: source.clone(), watch, drain_time })
+        Ok(Self { publisher, state, requests: inbox, source, watch, drain_time })
     }
 
     /// Serves until a signal or `/quitquitquit`, then drains.
     async fn live(mut self) {
         let mut terminate = signal(SignalKind::terminate()).expect("signal handlers can be installed");
         let mut interrupt = signal(SignalKind::interrupt()).expect("signal handlers can be installed");
+        let mut reopen = signal(SignalKind::user_defined1()).expect("signal handlers can be installed");
         loop {
             let changed = async {
                 match &self.watch {
@@ -183,6 +187,8 @@ impl Node {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
+                // As Envoy: access logs were rotated.
+                _ = reopen.recv() => self.state.log_files.reopen(),
                 request = self.requests.recv() => match request {
                     Some(Request::DrainListeners { inbound_only }) => self.publisher.drain_listeners(inbound_only),
                     Some(Request::ShutDown) | None => break,
@@ -253,28 +259,24 @@ async fn listen_admin(address: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|source| StartError::Admin { address, source })
 }
 
-type Sources = Vec<Option<WorkerCapture>>;
-
-fn start_capture(settings: &Settings, workers: usize) -> Result<(Option<Arc<Capture>>, Sources), StartError> {
-    if settings.capture.pods_file.is_none() {
-        return Ok((None, (0..workers).map(|_| None).collect()));
+fn start_capture(settings: &Settings, publisher: &Publisher) -> Result<Arc<Capture>, StartError> {
+    let (capture, sources) = capture::start(&settings.capture, publisher.workers.len())?;
+    for (worker, source) in publisher.workers.iter().zip(sources) {
+        worker.send(Command::Capture(source));
     }
-    let (capture, sources) = capture::start(&settings.capture, workers)?;
-    Ok((Some(Arc::new(capture)), sources.into_iter().map(Some).collect()))
+    Ok(Arc::new(capture))
 }
 
 fn start_workers(
-    sources: Sources,
+    count: usize,
     published: &Published,
     clusters: &Arc<ClusterManager>,
 ) -> Result<Vec<Worker>, StartError> {
-    let mut workers = Vec::with_capacity(sources.len());
-    for (index, source) in sources.into_iter().enumerate() {
+    let start = |index| {
         let (published, clusters) = (published.clone(), clusters.clone());
-        let context = move || WorkerContext::new(published, clusters);
-        workers.push(Worker::start(index, context, source).map_err(StartError::Threads)?);
-    }
-    Ok(workers)
+        Worker::start(index, move || WorkerContext::new(published, clusters)).map_err(StartError::Threads)
+    };
+    (0..count).map(start).collect()
 }
 
 fn worker_count(configured: usize) -> usize {

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, LocalSet};
 
-use crate::capture::{CaptureSource, Captured};
+use crate::capture::{CaptureSource, Captured, WorkerCapture};
 use crate::filter::WorkerContext;
 use crate::listener::{self, Accepted};
 
@@ -23,6 +23,8 @@ const ACCEPT_BACK_OFF: Duration = Duration::from_millis(50);
 
 /// What the main thread asks of a worker.
 pub enum Command {
+    /// Take steered connections from here.
+    Capture(WorkerCapture),
     /// Accept on this socket. The listener is looked up by address when a connection comes, so a changed
     /// listener keeps its socket.
     Listen(SocketAddr, std::net::TcpListener),
@@ -45,11 +47,7 @@ impl Worker {
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(
-        index: usize,
-        context: impl FnOnce() -> WorkerContext + Send + 'static,
-        capture: Option<impl CaptureSource + Send + 'static>,
-    ) -> io::Result<Self> {
+    pub fn start(index: usize, context: impl FnOnce() -> WorkerContext + Send + 'static) -> io::Result<Self> {
         let (commands, inbox) = mpsc::unbounded_channel();
         let connections = Arc::new(AtomicUsize::new(0));
         let count = connections.clone();
@@ -61,7 +59,8 @@ impl Worker {
                 .expect("a worker needs epoll and timers");
             let local = LocalSet::new();
             local.block_on(&runtime, async move {
-                Loop { ctx: Rc::new(context()), count, accepting: HashMap::new() }.run(inbox, capture).await;
+                let ctx = Rc::new(context());
+                Loop { ctx, count, accepting: HashMap::new(), captured: None }.run(inbox).await;
             });
         })?;
         Ok(Self { commands, thread, connections })
@@ -92,25 +91,23 @@ struct Loop {
     ctx: Rc<WorkerContext>,
     count: Arc<AtomicUsize>,
     accepting: HashMap<SocketAddr, AbortHandle>,
+    captured: Option<AbortHandle>,
 }
 
 impl Loop {
-    async fn run(
-        mut self,
-        mut inbox: mpsc::UnboundedReceiver<Command>,
-        capture: Option<impl CaptureSource + 'static>,
-    ) {
-        let captured = capture.map(|source| {
-            tokio::task::spawn_local(accept_captured(source, self.ctx.clone(), self.count.clone()))
-        });
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
         while let Some(command) = inbox.recv().await {
             match command {
+                Command::Capture(source) => {
+                    let accepting = accept_captured(source, self.ctx.clone(), self.count.clone());
+                    self.captured = Some(tokio::task::spawn_local(accepting).abort_handle());
+                }
                 Command::Listen(address, socket) => self.listen(address, socket),
                 Command::Close(address) => self.close(address),
                 Command::CloseAll => {
                     let open: Vec<_> = self.accepting.keys().copied().collect();
                     open.into_iter().for_each(|address| self.close(address));
-                    captured.iter().for_each(|task| task.abort());
+                    self.captured.iter().for_each(AbortHandle::abort);
                 }
             }
         }

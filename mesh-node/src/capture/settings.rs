@@ -80,7 +80,7 @@ impl Default for Settings {
             mark_mask: 0xfff,
             route_table: 500,
             rule_priority: 500,
-            heartbeat_timeout_ms: 3000,
+            heartbeat_timeout_ms: 10_000,
             max_connections: 0,
             exclude_outbound_ports: Vec::new(),
             exclude_inbound_ports: Vec::new(),

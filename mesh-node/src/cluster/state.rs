@@ -47,8 +47,6 @@ pub struct LbContext<'a> {
     pub original_dst: Option<SocketAddr>,
     /// The value of the cluster's `original_dst_lb_config.http_header_name` in the request.
     pub original_dst_header: Option<&'a str>,
-    /// From the route's or TCP proxy's hash policy.
-    pub hash: Option<u64>,
     /// Hosts that were tried already (`envoy.retry_host_predicates.previous_hosts`).
     pub exclude: &'a [SocketAddr],
     /// `host_selection_retry_max_attempts`: how often the choice is repeated when it falls on `exclude`.

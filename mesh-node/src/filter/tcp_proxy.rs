@@ -64,7 +64,7 @@ async fn dial(config: &TcpProxy, stream: &mut StreamInfo, ctx: &WorkerContext) -
     };
     for attempt in 1..=config.max_connect_attempts {
         stream.upstream.attempts = attempt;
-        match attempt_once(config, &cluster, stream).await {
+        match attempt_once(&cluster, stream).await {
             Ok(connection) => return Some(connection),
             Err(Worth::Retrying) => {}
             Err(Worth::Nothing) => return None,
@@ -79,17 +79,9 @@ enum Worth {
     Nothing,
 }
 
-async fn attempt_once(
-    config: &TcpProxy,
-    cluster: &Arc<ClusterState>,
-    stream: &mut StreamInfo,
-) -> Result<Connection, Worth> {
+async fn attempt_once(cluster: &Arc<ClusterState>, stream: &mut StreamInfo) -> Result<Connection, Worth> {
     let info = stream.connection.clone();
-    let context = LbContext {
-        original_dst: info.original_dst,
-        hash: config.hash_source_ip.then(|| hash_ip(info.remote.ip())),
-        ..LbContext::default()
-    };
+    let context = LbContext { original_dst: info.original_dst, ..LbContext::default() };
     let Ok(host) = cluster.choose(&context) else {
         stream.flags.set(ResponseFlags::NO_HEALTHY_UPSTREAM);
         return Err(Worth::Nothing);
@@ -191,10 +183,6 @@ fn pick(clusters: &TcpClusters, random: u64) -> &Str {
             unreachable!("the converter makes `total` the sum of the weights")
         }
     }
-}
-
-fn hash_ip(ip: std::net::IpAddr) -> u64 {
-    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one(ip)
 }
 
 #[cfg(test)]

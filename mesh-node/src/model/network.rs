@@ -25,8 +25,6 @@ pub struct TcpProxy {
     pub max_downstream_connection_duration: Option<Duration>,
     /// At least 1.
     pub max_connect_attempts: u32,
-    /// `hash_policy: [{source_ip: {}}]`.
-    pub hash_source_ip: bool,
     pub access_log: Vec<Arc<AccessLog>>,
     pub stats: Arc<TcpStats>,
 }

@@ -27,7 +27,6 @@ pub(super) fn convert(at: At<'_>, proto: &Proto, context: &Context<'_>) -> Resul
         )?,
         max_connect_attempts: number(proto.max_connect_attempts, 1).max(1),
         // The only policy that the table of supported fields lets through.
-        hash_source_ip: !proto.hash_policy.is_empty(),
         access_log: access_log::convert(at.field("access_log"), &proto.access_log, context)?,
         stats: context.stats.tcp(&proto.stat_prefix),
     })

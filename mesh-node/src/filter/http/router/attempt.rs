@@ -145,7 +145,6 @@ impl Forwarding<'_> {
         let context = LbContext {
             original_dst: self.stream().manager.connection.original_dst,
             original_dst_header: header,
-            hash: None,
             exclude: if previous_hosts.is_some() { &tries.tried } else { &[] },
             exclude_attempts: previous_hosts.map_or(0, |p| p.host_selection_retry_max_attempts),
         };

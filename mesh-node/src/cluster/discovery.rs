@@ -19,7 +19,7 @@ pub(crate) fn start(
     random: &Arc<dyn Random>,
 ) -> Vec<AbortHandle> {
     match &cluster.config.discovery {
-        Discovery::Static => Vec::new(),
+        Discovery::Static | Discovery::Eds { .. } => Vec::new(),
         Discovery::StrictDns(options) | Discovery::LogicalDns(options) => names(&cluster.config)
             .into_iter()
             .map(|name| {
@@ -41,7 +41,7 @@ pub(crate) fn start(
 
 /// The names that the cluster resolves, each once.
 pub(crate) fn names(cluster: &Cluster) -> BTreeSet<Str> {
-    let endpoints = cluster.load_assignment.iter().flat_map(|l| &l.endpoints);
+    let endpoints = cluster.load_assignment.localities.iter().flat_map(|l| &l.endpoints);
     endpoints
         .filter_map(|e| match &e.address {
             EndpointAddress::Host(name, _) => Some(name.clone()),

@@ -52,6 +52,7 @@ impl HostSet {
     pub(crate) fn new(
         cluster: &Cluster,
         localities: Vec<LocalityHosts>,
+        overprovisioning: u32,
         workers: usize,
         random: &dyn Random,
     ) -> Self {
@@ -69,13 +70,12 @@ impl HostSet {
             by_priority.entry(locality.priority).or_default().push(locality);
         }
         let lowest = by_priority.keys().next_back().map_or(0, |p| *p as usize + 1);
-        let build = Build { cluster, workers, random };
+        let build = Build { cluster, overprovisioning, workers, random };
         let priorities: Vec<Priority> = (0..lowest as u32)
             .map(|p| build.priority(by_priority.get(&p).map_or(&[][..], Vec::as_slice)))
             .collect();
         let counts: Vec<Counts> = priorities.iter().map(Priority::counts).collect();
-        let loads =
-            Loads::new(&counts, cluster.overprovisioning_factor_percent, cluster.panic_threshold_percent);
+        let loads = Loads::new(&counts, overprovisioning, cluster.panic_threshold_percent);
         Self { loads, priorities, by_address }
     }
 
@@ -132,6 +132,8 @@ impl Balanced {
 
 struct Build<'a> {
     cluster: &'a Cluster,
+    /// Percent.
+    overprovisioning: u32,
     workers: usize,
     random: &'a dyn Random,
 }
@@ -174,7 +176,7 @@ impl Build<'_> {
             return 0.0;
         }
         let ratio = usable as f64 / locality.hosts.len() as f64;
-        let factor = f64::from(self.cluster.overprovisioning_factor_percent) / 100.0;
+        let factor = f64::from(self.overprovisioning) / 100.0;
         f64::from(locality.weight) * (ratio * factor).min(1.0)
     }
 }

@@ -1,23 +1,45 @@
-//! All clusters of the process, kept in step with the published configuration: make-before-break.
+//! All clusters of one workload, or of the process, kept in step with the published configuration:
+//! make-before-break.
+//!
+//! A cluster takes run-time state when it is first asked for: a pod that is told of two thousand services and
+//! calls three keeps the state of three. Clusters that work on their own (names to resolve, sweeps) have theirs
+//! from the start.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
+use tokio::runtime::Handle;
 
 use super::{ClusterState, Random, Resolve, SystemResolver, ThreadRandom};
-use crate::model::cluster::Cluster;
+use crate::model::cluster::{Assignment, Cluster, Discovery};
 use crate::model::{Snapshot, Str};
 
-type Clusters = HashMap<Str, Arc<ClusterState>, ahash::RandomState>;
+type Clusters = HashMap<Str, Arc<Entry>, ahash::RandomState>;
 
 /// Clusters by name, shared by all workers.
 #[derive(Debug)]
 pub struct ClusterManager {
     clusters: Arc<ArcSwap<Clusters>>,
+    /// What EDS gave, by the name of the assignment. Its lock orders changes of endpoints and of clusters.
+    assignments: Mutex<HashMap<Str, Arc<Assignment>, ahash::RandomState>>,
     random: Arc<dyn Random>,
     resolver: Arc<dyn Resolve>,
     workers: usize,
+    /// Where the clusters' own work runs, whoever asks for them first.
+    runtime: Option<Handle>,
+}
+
+/// A cluster as configured, and its state once something has asked for it.
+#[derive(Debug)]
+struct Entry {
+    config: Arc<Cluster>,
+    /// Its endpoints as of now, for the state that is still to be made.
+    assignment: ArcSwap<Assignment>,
+    state: OnceLock<Arc<ClusterState>>,
+    /// False once the configuration no longer has the cluster.
+    configured: AtomicBool,
 }
 
 impl ClusterManager {
@@ -26,70 +48,151 @@ impl ClusterManager {
         Self::with(workers, Arc::new(ThreadRandom), Arc::<SystemResolver>::default())
     }
 
-    /// A manager whose choices come from `random` and addresses from `resolver`.
+    /// A manager whose choices come from `random` and addresses from `resolver`. Names are resolved on the
+    /// current runtime.
     pub fn with(workers: usize, random: Arc<dyn Random>, resolver: Arc<dyn Resolve>) -> Self {
-        Self { clusters: Arc::default(), random, resolver, workers }
+        let (clusters, assignments) = (Arc::default(), Mutex::default());
+        Self { clusters, assignments, random, resolver, workers, runtime: Handle::try_current().ok() }
     }
 
     /// Takes over the clusters of `snapshot`. A cluster with the same content keeps its state; one that
     /// changed starts anew, but its hosts keep their counters and names their addresses. To be called before
-    /// the snapshot is published, by one caller at a time, on the runtime that is to resolve names.
+    /// the snapshot is published, by one caller at a time.
     ///
     /// Clusters that are gone are found until the returned value is dropped: requests that were routed by the
     /// snapshot before may still ask for them.
     pub fn apply(&self, snapshot: &Snapshot) -> Removed {
+        let assignments = self.assignments();
         let old = self.clusters.load_full();
         let mut new = Clusters::default();
         let mut replaced = Vec::new();
         for (name, config) in &snapshot.clusters {
             let previous = old.get(name);
-            let state = match previous {
+            let entry = match previous {
                 Some(same) if same.config.content_hash == config.content_hash => same.clone(),
                 _ => {
-                    replaced.extend(previous.cloned());
-                    self.create(config, previous)
+                    let assignment = match &config.discovery {
+                        Discovery::Eds { service_name } => {
+                            assignments.get(service_name).cloned().unwrap_or_default()
+                        }
+                        _ => config.load_assignment.clone(),
+                    };
+                    let state = OnceLock::new();
+                    let assignment = ArcSwap::new(assignment);
+                    let entry = Entry { config: config.clone(), assignment, state, configured: true.into() };
+                    let before = previous.and_then(|previous| previous.state.get());
+                    if before.is_some() || works_on_its_own(config) {
+                        self.state(&entry, before);
+                    }
+                    replaced.extend(before.cloned());
+                    Arc::new(entry)
                 }
             };
-            state.set_configured(true);
-            new.insert(name.clone(), state);
+            entry.configured.store(true, Ordering::Relaxed);
+            new.insert(name.clone(), entry);
         }
-        let gone: Vec<_> = old.values().filter(|state| !new.contains_key(state.name())).cloned().collect();
-        for state in &gone {
-            state.set_configured(false);
-            new.insert(state.name().clone(), state.clone());
+        let gone: Vec<_> = old.values().filter(|e| !new.contains_key(&e.config.name)).cloned().collect();
+        for entry in &gone {
+            entry.configured.store(false, Ordering::Relaxed);
+            new.insert(entry.config.name.clone(), entry.clone());
         }
         self.clusters.store(Arc::new(new));
         replaced.iter().for_each(|state| state.retire());
         Removed { clusters: self.clusters.clone(), gone }
     }
 
-    fn create(&self, config: &Arc<Cluster>, previous: Option<&Arc<ClusterState>>) -> Arc<ClusterState> {
-        let previous = previous.map(|p| &**p);
-        let state = ClusterState::new(config.clone(), previous, self.random.clone(), self.workers);
-        let state = Arc::new(state);
-        state.start(&self.resolver);
-        state
+    /// Takes over endpoints that EDS gave under this name. Costs what the clusters that use them cost.
+    pub fn set_endpoints(&self, name: &Str, assignment: &Arc<Assignment>) {
+        let mut assignments = self.assignments();
+        assignments.insert(name.clone(), assignment.clone());
+        let clusters = self.clusters.load();
+        let uses = |entry: &Entry| matches!(&entry.config.discovery, Discovery::Eds { service_name } if service_name == name);
+        let take = |entry: &Entry| {
+            entry.assignment.store(assignment.clone());
+            if let Some(state) = entry.state.get() {
+                state.set_assignment(assignment.clone());
+            }
+        };
+        match clusters.get(name) {
+            // As a rule the cluster has the name of its endpoints.
+            Some(entry) if uses(entry) => take(entry),
+            _ => clusters.values().filter(|entry| uses(entry)).for_each(|entry| take(entry)),
+        }
+    }
+
+    /// Forgets endpoints that nothing subscribes to any more.
+    pub fn forget_endpoints(&self, name: &str) {
+        self.assignments().remove(name);
+    }
+
+    fn assignments(&self) -> MutexGuard<'_, HashMap<Str, Arc<Assignment>, ahash::RandomState>> {
+        self.assignments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self, entry: &Entry, previous: Option<&Arc<ClusterState>>) -> Arc<ClusterState> {
+        let made = entry.state.get_or_init(|| {
+            let state = self.fresh(entry, previous);
+            let _runtime = self.runtime.as_ref().map(Handle::enter);
+            state.start(&self.resolver);
+            state
+        });
+        // Endpoints that came while it was made.
+        made.set_assignment(entry.assignment.load_full());
+        made.clone()
+    }
+
+    fn fresh(&self, entry: &Entry, previous: Option<&Arc<ClusterState>>) -> Arc<ClusterState> {
+        Arc::new(ClusterState::new(
+            entry.config.clone(),
+            entry.assignment.load_full(),
+            previous.map(|previous| &**previous),
+            self.random.clone(),
+            self.workers,
+        ))
     }
 
     /// Returns when every name of every cluster has been looked up once, with or without success: until
     /// then a new DNS cluster may have no hosts.
     pub async fn warmed(&self) {
-        for cluster in self.all() {
-            cluster.warmed().await;
+        let clusters = self.clusters.load_full();
+        for state in clusters.values().filter_map(|entry| entry.state.get()) {
+            state.warmed().await;
         }
     }
 
     /// The cluster of that name, if configured.
     pub fn get(&self, name: &str) -> Option<Arc<ClusterState>> {
-        self.clusters.load().get(name).cloned()
+        let clusters = self.clusters.load();
+        let entry = clusters.get(name)?;
+        match entry.state.get() {
+            Some(state) => Some(state.clone()),
+            None => Some(self.state(entry, None)),
+        }
     }
 
-    /// All configured clusters, sorted by name.
+    /// All configured clusters, sorted by name. Those that nothing has asked for are shown without keeping
+    /// their state.
     pub fn all(&self) -> Vec<Arc<ClusterState>> {
-        let mut all: Vec<_> =
-            self.clusters.load().values().filter(|state| state.configured()).cloned().collect();
+        let shown =
+            |entry: &Arc<Entry>| entry.state.get().cloned().unwrap_or_else(|| self.fresh(entry, None));
+        let clusters = self.clusters.load();
+        let mut all: Vec<_> = clusters.values().filter(|entry| entry.configured()).map(shown).collect();
         all.sort_by(|a, b| a.name().cmp(b.name()));
         all
+    }
+}
+
+impl Entry {
+    fn configured(&self) -> bool {
+        self.configured.load(Ordering::Relaxed)
+    }
+}
+
+/// Does the cluster do something before anybody asks for it?
+fn works_on_its_own(config: &Cluster) -> bool {
+    match config.discovery {
+        Discovery::Static | Discovery::Eds { .. } => false,
+        Discovery::StrictDns(_) | Discovery::LogicalDns(_) | Discovery::OriginalDst { .. } => true,
     }
 }
 
@@ -97,21 +200,21 @@ impl ClusterManager {
 #[derive(Debug)]
 pub struct Removed {
     clusters: Arc<ArcSwap<Clusters>>,
-    gone: Vec<Arc<ClusterState>>,
+    gone: Vec<Arc<Entry>>,
 }
 
 impl Drop for Removed {
     fn drop(&mut self) {
-        let gone = |state: &Arc<ClusterState>| {
-            !state.configured() && self.gone.iter().any(|gone| Arc::ptr_eq(gone, state))
-        };
         if self.gone.is_empty() {
             return;
         }
+        let is_gone =
+            |entry: &Arc<Entry>| !entry.configured() && self.gone.iter().any(|gone| Arc::ptr_eq(gone, entry));
         self.clusters.rcu(|clusters| {
-            let kept = clusters.iter().filter(|(_, state)| !gone(state));
-            kept.map(|(name, state)| (name.clone(), state.clone())).collect::<Clusters>()
+            let kept = clusters.iter().filter(|(_, entry)| !is_gone(entry));
+            kept.map(|(name, entry)| (name.clone(), entry.clone())).collect::<Clusters>()
         });
-        self.gone.iter().filter(|state| !state.configured()).for_each(|state| state.retire());
+        let gone = self.gone.iter().filter(|entry| !entry.configured());
+        gone.filter_map(|entry| entry.state.get()).for_each(|state| state.retire());
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -18,7 +17,7 @@ use super::{
     RoutingPriority, discovery,
 };
 use crate::model::Str;
-use crate::model::cluster::{Cluster, Discovery, Endpoint, EndpointAddress, Locality};
+use crate::model::cluster::{Assignment, Cluster, Discovery, Endpoint, EndpointAddress, Locality};
 use crate::telemetry::stats::ClusterStats;
 
 /// A cluster and its run-time state, shared by all workers.
@@ -27,6 +26,8 @@ pub struct ClusterState {
     pub config: Arc<Cluster>,
     pub stats: Arc<ClusterStats>,
     pub breakers: Breakers,
+    /// The endpoints: the cluster's own, or those that EDS gave.
+    assignment: ArcSwap<Assignment>,
     hosts: ArcSwap<HostSet>,
     original_dst: OriginalDstHosts,
     /// Of DNS clusters: what is known of each name. Its lock orders the changes of `hosts`.
@@ -34,8 +35,6 @@ pub struct ClusterState {
     /// Names whose first lookup has not ended yet.
     unanswered: watch::Sender<BTreeSet<Str>>,
     tasks: Mutex<Vec<AbortHandle>>,
-    /// False once the configuration no longer has the cluster.
-    configured: AtomicBool,
     random: Arc<dyn Random>,
     workers: usize,
 }
@@ -71,10 +70,11 @@ pub enum NoHost {
 pub struct Overflow(pub &'static str);
 
 impl ClusterState {
-    /// State for `config`. Hosts keep the counters that `previous` has for their address, and names the
+    /// State for `config` with the endpoints of `assignment`. Hosts keep the counters that `previous` has for their address, and names the
     /// addresses it knows: a changed cluster serves before its names are looked up again.
     pub(crate) fn new(
         config: Arc<Cluster>,
+        assignment: Arc<Assignment>,
         previous: Option<&ClusterState>,
         random: Arc<dyn Random>,
         workers: usize,
@@ -83,16 +83,16 @@ impl ClusterState {
         let mut known = previous.map(|p| lock(&p.known).clone()).unwrap_or_default();
         known.retain(|name, _| names.contains(name));
         let unanswered = names.into_iter().filter(|name| !known.contains_key(name)).collect();
-        let empty = HostSet::new(&config, Vec::new(), workers, &*random);
+        let empty = HostSet::new(&config, Vec::new(), 0, workers, &*random);
         let state = Self {
             stats: config.stats.clone(),
             breakers: Breakers::new(config.circuit_breakers, &config.stats),
+            assignment: ArcSwap::new(assignment),
             hosts: ArcSwap::from_pointee(empty),
             original_dst: OriginalDstHosts::default(),
             known: Mutex::new(known),
             unanswered: watch::Sender::new(unanswered),
             tasks: Mutex::default(),
-            configured: AtomicBool::new(true),
             config,
             random,
             workers,
@@ -130,6 +130,20 @@ impl ClusterState {
         self.unanswered.send_if_modified(|names| names.remove(name));
     }
 
+    /// EDS has given other endpoints. Hosts that are the same stay, with their connections.
+    pub(crate) fn set_assignment(&self, assignment: Arc<Assignment>) {
+        let known = lock(&self.known);
+        if Arc::ptr_eq(&assignment, &self.assignment.load()) {
+            return;
+        }
+        if *assignment == **self.assignment.load() {
+            self.stats.update_no_rebuild.inc();
+            return;
+        }
+        self.assignment.store(assignment);
+        self.rebuild(&known, Some(self));
+    }
+
     /// Makes the hosts of what is configured and known. The hosts of `previous` are kept where nothing
     /// changed, and their counters where the address stays.
     fn rebuild(&self, known: &HashMap<Str, Vec<IpAddr>>, previous: Option<&ClusterState>) {
@@ -144,14 +158,15 @@ impl ClusterState {
         let host = |locality: &Locality, name: &Arc<LocalityName>, endpoint: &Arc<Endpoint>, address| {
             let same = old.as_ref().and_then(|old| old.by_address(&address)).filter(|host| {
                 host.priority == locality.priority
-                    && host.endpoint.as_ref().is_some_and(|e| Arc::ptr_eq(e, endpoint))
+                    && host.endpoint.as_ref().is_some_and(|e| Arc::ptr_eq(e, endpoint) || e == endpoint)
             });
             same.filter(|_| previous.is_some_and(|p| std::ptr::eq(p, self))).cloned().unwrap_or_else(|| {
                 let place = Place { locality: name.clone(), priority: locality.priority, address };
                 Arc::new(Host::of_endpoint(&self.config, endpoint.clone(), place, counters(&address)))
             })
         };
-        let localities = self.config.load_assignment.iter().map(|locality| {
+        let assignment = self.assignment.load();
+        let localities = assignment.localities.iter().map(|locality| {
             let name = Arc::new(LocalityName::from(locality));
             let hosts = locality.endpoints.iter().flat_map(|endpoint| {
                 let addresses = addresses(&endpoint.address, known, logical);
@@ -162,13 +177,14 @@ impl ClusterState {
             });
             LocalityHosts { priority: locality.priority, weight: locality.weight, hosts: hosts.collect() }
         });
-        self.publish(localities.collect());
+        self.publish(localities.collect(), assignment.overprovisioning_factor_percent);
     }
 
     /// Replaces the hosts. Those that are gone are told so, save for logical ones: their connections are as
     /// good as before.
-    fn publish(&self, localities: Vec<LocalityHosts>) {
-        let new = Arc::new(HostSet::new(&self.config, localities, self.workers, &*self.random));
+    fn publish(&self, localities: Vec<LocalityHosts>, overprovisioning: u32) {
+        let new =
+            Arc::new(HostSet::new(&self.config, localities, overprovisioning, self.workers, &*self.random));
         let counts = new.counts();
         let old = self.hosts.swap(new.clone());
         let kept = |host: &Arc<Host>| new.by_address(&host.address).is_some_and(|new| Arc::ptr_eq(new, host));
@@ -193,15 +209,6 @@ impl ClusterState {
             Discovery::OriginalDst { .. } => self.original_dst.all(),
             _ => self.hosts.load().hosts().cloned().collect(),
         }
-    }
-
-    /// Does the configuration have the cluster?
-    pub fn configured(&self) -> bool {
-        self.configured.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_configured(&self, configured: bool) {
-        self.configured.store(configured, Ordering::Relaxed);
     }
 
     /// The cluster's name.

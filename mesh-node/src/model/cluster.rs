@@ -17,9 +17,8 @@ pub struct Cluster {
     /// `alt_stat_name`, or the name: the `X` in `cluster.X.upstream_rq_total`.
     pub stat_name: Str,
     pub discovery: Discovery,
-    /// Static endpoints, or hosts to resolve, by locality.
-    pub load_assignment: Vec<Locality>,
-    pub overprovisioning_factor_percent: u32,
+    /// Static endpoints, or hosts to resolve. Empty for EDS, whose endpoints come apart from the cluster.
+    pub load_assignment: Arc<Assignment>,
     pub lb: LbPolicy,
     /// `common_lb_config.healthy_panic_threshold`, percent; default 50.
     pub panic_threshold_percent: f64,
@@ -57,6 +56,11 @@ pub struct Cluster {
 #[derive(Debug, Clone)]
 pub enum Discovery {
     Static,
+    /// Endpoints come by EDS.
+    Eds {
+        /// `eds_cluster_config.service_name`, or the cluster's name: the name of the assignment.
+        service_name: Str,
+    },
     StrictDns(DnsOptions),
     LogicalDns(DnsOptions),
     OriginalDst {
@@ -107,8 +111,22 @@ pub enum LbPolicy {
     ClusterProvided,
 }
 
+/// `ClusterLoadAssignment`: the endpoints of a cluster. Equal ones are shared by all workloads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Assignment {
+    pub localities: Vec<Locality>,
+    /// `policy.overprovisioning_factor`, default 140.
+    pub overprovisioning_factor_percent: u32,
+}
+
+impl Default for Assignment {
+    fn default() -> Self {
+        Self { localities: Vec::new(), overprovisioning_factor_percent: 140 }
+    }
+}
+
 /// `LocalityLbEndpoints`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Locality {
     pub region: Str,
     pub zone: Str,
@@ -120,7 +138,7 @@ pub struct Locality {
 }
 
 /// `LbEndpoint`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Endpoint {
     pub address: EndpointAddress,
     /// `Endpoint.hostname`.

@@ -34,6 +34,8 @@ pub struct Snapshot {
     pub listeners: Vec<Arc<listener::Listener>>,
     /// Index into `listeners` by address, for `use_original_dst`.
     pub by_address: HashMap<SocketAddr, usize, ahash::RandomState>,
+    /// Route tables that listeners name. A table is swapped in place, without a new snapshot.
+    pub routes: HashMap<Str, RouteHandle, ahash::RandomState>,
     /// Clusters by name.
     pub clusters: HashMap<Str, Arc<cluster::Cluster>, ahash::RandomState>,
 }
@@ -50,7 +52,7 @@ impl Snapshot {
             by_address.entry(listener.address).or_insert(index);
         }
         let clusters = clusters.into_iter().map(|c| (c.name.clone(), c)).collect();
-        Self { version, listeners, by_address, clusters }
+        Self { version, listeners, by_address, routes: HashMap::default(), clusters }
     }
 
     /// The listener that a `use_original_dst` listener hands a connection to: `IP:port`, then the wildcard
@@ -74,6 +76,9 @@ impl Snapshot {
         of_direction.find(|l| l.use_original_dst).or(fallback)
     }
 }
+
+/// A named route table, as it is now. Held by the connections that use it.
+pub type RouteHandle = Arc<ArcSwap<route::RouteTable>>;
 
 /// The published snapshot. Readers call `load()` once per connection or request.
 pub type Published = Arc<ArcSwap<Snapshot>>;

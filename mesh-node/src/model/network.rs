@@ -54,7 +54,7 @@ pub enum Codec {
 pub struct HttpConnectionManager {
     pub stat_prefix: Str,
     pub codec: Codec,
-    pub routes: Arc<RouteTable>,
+    pub routes: RouteSource,
     /// The last one is `Router`.
     pub http_filters: Vec<HttpFilter>,
     /// `server_name`; default `envoy`.
@@ -102,6 +102,20 @@ pub struct HttpConnectionManager {
     pub proxy_100_continue: bool,
     pub access_log: Vec<Arc<AccessLog>>,
     pub stats: Arc<HttpStats>,
+}
+
+/// Where the routes of a connection manager are (`route_specifier`).
+#[derive(Debug, Clone)]
+pub enum RouteSource {
+    Inline(Arc<RouteTable>),
+    /// The name of a table that comes apart from the listener (`rds`): `Snapshot::routes` has it.
+    Named(Str),
+}
+
+impl Default for RouteSource {
+    fn default() -> Self {
+        Self::Inline(Arc::default())
+    }
 }
 
 /// `server_header_transformation`.

@@ -1,6 +1,7 @@
 //! `envoy.config.cluster.v3.Cluster`.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_xds::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds as ThresholdsProto;
@@ -24,8 +25,8 @@ use super::http_options::{http1, http2};
 use super::listener::BUFFER_LIMIT_BYTES;
 use super::{Context, endpoint, headers, support, tls};
 use crate::model::cluster::{
-    Cluster, Discovery, DnsFamily, DnsOptions, EndpointAddress, LbPolicy, TcpKeepalive, Thresholds,
-    Transport, TransportSocketMatch, UpstreamProtocol,
+    Assignment, Cluster, Discovery, DnsFamily, DnsOptions, EndpointAddress, LbPolicy, TcpKeepalive,
+    Thresholds, Transport, TransportSocketMatch, UpstreamProtocol,
 };
 
 /// Envoy's `connect_timeout`, `dns_refresh_rate` and `cleanup_interval`.
@@ -46,11 +47,9 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
     let hosts_allowed = matches!(discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
     let load_assignment = match &proto.load_assignment {
         Some(assignment) => endpoint::convert(at.field("load_assignment"), assignment, hosts_allowed)?,
-        None => Vec::new(),
+        None => Assignment::default(),
     };
-    check_endpoints(at, &discovery, load_assignment.iter().map(|l| l.endpoints.len()).sum())?;
-    let policy = proto.load_assignment.as_ref().and_then(|assignment| assignment.policy.as_ref());
-    let overprovisioning = policy.and_then(|policy| policy.overprovisioning_factor);
+    check_endpoints(at, &discovery, load_assignment.localities.iter().map(|l| l.endpoints.len()).sum())?;
     let common = proto.common_lb_config.as_ref();
     let locality = common.and_then(|common| common.locality_config_specifier.as_ref());
     let http = Http::of(at, proto)?;
@@ -85,8 +84,7 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
         stat_name: stat_name.as_str().into(),
         lb: lb_policy(at, proto, &discovery)?,
         discovery,
-        load_assignment,
-        overprovisioning_factor_percent: number(overprovisioning, 140),
+        load_assignment: Arc::new(load_assignment),
         panic_threshold_percent: percent(
             at.field("common_lb_config.healthy_panic_threshold"),
             common.and_then(|common| common.healthy_panic_threshold),

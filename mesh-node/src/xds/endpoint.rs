@@ -10,17 +10,24 @@ use mesh_xds::pb::google::protobuf::value::Kind;
 
 use super::common::{endpoint_address, enumeration, non_empty, number};
 use super::error::{At, XdsError};
-use crate::model::cluster::{Endpoint, EndpointAddress, HealthStatus, Locality};
+use crate::model::cluster::{Assignment, Endpoint, EndpointAddress, HealthStatus, Locality};
 
-/// All localities of an assignment. `hosts_allowed`: addresses may be names to resolve.
+/// The endpoints of an assignment. `hosts_allowed`: addresses may be names to resolve.
 pub(super) fn convert(
     at: At<'_>,
     proto: &ClusterLoadAssignment,
     hosts_allowed: bool,
-) -> Result<Vec<Locality>, XdsError> {
+) -> Result<Assignment, XdsError> {
     let at = at.field("endpoints");
     let localities = proto.endpoints.iter().enumerate();
-    localities.map(|(i, proto)| locality(at.index(i), proto, hosts_allowed)).collect()
+    let localities = localities.map(|(i, proto)| locality(at.index(i), proto, hosts_allowed));
+    Ok(Assignment {
+        localities: localities.collect::<Result<_, _>>()?,
+        overprovisioning_factor_percent: number(
+            proto.policy.as_ref().and_then(|policy| policy.overprovisioning_factor),
+            140,
+        ),
+    })
 }
 
 fn locality(at: At<'_>, proto: &LocalityLbEndpoints, hosts_allowed: bool) -> Result<Locality, XdsError> {

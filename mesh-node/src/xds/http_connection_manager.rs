@@ -22,7 +22,7 @@ use super::{Context, access_log, route};
 use crate::model::Str;
 use crate::model::network::{
     ClientCertDetails, Codec, EscapedSlashes, ForwardClientCert, HttpConnectionManager, HttpFilter,
-    RouterFilter, ServerHeader, UnderscoresAction,
+    RouteSource, RouterFilter, ServerHeader, UnderscoresAction,
 };
 
 /// Envoy's defaults.
@@ -42,7 +42,7 @@ pub(super) fn convert(
     let common = proto.common_http_protocol_options.unwrap_or_default();
     let routes = match &proto.route_specifier {
         Some(RouteSpecifier::RouteConfig(routes)) => {
-            route::convert(at.field("route_config"), routes, context)?
+            RouteSource::Inline(Arc::new(route::convert(at.field("route_config"), routes, context)?))
         }
         _ => return Err(at.invalid("needs a route_config")),
     };
@@ -62,7 +62,7 @@ pub(super) fn convert(
             CodecType::Http2 => Codec::Http2,
             CodecType::Http3 => return Err(at.field("codec_type").invalid("HTTP3 is not supported")),
         },
-        routes: Arc::new(routes),
+        routes,
         http_filters: http_filters(at.field("http_filters"), &proto.http_filters, context)?,
         server_name: non_empty(&proto.server_name).unwrap_or_else(|| "envoy".into()),
         server_header: match enumeration(

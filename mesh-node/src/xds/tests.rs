@@ -8,8 +8,8 @@ use mesh_xds::{Node, from_node};
 use super::*;
 use crate::model::cluster::{Cluster, Discovery, EndpointAddress, LbPolicy, Transport, UpstreamProtocol};
 use crate::model::listener::Listener;
-use crate::model::network::{Codec, HttpConnectionManager, NetworkFilter, TcpClusters};
-use crate::model::route::{Action, ClusterChoice, PathMatch, PathRewrite, RedirectPath};
+use crate::model::network::{Codec, HttpConnectionManager, NetworkFilter, RouteSource, TcpClusters};
+use crate::model::route::{Action, ClusterChoice, PathMatch, PathRewrite, RedirectPath, RouteTable};
 
 /// Calls `f` with a context that knows the clusters `a` and `b` and the given secrets.
 fn with_context<T>(secrets: &str, f: impl FnOnce(&mut Context<'_>) -> T) -> T {
@@ -243,6 +243,11 @@ fn a_cluster_that_cannot_be_honoured_is_refused_by_field_and_remedy() {
     }
 }
 
+fn inline(manager: &HttpConnectionManager) -> &RouteTable {
+    let RouteSource::Inline(table) = &manager.routes else { panic!("{:?}", manager.routes) };
+    table
+}
+
 #[test]
 fn envoys_defaults_hold_where_nothing_is_said() {
     let listener = try_listener(&tcp("cluster: a")).unwrap();
@@ -257,7 +262,7 @@ fn envoys_defaults_hold_where_nothing_is_said() {
     assert_eq!(manager.codec, Codec::Auto);
     assert_eq!(manager.stream_idle_timeout, Some(Duration::from_secs(300)));
     assert_eq!((manager.request_timeout, manager.max_headers_count), (None, 100));
-    let Action::Forward(forward) = &manager.routes.virtual_hosts[0].routes[0].action else { panic!() };
+    let Action::Forward(forward) = &inline(&manager).virtual_hosts[0].routes[0].action else { panic!() };
     assert_eq!(forward.timeout, Some(Duration::from_secs(15)));
 
     let cluster = try_cluster("{name: c}").unwrap();
@@ -275,7 +280,7 @@ fn a_zero_timeout_means_no_limit() {
     );
     let manager = manager(&yaml);
     assert_eq!((manager.stream_idle_timeout, manager.idle_timeout), (None, None));
-    let Action::Forward(forward) = &manager.routes.virtual_hosts[0].routes[0].action else { panic!() };
+    let Action::Forward(forward) = &inline(&manager).virtual_hosts[0].routes[0].action else { panic!() };
     assert_eq!((forward.timeout, forward.max_grpc_timeout), (None, Some(None)));
 }
 
@@ -293,7 +298,7 @@ fn routes_keep_their_matches_and_actions() {
           route: {cluster: a, regex_rewrite: {pattern: {regex: '^/h/([^/]+)$'}, substitution: '/\\1$'}}}",
     );
     let manager = manager(&yaml);
-    let routes = &manager.routes.virtual_hosts[0].routes;
+    let routes = &inline(&manager).virtual_hosts[0].routes;
     let Action::Forward(forward) = &routes[0].action else { panic!() };
     assert!(
         matches!(&forward.cluster, ClusterChoice::Weighted { clusters, total: 100 } if clusters[1].weight == 1)
@@ -356,8 +361,8 @@ load_assignment:
         (7, 1024)
     );
     assert_eq!(cluster.circuit_breakers[1].retry_budget, Some((20.0, 3)));
-    assert_eq!(cluster.overprovisioning_factor_percent, 150);
-    let locality = &cluster.load_assignment[0];
+    assert_eq!(cluster.load_assignment.overprovisioning_factor_percent, 150);
+    let locality = &cluster.load_assignment.localities[0];
     let endpoint = &locality.endpoints[0];
     assert_eq!((locality.priority, endpoint.weight), (1, 3));
     assert_eq!(endpoint.address, EndpointAddress::Host("svc.local".into(), 80));

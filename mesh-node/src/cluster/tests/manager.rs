@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::support::{Scripted, addresses, cluster, endpoint, locality, manager, snapshot, state, weighted};
 use crate::cluster::{LbContext, NoHost};
 use crate::model::cluster::{
-    Cluster, Discovery, Endpoint, HealthStatus, LbPolicy, Transport, TransportSocketMatch,
+    Assignment, Cluster, Discovery, Endpoint, HealthStatus, LbPolicy, Transport, TransportSocketMatch,
 };
 
 fn changed(mut config: Cluster) -> Cluster {
@@ -163,4 +163,49 @@ async fn a_header_can_name_the_destination_where_configured() {
     let bad = LbContext { original_dst_header: Some("nowhere"), ..to("192.0.2.1:443") };
     assert_eq!(state.choose(&bad).unwrap().address.to_string(), "192.0.2.1:15006");
     assert_eq!(state.stats.original_dst_host_invalid.get(), 1);
+}
+
+fn eds(name: &str, service: &str) -> Cluster {
+    let mut config = cluster(name, Vec::new());
+    config.discovery = Discovery::Eds { service_name: service.into() };
+    config
+}
+
+fn assigned(weights: &[u32]) -> Arc<Assignment> {
+    Arc::new(Assignment { localities: weighted(weights), ..Assignment::default() })
+}
+
+#[test]
+fn endpoints_that_come_apart_from_their_cluster_are_used_however_late_they_come() {
+    let manager = manager(1, Arc::<Scripted>::default());
+    manager.set_endpoints(&"first".into(), &assigned(&[1]));
+    manager.apply(&snapshot(vec![eds("first", "first"), eds("a", "service"), eds("b", "service")]));
+    assert_eq!(manager.get("first").unwrap().hosts().len(), 1, "before the cluster");
+    let a = manager.get("a").unwrap();
+    assert!(a.hosts().is_empty());
+    manager.set_endpoints(&"service".into(), &assigned(&[1, 1]));
+    assert_eq!(a.hosts().len(), 2, "after its state was made");
+    assert_eq!(manager.get("b").unwrap().hosts().len(), 2, "before its state was made");
+}
+
+#[test]
+fn an_endpoint_that_stays_keeps_its_connections_when_another_goes() {
+    let manager = manager(1, Arc::<Scripted>::default());
+    manager.apply(&snapshot(vec![eds("a", "a")]));
+    manager.set_endpoints(&"a".into(), &assigned(&[1, 1]));
+    let before = manager.get("a").unwrap().hosts();
+    manager.set_endpoints(&"a".into(), &assigned(&[1]));
+    let after = manager.get("a").unwrap().hosts();
+    assert!(after.len() == 1 && Arc::ptr_eq(&before[0], &after[0]));
+    assert!(!before[0].removed.started() && before[1].removed.started());
+}
+
+#[test]
+fn a_removed_cluster_that_nobody_used_yet_serves_requests_routed_before() {
+    let manager = manager(1, Arc::<Scripted>::default());
+    manager.apply(&snapshot(vec![cluster("a", weighted(&[1]))]));
+    let removed = manager.apply(&snapshot(vec![]));
+    assert_eq!(manager.get("a").unwrap().hosts().len(), 1);
+    drop(removed);
+    assert!(manager.get("a").is_none());
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::cluster::{Answer, ClusterManager, ClusterState, Family, Lookups, Random, Resolve, ResolveError};
 use crate::model::cluster::{
-    Cluster, Discovery, Endpoint, EndpointAddress, HealthStatus, LbPolicy, Locality, Transport,
+    Assignment, Cluster, Discovery, Endpoint, EndpointAddress, HealthStatus, LbPolicy, Locality, Transport,
     UpstreamProtocol,
 };
 use crate::model::network::{Http1Options, Http2Options};
@@ -95,8 +95,7 @@ pub(crate) fn cluster(name: &str, load_assignment: Vec<Locality>) -> Cluster {
         name: name.into(),
         stat_name: name.into(),
         discovery: Discovery::Static,
-        load_assignment,
-        overprovisioning_factor_percent: 140,
+        load_assignment: Arc::new(Assignment { localities: load_assignment, ..Assignment::default() }),
         lb: LbPolicy::RoundRobin,
         panic_threshold_percent: 50.0,
         locality_weighted: false,

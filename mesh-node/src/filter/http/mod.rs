@@ -17,6 +17,7 @@ mod reset;
 mod response_body;
 mod response_headers;
 mod router;
+mod routes;
 mod serve;
 mod stream;
 #[cfg(test)]
@@ -35,6 +36,7 @@ use self::local_reply::LocalReply;
 use self::request::Request;
 use self::response_body::ResponseBody;
 use self::router::Answer;
+use self::routes::Routes;
 use self::stream::{Expired, Owner, Stream};
 use self::timer::Timer;
 use self::xfcc::Xfcc;
@@ -56,6 +58,7 @@ pub struct ConnectionManager {
     pub hcm: Arc<HttpConnectionManager>,
     pub connection: Arc<ConnectionInfo>,
     pub ctx: Rc<WorkerContext>,
+    routes: Routes,
     xfcc: Xfcc,
     /// Appended to `x-forwarded-for` in place of a loopback peer.
     local_address: IpAddr,
@@ -74,13 +77,14 @@ impl ConnectionManager {
         connection: Arc<ConnectionInfo>,
         ctx: Rc<WorkerContext>,
     ) -> Self {
+        let routes = Routes::of(&hcm.routes, &ctx);
         let xfcc = Xfcc::new(&hcm, connection.tls.as_ref());
         let own = connection.workload.as_ref().and_then(|w| w.ips.first().copied());
         let local_address = own.unwrap_or(ctx.address);
         let server_name =
             HeaderValue::from_str(&hcm.server_name).unwrap_or(HeaderValue::from_static("envoy"));
         let (streams, refusing, closing) = (Cell::new(0), Cell::new(false), Cell::new(false));
-        Self { hcm, connection, ctx, xfcc, local_address, server_name, streams, refusing, closing }
+        Self { hcm, connection, ctx, routes, xfcc, local_address, server_name, streams, refusing, closing }
     }
 
     /// Must the connection end soon?
@@ -125,7 +129,8 @@ impl ConnectionManager {
             }
             return Answer::Local(refused);
         }
-        let table = &*self.hcm.routes;
+        let table = self.routes.now();
+        let table = &*table;
         let decision = crate::router::route(table, &request.head(), fastrand::u64(..));
         let routed = match decision {
             Decision::Route(routed) => routed,
@@ -197,6 +202,7 @@ impl ConnectionManager {
                 }
             }
         }
+        let routes = self.routes.now();
         let port = self.connection.local.port();
         if let Some(host) = path::stripped_host(request.authority(), &self.hcm, port).map(str::to_owned) {
             request.set_authority(&host);
@@ -208,7 +214,7 @@ impl ConnectionManager {
                 connection: &self.connection,
                 local_address: self.local_address,
                 xfcc: &self.xfcc,
-                internal_only_headers: &self.hcm.routes.internal_only_headers,
+                internal_only_headers: &routes.internal_only_headers,
             },
         );
         request.scheme = request_headers::scheme(&request.parts, &self.connection);

@@ -13,8 +13,8 @@ use crate::cluster::ClusterManager;
 use crate::filter::WorkerContext;
 use crate::filter::http::serve;
 use crate::model::cluster::{
-    Cluster, Discovery, Endpoint, EndpointAddress, HealthStatus, LbPolicy, Locality, Thresholds, Transport,
-    UpstreamProtocol,
+    Assignment, Cluster, Discovery, Endpoint, EndpointAddress, HealthStatus, LbPolicy, Locality, Thresholds,
+    Transport, UpstreamProtocol,
 };
 use crate::model::domains::Domains;
 use crate::model::format::{Format, Operator, Part, Plain};
@@ -22,7 +22,7 @@ use crate::model::headers::{AppendAction, HeaderAdd, HeaderMutations, HeaderTarg
 use crate::model::listener::Direction;
 use crate::model::network::{
     ClientCertDetails, Codec, EscapedSlashes, ForwardClientCert, Http1Options, Http2Options,
-    HttpConnectionManager, HttpFilter, RouterFilter, ServerHeader, UnderscoresAction,
+    HttpConnectionManager, HttpFilter, RouteSource, RouterFilter, ServerHeader, UnderscoresAction,
 };
 use crate::model::route::{
     Action, ClusterChoice, Forward, HostRewrite, PathMatch, PathRewrite, RequireTls, RetryOn, RetryPolicy,
@@ -38,7 +38,7 @@ pub fn hcm() -> HttpConnectionManager {
     HttpConnectionManager {
         stat_prefix: "test".into(),
         codec: Codec::Auto,
-        routes: Arc::default(),
+        routes: RouteSource::default(),
         http_filters: vec![HttpFilter::Router(Arc::new(RouterFilter::default()))],
         server_name: "envoy".into(),
         server_header: ServerHeader::Overwrite,
@@ -151,9 +151,9 @@ pub fn route(prefix: &str, action: Action) -> Route {
 }
 
 /// One virtual host for all domains, which tells the number of attempts.
-pub fn routes(routes: Vec<Route>) -> Arc<RouteTable> {
+pub fn routes(routes: Vec<Route>) -> RouteSource {
     let domains: Vec<crate::model::Str> = vec!["*".into()];
-    Arc::new(RouteTable {
+    RouteSource::Inline(Arc::new(RouteTable {
         name: "table".into(),
         domains: Domains::new([&domains[..]]).unwrap(),
         virtual_hosts: vec![Arc::new(VirtualHost {
@@ -167,7 +167,7 @@ pub fn routes(routes: Vec<Route>) -> Arc<RouteTable> {
             include_attempt_count_in_response: true,
         })],
         ..RouteTable::default()
-    })
+    }))
 }
 
 /// A static cluster with Envoy's defaults.
@@ -185,15 +185,17 @@ pub fn cluster(name: &str, endpoints: &[SocketAddr]) -> Cluster {
         name: name.into(),
         stat_name: name.into(),
         discovery: Discovery::Static,
-        load_assignment: vec![Locality {
-            region: "".into(),
-            zone: "".into(),
-            sub_zone: "".into(),
-            priority: 0,
-            weight: 0,
-            endpoints: endpoints.iter().map(endpoint).collect(),
-        }],
-        overprovisioning_factor_percent: 140,
+        load_assignment: Arc::new(Assignment {
+            localities: vec![Locality {
+                region: "".into(),
+                zone: "".into(),
+                sub_zone: "".into(),
+                priority: 0,
+                weight: 0,
+                endpoints: endpoints.iter().map(endpoint).collect(),
+            }],
+            ..Assignment::default()
+        }),
         lb: LbPolicy::RoundRobin,
         panic_threshold_percent: 50.0,
         locality_weighted: false,

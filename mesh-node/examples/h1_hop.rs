@@ -18,8 +18,8 @@ use mesh_node::http::h1;
 use mesh_node::http::service::{HttpService, Refusal, Reset};
 use mesh_node::model::Snapshot;
 use mesh_node::model::cluster::{
-    Cluster, Discovery, Endpoint, EndpointAddress, HealthStatus, LbPolicy, Locality, Thresholds, Transport,
-    UpstreamProtocol,
+    Assignment, Cluster, Discovery, Endpoint, EndpointAddress, HealthStatus, LbPolicy, Locality, Thresholds,
+    Transport, UpstreamProtocol,
 };
 use mesh_node::upstream::{Target, UpstreamPath, Upstreams};
 use socket2::{Domain, Socket, Type};
@@ -119,15 +119,17 @@ fn cluster(upstream: SocketAddr) -> Cluster {
         name: name("up"),
         stat_name: name("up"),
         discovery: Discovery::Static,
-        load_assignment: vec![Locality {
-            region: name(""),
-            zone: name(""),
-            sub_zone: name(""),
-            priority: 0,
-            weight: 0,
-            endpoints: vec![Arc::new(endpoint)],
-        }],
-        overprovisioning_factor_percent: 140,
+        load_assignment: Arc::new(Assignment {
+            localities: vec![Locality {
+                region: name(""),
+                zone: name(""),
+                sub_zone: name(""),
+                priority: 0,
+                weight: 0,
+                endpoints: vec![Arc::new(endpoint)],
+            }],
+            ..Assignment::default()
+        }),
         lb: LbPolicy::RoundRobin,
         panic_threshold_percent: 50.0,
         locality_weighted: false,

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
+#[path = "src/istio/descriptors.rs"]
+mod istio;
 #[path = "src/table.rs"]
 #[allow(dead_code)]
 mod table;
@@ -26,6 +28,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/table.rs");
     println!("cargo::rerun-if-changed=src/wire.rs");
+    println!("cargo::rerun-if-changed=src/istio/descriptors.rs");
     println!("cargo::rerun-if-changed=Cargo.toml");
     let set = descriptor_set();
     println!("cargo::rerun-if-changed={}", set.display());
@@ -34,6 +37,7 @@ fn main() {
     for file in children(&bytes, 1) {
         schema.add_file(file);
     }
+    istio::add(&mut schema);
     let (words, text) = schema.encode();
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let words: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();

@@ -182,7 +182,7 @@ impl Encoder {
             return self.problem(node, "needs an @type, such as type.googleapis.com/PACKAGE.MESSAGE");
         };
         let name = url.rsplit('/').next().unwrap_or_default();
-        if let "xds.type.v3.TypedStruct" | "udpa.type.v1.TypedStruct" = name {
+        if crate::typed_struct::is(name) {
             return self.typed_struct(node, out);
         }
         let Some(message) = Message::named(name) else {
@@ -216,9 +216,20 @@ impl Encoder {
             return self.problem(node, format!("type_url {url} is not known; check its spelling"));
         };
         let empty = Node { line: node.line, content: Content::Map(Vec::new()) };
+        let value = node.get("value").unwrap_or(&empty);
         let before = self.path.field("value");
-        self.pack(node.get("value").unwrap_or(&empty), message, out);
+        // Checked as what it describes, kept as what it is.
+        self.message(value, message, &mut Vec::new());
         self.path.back(before);
+        let (mut described, mut inner) = (Vec::new(), Vec::new());
+        if let Err(problem) = wkt::encode(value, "google.protobuf.Struct", &mut described) {
+            return self.problem(value, problem);
+        }
+        put(&mut inner, 1, Value::Bytes(url.as_bytes()));
+        put(&mut inner, 2, Value::Bytes(&described));
+        let Some(Content::Scalar(of, _)) = node.get("@type").map(|n| &n.content) else { return };
+        put(out, 1, Value::Bytes(of.as_bytes()));
+        put(out, 2, Value::Bytes(&inner));
     }
 
     fn pack(&mut self, node: &Node, message: Message, out: &mut Vec<u8>) {

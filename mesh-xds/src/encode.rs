@@ -5,7 +5,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::schema::{Field, Kind, Message};
 use crate::wire::{Malformed, Reader, Value};
-use crate::{scalar as text, wkt};
+use crate::{scalar as text, typed_struct, wkt};
 
 pub(crate) fn message(bytes: &[u8], message: Message, redact: bool) -> Result<Json, Malformed> {
     match message.name() {
@@ -129,6 +129,15 @@ fn any(bytes: &[u8], redact: bool) -> Result<Json, Malformed> {
     }
     let name = url.rsplit('/').next().unwrap_or_default();
     match Message::named(name) {
+        Some(of) if typed_struct::is(name) => {
+            if let Json::Object(fields) = message(value, of, redact)? {
+                out = fields;
+            }
+            // Only as the message that it describes is it known what is a secret.
+            if let Ok((of, described)) = typed_struct::resolve(value) {
+                out.insert("value".to_owned(), message(&described, of, redact)?);
+            }
+        }
         Some(of) if wkt::is_special(name) => {
             out.insert("value".to_owned(), message(value, of, redact)?);
         }

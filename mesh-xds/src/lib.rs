@@ -5,11 +5,13 @@
 
 mod decode;
 mod encode;
+pub mod istio;
 mod node;
 mod problem;
 mod scalar;
 mod schema;
 mod table;
+mod typed_struct;
 mod visit;
 mod wire;
 mod wkt;
@@ -58,12 +60,32 @@ impl Stored {
     }
 }
 
-/// The message in an `Any`, if its type is `T`. Errors say what the bytes lack.
+/// The message in an `Any`, if its type is `T`. Errors say what the bytes lack. A `TypedStruct` counts as the
+/// message that it describes.
 pub fn unpack<T: Message + Name + Default>(
     any: &pb::google::protobuf::Any,
 ) -> Option<Result<T, prost::DecodeError>> {
     let name = any.type_url.rsplit('/').next()?;
-    (name == T::full_name()).then(|| T::decode(any.value.as_slice()))
+    if name == T::full_name() {
+        return Some(T::decode(any.value.as_slice()));
+    }
+    if !typed_struct::is(name) {
+        return None;
+    }
+    match typed_struct::resolve(&any.value) {
+        Ok((of, bytes)) => (of.name() == T::full_name()).then(|| T::decode(bytes.as_slice())),
+        // What is wrong with it, the caller hears from [`visit`].
+        Err(_) => None,
+    }
+}
+
+/// Full name of the type in an `Any`; of a `TypedStruct`, the type that it describes.
+pub fn type_name(any: &pb::google::protobuf::Any) -> String {
+    let name = any.type_url.rsplit('/').next().unwrap_or_default();
+    match typed_struct::is(name).then(|| typed_struct::described(&any.value)) {
+        Some(Ok(described)) => described,
+        _ => name.to_owned(),
+    }
 }
 
 /// Calls `f` for each field that is set in `message`, and descends where `f` answers true, into every `Any`

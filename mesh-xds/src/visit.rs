@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use crate::problem::Path;
 use crate::schema::{Kind, Message};
 use crate::wire::{Malformed, Reader, Value};
-use crate::wkt;
+use crate::{typed_struct, wkt};
 
 /// One field that is set.
 #[derive(Debug, Clone, Copy)]
@@ -97,11 +97,31 @@ impl Walk<'_> {
             }
         }
         let name = url.rsplit('/').next().unwrap_or_default();
+        if typed_struct::is(name) {
+            return self.typed_struct(inner);
+        }
         let set = SetField { path: self.path.as_str(), message: name, field: "@type", empty: url.is_empty() };
         if (self.f)(set)
             && let Some(of) = Message::named(name)
         {
             self.message(inner, of)?;
+        }
+        Ok(())
+    }
+
+    /// As the message that it describes; one that describes none is met by the name it gives.
+    fn typed_struct(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
+        match typed_struct::resolve(bytes) {
+            Ok((of, inner)) => {
+                let path = self.path.as_str();
+                if (self.f)(SetField { path, message: of.name(), field: "@type", empty: false }) {
+                    self.message(&inner, of)?;
+                }
+            }
+            Err(typed_struct::Unresolved { name, .. }) => {
+                let path = self.path.as_str();
+                (self.f)(SetField { path, message: &name, field: "@type", empty: false });
+            }
         }
         Ok(())
     }

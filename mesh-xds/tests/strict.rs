@@ -122,10 +122,13 @@ static_resources:
             "transport_socket": {
                 "name": "tls",
                 "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-                    "sni": "example.com",
-                    "common_tls_context": {
-                        "tls_certificates": [{"private_key": {"inline_string": "[redacted]"}}],
+                    "@type": "type.googleapis.com/udpa.type.v1.TypedStruct",
+                    "type_url": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                    "value": {
+                        "sni": "example.com",
+                        "common_tls_context": {
+                            "tls_certificates": [{"private_key": {"inline_string": "[redacted]"}}],
+                        },
                     },
                 },
             },

@@ -59,7 +59,7 @@ async fn pass_on(mut captured: Captured) -> std::io::Result<(u64, u64)> {
     let sockets = &captured.workload.sockets;
     let socket = match captured.direction {
         Direction::Inbound => sockets.to_application(captured.source, captured.original_dst)?,
-        _ => sockets.to_network(captured.original_dst)?,
+        _ => sockets.to_network(captured.original_dst, None)?,
     };
     let socket = TcpSocket::from_std_stream(socket.into());
     let mut upstream: TcpStream = socket.connect(captured.original_dst).await?;

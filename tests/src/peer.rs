@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -179,8 +180,14 @@ pub trait Place {
 
     /// Connections that exchange a line again and again until [`Held::finish`].
     fn hold(&self, to: SocketAddr, connections: usize) -> Result<Held> {
+        self.hold_at(to, connections, Duration::from_millis(2))
+    }
+
+    /// The same with this pause between the exchanges of a connection.
+    fn hold_at(&self, to: SocketAddr, connections: usize, pause: Duration) -> Result<Held> {
         let mut command = peer("hold")?;
         command.args(["--to", &to.to_string(), "--connections", &connections.to_string()]);
+        command.args(["--pause-ms", &pause.as_millis().to_string()]);
         let mut process = self.start(command)?;
         let line = process.line()?;
         ensure!(line == "running", "the held connections to {to} do not open: {line}");
@@ -195,7 +202,7 @@ pub trait Place {
         for address in to {
             command.args(["--to", &address.to_string()]);
         }
-        let line = self.start(command)?.line_within(std::time::Duration::from_secs(300))?;
+        let line = self.start(command)?.line_within(Duration::from_secs(300))?;
         serde_json::from_str(&line).with_context(|| format!("unexpected line of the client: {line}"))
     }
 }

@@ -17,6 +17,7 @@ use super::manager::Command;
 use super::netlink::{Link, Netlink, Steering};
 use super::netns::{self, Gone, Namespace, PodSockets, address};
 use super::pods::PodSpec;
+use super::ports;
 use super::programs::{CidrEntry, Maps, Programs};
 use super::record::{Interface, Record, Records};
 use super::settings::{Cidr, Settings};
@@ -123,6 +124,11 @@ fn try_enrol(
         return Err(PodProblem::SharedNamespace(spec.netns.clone()));
     }
 
+    let ephemeral = context
+        .host
+        .enter(&namespace, ports::ephemeral)
+        .map_err(PodProblem::setup("entering the network namespace"))?
+        .map_err(|(name, source)| PodProblem::Sysctl { name, source })?;
     let sockets = Arc::new(PodSockets {
         host: context.host.clone(),
         pod: namespace.clone(),
@@ -130,6 +136,9 @@ fn try_enrol(
         cookie,
         application_mark: context.settings.application_mark(),
         maps: context.maps.clone(),
+        addresses: spec.ips.clone(),
+        application_ports: ports::to_application(&ephemeral),
+        network_ports: ports::to_network(&ephemeral),
         // A new process does not begin with the ports that the old one's connections wait on.
         next_port: AtomicU16::new(fastrand::u16(..)),
         noted: (!context.sockops).then(Default::default),

@@ -33,12 +33,15 @@ impl CaptureSource for MemoryCapture {
 pub struct LocalSockets;
 
 impl SocketFactory for LocalSockets {
-    fn to_network(&self, remote: SocketAddr) -> io::Result<Socket> {
-        Socket::new(Domain::for_address(remote), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))
+    fn to_network(&self, remote: SocketAddr, source: Option<SocketAddr>) -> io::Result<Socket> {
+        let domain = Domain::for_address(remote);
+        let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+        source.map_or(Ok(()), |source| socket.bind(&source.into()))?;
+        Ok(socket)
     }
 
     fn to_application(&self, _source: SocketAddr, remote: SocketAddr) -> io::Result<Socket> {
-        self.to_network(remote)
+        self.to_network(remote, None)
     }
 }
 

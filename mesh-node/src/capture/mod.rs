@@ -6,8 +6,8 @@
 //! a connection goes: that begins with the listener stage.
 //!
 //! Reading order: [`settings`], [`pods`] (what is wanted), `manager` (who acts), `enrol` (what is
-//! done for one pod), `programs` and `bpf` (the kernel's part), `netns` (sockets inside a pod),
-//! `worker` (accepting), `record` and [`mod@cleanup`] (putting back).
+//! done for one pod), `programs` and `bpf` (the kernel's part), `netns` and `ports` (sockets inside a
+//! pod), `worker` (accepting), `record` and [`mod@cleanup`] (putting back).
 
 mod bpf;
 mod cleanup;
@@ -20,6 +20,7 @@ mod memory;
 mod netlink;
 mod netns;
 pub mod pods;
+mod ports;
 mod programs;
 mod record;
 pub mod settings;

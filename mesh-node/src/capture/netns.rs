@@ -6,7 +6,8 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -22,11 +23,6 @@ use super::bpf::Map;
 use super::programs::Maps;
 use super::sockopt;
 use crate::model::workload::SocketFactory;
-
-/// Ports that connections to an application come from: below the ephemeral range of most hosts, and
-/// checked against the connections there are, because a connection from a port that the client itself
-/// uses towards the application would be taken for the client's.
-const APPLICATION_PORTS: std::ops::RangeInclusive<u16> = 10_240..=32_767;
 
 /// How long a connection to an application stays noted where sockops does not forget it at its end.
 const NOTED: Duration = Duration::from_secs(2);
@@ -88,8 +84,12 @@ pub(super) struct PodSockets {
     pub(super) cookie: u64,
     pub(super) application_mark: u32,
     pub(super) maps: Arc<Maps>,
-    /// Counts the ports taken of [`APPLICATION_PORTS`]: in turn, so that one is used again as late
-    /// as can be.
+    pub(super) addresses: Vec<IpAddr>,
+    /// Where ports of connections to the application are taken from, see [`super::ports`].
+    pub(super) application_ports: RangeInclusive<u16>,
+    /// What ports of connections to the network are kept to.
+    pub(super) network_ports: Option<RangeInclusive<u16>>,
+    /// Counts the ports chosen here: in turn, so that one is used again as late as can be.
     pub(super) next_port: AtomicU16,
     /// Connections to the application that had to be noted here, because no sockops does; the
     /// programs need to know them until their first packet has been delivered.
@@ -124,32 +124,66 @@ impl PodSockets {
         Ok(socket)
     }
 
-    /// Binds to the client's address and a port that no connection from there to `remote` has.
-    fn bind_client(&self, socket: &Socket, client: IpAddr, remote: SocketAddr) -> io::Result<()> {
+    /// Binds to `local` and a port of `ports` from which the pod has no connection with these two ends, and
+    /// returns the port. `flow` is the connection as the programs would note it with a port.
+    fn bind_in(
+        &self,
+        socket: &Socket,
+        local: IpAddr,
+        ports: &RangeInclusive<u16>,
+        flow: impl Fn(u16) -> FlowKey,
+    ) -> io::Result<u16> {
         // Ports in TIME_WAIT can be used again.
         socket.set_reuse_address(true)?;
-        let mut flow = FlowKey {
+        let count = ports.len().max(1) as u16;
+        // All of them if need be: those of long-lived connections lie side by side.
+        for _ in 0..count {
+            let port = *ports.start() + self.next_port.fetch_add(1, Ordering::Relaxed) % count;
+            if self.maps.flows.get(&flow(port))?.is_some() {
+                continue;
+            }
+            match socket.bind(&SocketAddr::new(local, port).into()) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Ok(()) => return Ok(port),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::ErrorKind::AddrNotAvailable.into())
+    }
+
+    /// Binds to the client's address and a port that no connection from there to `remote` has.
+    fn bind_client(&self, socket: &Socket, client: IpAddr, remote: SocketAddr) -> io::Result<()> {
+        let flow = |port| FlowKey {
             slot: self.gone.slot,
             local: address(remote.ip()),
             remote: address(client),
             local_port: remote.port(),
-            remote_port: 0,
+            remote_port: port,
         };
-        let mut tries = 64;
-        loop {
-            let (low, count) = (*APPLICATION_PORTS.start(), APPLICATION_PORTS.len() as u16);
-            let port = low + self.next_port.fetch_add(1, Ordering::Relaxed) % count;
-            flow.remote_port = port;
-            tries -= 1;
-            if tries > 0 && self.maps.flows.get(&flow)?.is_some() {
-                continue;
-            }
-            match socket.bind(&SocketAddr::new(client, port).into()) {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
-                Ok(()) => return self.note(flow),
-                Err(error) => return Err(error),
-            }
+        let port = self.bind_in(socket, client, &self.application_ports, flow)?;
+        self.note(flow(port))
+    }
+
+    /// Keeps the kernel's choice of a port to those for the network.
+    fn keep_to(&self, socket: &Socket, remote: SocketAddr, ports: &RangeInclusive<u16>) -> io::Result<()> {
+        let range =
+            i32::from_ne_bytes((u32::from(*ports.end()) << 16 | u32::from(*ports.start())).to_ne_bytes());
+        match sockopt::set(socket, libc::IPPROTO_IP, sockopt::IP_LOCAL_PORT_RANGE, range) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {}
+            other => return other,
         }
+        // Before Linux 6.3 the choice is made here.
+        let own = self.addresses.iter().find(|ip| ip.is_ipv4() == remote.is_ipv4()).copied();
+        let flow = |port| FlowKey {
+            slot: self.gone.slot,
+            local: own.map_or(Address([0; 4]), address),
+            remote: address(remote.ip()),
+            local_port: port,
+            remote_port: remote.port(),
+        };
+        let any: IpAddr =
+            if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        self.bind_in(socket, any, ports, flow).map(drop)
     }
 
     /// Notes a connection to the application where sockops cannot, and forgets those long begun.
@@ -194,8 +228,15 @@ impl PodSockets {
 }
 
 impl SocketFactory for PodSockets {
-    fn to_network(&self, remote: SocketAddr) -> io::Result<Socket> {
-        self.socket(remote, kind::NETWORK)
+    fn to_network(&self, remote: SocketAddr, source: Option<SocketAddr>) -> io::Result<Socket> {
+        let socket = self.socket(remote, kind::NETWORK)?;
+        match (source, &self.network_ports) {
+            // The configuration's own choice.
+            (Some(source), _) => socket.bind(&source.into())?,
+            (None, Some(ports)) => self.keep_to(&socket, remote, ports)?,
+            (None, None) => {}
+        }
+        Ok(socket)
     }
 
     fn to_application(&self, source: SocketAddr, remote: SocketAddr) -> io::Result<Socket> {

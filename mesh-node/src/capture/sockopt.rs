@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 pub(super) const IPV6_TRANSPARENT: i32 = 75;
+/// Linux 6.3. The highest port in the upper half, the lowest in the lower.
+pub(super) const IP_LOCAL_PORT_RANGE: i32 = 51;
 const SO_NETNS_COOKIE: i32 = 71;
 
 pub(super) fn set(socket: &impl AsRawFd, level: i32, name: i32, value: i32) -> io::Result<()> {

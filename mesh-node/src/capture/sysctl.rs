@@ -67,7 +67,8 @@ fn path(name: &str) -> PathBuf {
     PathBuf::from("/proc/sys/net").join(name)
 }
 
-fn read(name: &str) -> Result<String, (String, io::Error)> {
+/// The value of a setting in the namespace of the calling thread.
+pub(super) fn read(name: &str) -> Result<String, (String, io::Error)> {
     let text = std::fs::read_to_string(path(name)).map_err(|error| (name.to_owned(), error))?;
     Ok(text.trim().to_owned())
 }

@@ -12,8 +12,9 @@ use super::Str;
 ///
 /// Sockets are non-blocking, not yet connected, and are never captured again.
 pub trait SocketFactory: Send + Sync + std::fmt::Debug {
-    /// A TCP socket for a connection from the pod to the network.
-    fn to_network(&self, remote: SocketAddr) -> io::Result<socket2::Socket>;
+    /// A TCP socket for a connection from the pod to the network, from `source` if the configuration names
+    /// one (port 0: any).
+    fn to_network(&self, remote: SocketAddr, source: Option<SocketAddr>) -> io::Result<socket2::Socket>;
     /// A TCP socket for a connection to the pod's own application that carries the address of the client
     /// (`source`), as if no proxy were between.
     fn to_application(&self, source: SocketAddr, remote: SocketAddr) -> io::Result<socket2::Socket>;

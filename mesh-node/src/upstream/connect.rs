@@ -98,21 +98,21 @@ fn not_connected(error: io::Error) -> UpstreamError {
 /// An unconnected, non-blocking socket for the target.
 fn open(target: &Target) -> io::Result<Socket> {
     let remote = target.host.address;
-    let socket = match (&target.workload, target.path) {
-        (Some(workload), UpstreamPath::Network) => workload.sockets.to_network(remote)?,
+    let source = target.cluster.config.bind_source;
+    match (&target.workload, target.path) {
+        (Some(workload), UpstreamPath::Network) => workload.sockets.to_network(remote, source),
         (Some(workload), UpstreamPath::Application { source }) => {
-            workload.sockets.to_application(source, remote)?
+            workload.sockets.to_application(source, remote)
         }
         (None, _) => {
-            Socket::new(Domain::for_address(remote), Type::STREAM.nonblocking(), Some(Protocol::TCP))?
+            let socket =
+                Socket::new(Domain::for_address(remote), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+            if let Some(source) = source {
+                socket.bind(&source.into())?;
+            }
+            Ok(socket)
         }
-    };
-    if let Some(source) = target.cluster.config.bind_source
-        && target.path == UpstreamPath::Network
-    {
-        socket.bind(&source.into())?;
     }
-    Ok(socket)
 }
 
 fn set_keepalive(io: &TcpStream, config: &Cluster) -> io::Result<()> {

@@ -100,6 +100,21 @@ impl Netns {
             .with_context(|| format!("reading {key}"))
     }
 
+    /// A counter of the namespace's TCP, as `TCPSynRetrans` of `/proc/net/netstat` or `RetransSegs` of
+    /// `/proc/net/snmp`.
+    pub fn tcp_counter(&self, name: &str) -> Result<u64> {
+        // The thread's own: `/proc/net` is that of the process.
+        let read = |file: &str| fs::read_to_string(format!("/proc/thread-self/net/{file}"));
+        let text = self.run(|| Ok::<_, std::io::Error>(read("netstat")? + &read("snmp")?))??;
+        // Lines in pairs: the names, then the values.
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(' ').collect()).collect();
+        let found = lines.chunks_exact(2).filter(|pair| pair[0][0].starts_with("Tcp")).find_map(|pair| {
+            let at = pair[0].iter().position(|n| *n == name)?;
+            pair[1].get(at)?.parse().ok()
+        });
+        found.with_context(|| format!("the kernel counts no {name}"))
+    }
+
     /// Runs `work` on a thread inside this namespace; see [`sys::in_netns`].
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         sys::in_netns(&self.file, work)

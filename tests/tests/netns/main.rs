@@ -3,6 +3,7 @@
 mod guard;
 mod lifecycle;
 mod plain;
+mod ports;
 mod services;
 mod stage;
 mod steering;

@@ -47,6 +47,33 @@ fn a_connection_is_steered_by_tc_alone() -> Result<()> {
 }
 
 #[test]
+fn the_proxys_ports_to_applications_and_to_the_network_do_not_meet() -> Result<()> {
+    need_root!();
+    let stage = Stage::routed()?;
+    // A pod that may use ports below those that clients usually have.
+    let tuned = [("net/ipv4/ip_local_port_range", "28672 60999")];
+    let ports_seen = |way: Way| -> Result<Vec<u16>> {
+        let options = CallOptions { timeout_ms: Some(TIMEOUT_MS), ..way.options() };
+        let call = || stage.client.call_with(stage.target(way), &options)?.ok().map(|seen| seen.peer.port());
+        (0..8).map(|_| call()).collect()
+    };
+    stage.client.netns().sysctl(&tuned)?;
+    let mesh = stage.mesh(&config(), &[&stage.client])?;
+    for way in [Way::V4, Way::V6] {
+        let seen = ports_seen(way)?;
+        assert!(seen.iter().all(|port| *port >= 32_768), "{way:?} to the network: {seen:?}");
+    }
+    drop(mesh);
+    stage.server.netns().sysctl(&tuned)?;
+    let _mesh = stage.mesh(&config(), &[&stage.server])?;
+    for way in [Way::V4, Way::V6] {
+        let seen = ports_seen(way)?;
+        assert!(seen.iter().all(|port| *port < 28_672), "{way:?} to the application: {seen:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn with_the_proxy_dead_connections_are_refused_and_after_cleanup_they_pass() -> Result<()> {
     need_root!();
     let stage = Stage::routed()?;

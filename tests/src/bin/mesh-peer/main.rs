@@ -10,6 +10,7 @@ mod server;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
@@ -40,6 +41,9 @@ enum Command {
         to: SocketAddr,
         #[arg(long)]
         connections: usize,
+        /// Between the exchanges of a connection
+        #[arg(long)]
+        pause_ms: u64,
     },
     /// Many short connections.
     Churn {
@@ -83,7 +87,9 @@ fn main() -> ExitCode {
             Ok(())
         }
         Command::Session { to } => client::session(to),
-        Command::Hold { to, connections } => many::hold(to, connections),
+        Command::Hold { to, connections, pause_ms } => {
+            many::hold(to, connections, Duration::from_millis(pause_ms))
+        }
         Command::Churn { to, count } => many::churn(&to, count),
         Command::Mixed => mixed::serve(),
         Command::Load { to, protocol, concurrency } => Protocol::named(&protocol)

@@ -46,7 +46,7 @@ impl Outcome {
 
 /// Prints `running` once all connections have done an exchange, and the tally after the end of standard
 /// input.
-pub fn hold(to: SocketAddr, connections: usize) -> Result<()> {
+pub fn hold(to: SocketAddr, connections: usize, pause: Duration) -> Result<()> {
     let outcome = Outcome::default();
     let stop = AtomicBool::new(false);
     let open = (0..connections)
@@ -65,7 +65,7 @@ pub fn hold(to: SocketAddr, connections: usize) -> Result<()> {
                     if !outcome.count(connection.echo()) {
                         return; // a broken connection fails once
                     }
-                    std::thread::sleep(Duration::from_millis(2)); // the pace of the load, not a wait
+                    std::thread::sleep(pause); // the pace of the load, not a wait
                 }
             });
         }

@@ -61,6 +61,8 @@ impl HttpService for Hop {
         response
     }
 
+    fn on_cut(&self, _: bool) {}
+
     fn on_read(&self, _bytes: usize) {}
 
     fn on_written(&self, _bytes: usize) {}

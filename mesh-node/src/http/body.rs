@@ -12,6 +12,7 @@ use http_body::Frame;
 
 use super::h1::RequestBody;
 use super::h1::client::ResponseBody;
+use super::h2::Received;
 
 /// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +24,7 @@ pub enum BodyError {
     #[error("malformed body: {0}")]
     Malformed(&'static str),
     #[error("HTTP/2 stream: {0}")]
-    H2(#[from] hyper::Error),
+    H2(#[from] h2::Error),
     #[error("I/O: {0}")]
     Io(#[from] std::io::Error),
     /// A limit or timeout of ours.
@@ -35,7 +36,7 @@ impl BodyError {
     /// The reason of an HTTP/2 reset, if that is what ended the body.
     pub fn reset_reason(&self) -> Option<h2::Reason> {
         match self {
-            Self::H2(error) => super::h2::reset_reason(error),
+            Self::H2(error) => error.reason(),
             _ => None,
         }
     }
@@ -57,7 +58,7 @@ pub enum Body {
     H1Request(RequestBody),
     /// Of a response that an HTTP/1 server sends us.
     H1Response(ResponseBody),
-    H2(hyper::body::Incoming),
+    H2(Received),
     Boxed(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BodyError>>>),
 }
 
@@ -98,7 +99,7 @@ impl http_body::Body for Body {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
             Self::H1Request(body) => body.poll_frame(cx),
             Self::H1Response(body) => body.poll_frame(cx),
-            Self::H2(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::H2),
+            Self::H2(body) => body.poll_frame(cx),
             Self::Boxed(body) => body.as_mut().poll_frame(cx),
         }
     }

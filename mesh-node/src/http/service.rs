@@ -32,6 +32,9 @@ pub trait HttpService: 'static {
     /// The answer to a request that the codec refuses; the connection closes after it (HTTP/1).
     fn refuse(&self, refusal: &Refusal) -> Response<Self::Body>;
 
+    /// The stream whose future or body is dropped next was cut off: reset by the client, or with its connection.
+    fn on_cut(&self, reset: bool);
+
     /// Bytes read from the connection.
     fn on_read(&self, bytes: usize);
 

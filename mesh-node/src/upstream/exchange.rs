@@ -13,7 +13,7 @@ use super::pool::{Connecting, Key, Lease, Pools, Slot, Via};
 use super::pooled::{Pooled, PooledH1};
 use crate::cluster::{Outcome, RequestGuard, RoutingPriority};
 use crate::http::body::Body;
-use crate::http::h1::parse::{ConnectionTokens, Limits};
+use crate::http::h1::parse::Limits;
 use crate::http::{h1, h2};
 use crate::model::Str;
 use crate::model::cluster::{Transport, UpstreamProtocol};
@@ -200,9 +200,6 @@ impl Sending<'_> {
     }
 
     async fn http2(&self, request: Request<Body>, guard: RequestGuard) -> Result<Exchange, UpstreamError> {
-        if is_upgrade(&request) {
-            return Err(UpstreamError::with(ErrorKind::ProtocolError, "an upgrade over HTTP/2"));
-        }
         loop {
             match self.pools.shared(&self.key, self.target) {
                 Via::Ready(handle) => return self.send_http2(handle, request, guard).await,
@@ -291,6 +288,10 @@ impl Sending<'_> {
                 let protocol = matches!(reason, ::h2::Reason::PROTOCOL_ERROR);
                 UpstreamError::new(if protocol { ErrorKind::ProtocolError } else { ErrorKind::RemoteReset })
             }
+            h2::Failure::RequestBody(error) => {
+                tracing::debug!(%error, "request body failed");
+                UpstreamError::new(ErrorKind::Reset { reused: false, request_started: true })
+            }
             h2::Failure::Connection(error) => {
                 tracing::debug!(host = %self.target.host.address, %error, "HTTP/2 connection failed");
                 UpstreamError::new(ErrorKind::Reset { reused: false, request_started: true })
@@ -321,12 +322,6 @@ impl Sending<'_> {
             }
         }
     }
-}
-
-fn is_upgrade(request: &Request<Body>) -> bool {
-    let headers = request.headers();
-    headers.contains_key(header::UPGRADE)
-        && ConnectionTokens::of(headers, headers.contains_key(header::CONNECTION)).upgrade
 }
 
 /// The host of a request without its port.

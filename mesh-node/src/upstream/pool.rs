@@ -222,11 +222,13 @@ impl Pools {
     pub(super) fn shared(&self, key: &Key, target: &Target) -> Via {
         let now = self.0.now.get();
         self.with_group(key, target, |group| {
-            group.h2.retain(|shared| shared.handle.is_open());
+            group.h2.retain_mut(|shared| shared.handle.is_open());
             let limit = target.cluster.config.max_requests_per_connection;
             let fresh = |handle: &h2::Handle| limit == 0 || handle.exchanges() < limit;
-            if let Some(shared) =
-                group.h2.iter_mut().find(|shared| shared.handle.has_room() && fresh(&shared.handle))
+            if let Some(shared) = group
+                .h2
+                .iter_mut()
+                .find_map(|shared| (fresh(&shared.handle) && shared.handle.has_room()).then_some(shared))
             {
                 shared.used = now;
                 return Via::Ready(shared.handle.clone());

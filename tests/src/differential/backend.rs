@@ -92,6 +92,8 @@ pub struct Orders {
     pub early: bool,
     pub http10: bool,
     pub upgrade: bool,
+    /// Statuses of interim answers (HTTP/2).
+    pub interim: Vec<u16>,
     pub delay: Duration,
     pub raw: Option<String>,
     pub rst: Option<String>,
@@ -121,6 +123,7 @@ impl Orders {
                 "early" => orders.early = true,
                 "http10" => orders.http10 = true,
                 "upgrade" => orders.upgrade = true,
+                "interim" => orders.interim.extend(value.parse::<u16>()),
                 "delay" => orders.delay = Duration::from_millis(value.parse().unwrap_or(0)),
                 "raw" => orders.raw = Some(value.replace("\\r", "\r").replace("\\n", "\n")),
                 "rst" => orders.rst = Some(value.to_owned()),
@@ -226,7 +229,8 @@ async fn serve(mut reader: Reader<BoxStream>, name: &str, recorder: &Recorder) -
         let payload = if orders.early { Payload::default() } else { reader.payload(framing).await };
         recorder.record(&case, record(name, &head, &payload));
         tokio::time::sleep(orders.delay).await;
-        if !answer(&mut reader, &orders, head.words()[0] == "HEAD", name).await? {
+        let method = head.words()[0];
+        if !answer(&mut reader, &orders, method == "HEAD", method == "CONNECT", name).await? {
             return Ok(());
         }
     }
@@ -252,6 +256,7 @@ async fn answer(
     reader: &mut Reader<BoxStream>,
     orders: &Orders,
     head_only: bool,
+    connect: bool,
     name: &str,
 ) -> std::io::Result<bool> {
     if orders.reset {
@@ -266,7 +271,9 @@ async fn answer(
         return Ok(false);
     }
     if orders.upgrade {
-        let head = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+        let switched =
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+        let head = if connect { "HTTP/1.1 200 OK\r\n\r\n" } else { switched };
         reader.io.write_all(head.as_bytes()).await?;
         let rest = reader.rest();
         reader.io.write_all(&rest).await?;

@@ -32,7 +32,8 @@ pub fn pairs(headers: &HeaderMap) -> Headers {
 }
 
 pub async fn serve(stream: BoxStream, name: &str, recorder: &std::sync::Arc<Recorder>) {
-    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    let handshake = h2::server::Builder::new().enable_connect_protocol().handshake(stream);
+    let Ok(mut connection) = handshake.await else { return };
     let mut streams = tokio::task::JoinSet::new();
     while let Some(Ok((request, respond))) = connection.accept().await {
         let (name, recorder) = (name.to_owned(), recorder.clone());
@@ -54,9 +55,16 @@ async fn answer(
     let case = header("x-case").unwrap_or_default().to_owned();
     let attempt = recorder.arrive(&case);
     let orders = Orders::parse(header("x-do"), attempt, name);
+    if orders.upgrade {
+        recorder.record(&case, record(&parts, name));
+        return tunnel(body, respond).await;
+    }
     let mut bytes = Vec::new();
     let mut complete = true;
-    while let Some(data) = body.data().await {
+    // What follows CONNECT is no body: it waits for the answer.
+    while parts.method != http::Method::CONNECT
+        && let Some(data) = body.data().await
+    {
         let Ok(data) = data else {
             complete = false;
             break;
@@ -64,20 +72,19 @@ async fn answer(
         body.flow_control().release_capacity(data.len())?;
         bytes.extend_from_slice(&data);
     }
-    let trailers = body.trailers().await.ok().flatten().unwrap_or_default();
+    let trailers = match parts.method {
+        http::Method::CONNECT => HeaderMap::new(),
+        _ => body.trailers().await.ok().flatten().unwrap_or_default(),
+    };
     recorder.record(
         &case,
-        Record {
-            backend: name.to_owned(),
-            method: parts.method.to_string(),
-            target: parts.uri.to_string(),
-            version: "HTTP/2".to_owned(),
-            headers: pairs(&parts.headers),
-            body: shown(&bytes),
-            trailers: pairs(&trailers),
-            complete,
-        },
+        Record { body: shown(&bytes), trailers: pairs(&trailers), complete, ..record(&parts, name) },
     );
+    for status in &orders.interim {
+        if let Ok(interim) = Response::builder().status(*status).header("x-interim", "1").body(()) {
+            respond.send_informational(interim)?;
+        }
+    }
     tokio::time::sleep(orders.delay).await;
     if let Some(rst) = &orders.rst {
         respond.send_reset(reason(rst));
@@ -118,6 +125,35 @@ async fn answer(
         stream.send_trailers(header_map(&orders.trailers))?;
     }
     Ok(())
+}
+
+/// What came, without its body.
+fn record(parts: &http::request::Parts, name: &str) -> Record {
+    let mut headers = pairs(&parts.headers);
+    if let Some(protocol) = parts.extensions.get::<h2::ext::Protocol>() {
+        headers.insert(0, (":protocol".to_owned(), protocol.as_str().to_owned()));
+    }
+    Record {
+        backend: name.to_owned(),
+        method: parts.method.to_string(),
+        target: parts.uri.to_string(),
+        version: "HTTP/2".to_owned(),
+        headers,
+        body: String::new(),
+        trailers: Vec::new(),
+        complete: true,
+    }
+}
+
+/// Accepts an upgrade and sends back what comes, until the proxy ends its side.
+async fn tunnel(mut body: h2::RecvStream, mut respond: SendResponse<Bytes>) -> Result<(), h2::Error> {
+    let mut stream = respond.send_response(Response::new(()), false)?;
+    while let Some(data) = body.data().await {
+        let data = data?;
+        body.flow_control().release_capacity(data.len())?;
+        stream.send_data(data, false)?;
+    }
+    stream.send_data(Bytes::new(), true)
 }
 
 /// The inverse of [`pairs`]; what is no header is left out.

@@ -103,7 +103,10 @@ pub struct Send {
     /// Waits for 100 before it sends the body.
     #[serde(default)]
     pub expect_continue: bool,
-    /// Sent after a 101, and awaited back.
+    /// HTTP/2: an extended CONNECT for this protocol (RFC 8441).
+    #[serde(default)]
+    pub tunnel: Option<String>,
+    /// Sent after a 101, or the answer to CONNECT, and awaited back.
     #[serde(default)]
     pub after_upgrade: Option<String>,
     /// Goes away without an answer after that many milliseconds.

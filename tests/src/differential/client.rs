@@ -1,6 +1,7 @@
 //! The client side: sends what a case says and writes down what it gets.
 
 use std::net::IpAddr;
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -124,6 +125,7 @@ async fn send_h1(stream: BoxStream, request: &Send, case: &str) -> Result<Answer
     loop {
         match read_head(&mut reader, &mut answer).await? {
             101 => break,
+            200..300 if request.method == "CONNECT" => break,
             100..200 => {}
             _ => return read_body(&mut reader, answer, request).await,
         }
@@ -227,6 +229,7 @@ fn empty() -> Send {
         tls: None,
         raw: None,
         expect_continue: false,
+        tunnel: None,
         after_upgrade: None,
         give_up_after_ms: None,
         repeat: 1,
@@ -290,26 +293,60 @@ async fn exchange_h2(
         let (name, value) = split(header);
         builder = builder.header(name, value);
     }
-    let message = builder.body(()).map_err(|error| Failure::Http(error.into()))?;
+    let mut message = builder.body(()).map_err(|error| Failure::Http(error.into()))?;
+    let connect = message.method() == http::Method::CONNECT;
+    if let Some(protocol) = &request.tunnel {
+        message.extensions_mut().insert(h2::ext::Protocol::from(protocol.as_str()));
+    } else if connect {
+        let target: http::uri::Authority =
+            request.host.parse().map_err(|error| Failure::Http(anyhow!("{error}")))?;
+        *message.uri_mut() = http::Uri::from(target);
+    }
     std::future::poll_fn(|cx| client.poll_ready(cx)).await?;
+    if request.tunnel.is_some() {
+        // So that the proxy's settings are there: whether they are obeyed before that is chance.
+        tokio::time::sleep(AFTERWARDS).await;
+    }
     let body = Bytes::from(body(request));
     let trailers: Headers =
         request.trailers.iter().map(|t| split(t)).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
-    let (response, mut stream) = client.send_request(message, body.is_empty() && trailers.is_empty())?;
+    let ended = body.is_empty() && trailers.is_empty() && !connect;
+    let (mut response, mut stream) = client.send_request(message, ended)?;
     if !body.is_empty() {
         stream.send_data(body, trailers.is_empty())?;
     }
     if !trailers.is_empty() {
         stream.send_trailers(backend_h2::header_map(&trailers))?;
     }
+    let mut interim = Vec::new();
+    let response = std::future::poll_fn(|cx| {
+        while let Poll::Ready(Some(Ok(early))) = response.poll_informational(cx) {
+            interim.push(early.status().as_u16());
+        }
+        std::pin::Pin::new(&mut response).poll(cx)
+    });
     let (parts, mut body) = response.await?.into_parts();
     let mut answer = Answer {
         status: parts.status.as_u16(),
         version: "HTTP/2".to_owned(),
         headers: backend_h2::pairs(&parts.headers),
         end: "complete".to_owned(),
+        interim,
         ..Answer::default()
     };
+    if connect && parts.status.is_success() {
+        let payload = Bytes::from(request.after_upgrade.clone().unwrap_or_default());
+        let (length, mut echoed) = (payload.len(), Vec::new());
+        stream.send_data(payload, false)?;
+        while echoed.len() < length
+            && let Some(data) = body.data().await
+        {
+            echoed.extend_from_slice(&data?);
+        }
+        return Ok(Answer { body: shown(&echoed), end: "upgraded".to_owned(), ..answer });
+    } else if connect {
+        stream.send_data(Bytes::new(), true).ok();
+    }
     let mut bytes = Vec::new();
     while let Some(data) = body.data().await {
         match data {

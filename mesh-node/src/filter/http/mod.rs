@@ -69,6 +69,8 @@ pub struct ConnectionManager {
     refusing: Cell<bool>,
     /// The connection ends after the responses that are under way.
     closing: Cell<bool>,
+    /// The client reset the stream that ends next.
+    reset: Cell<bool>,
 }
 
 impl ConnectionManager {
@@ -83,8 +85,19 @@ impl ConnectionManager {
         let local_address = own.unwrap_or(ctx.address);
         let server_name =
             HeaderValue::from_str(&hcm.server_name).unwrap_or(HeaderValue::from_static("envoy"));
-        let (streams, refusing, closing) = (Cell::new(0), Cell::new(false), Cell::new(false));
-        Self { hcm, connection, ctx, routes, xfcc, local_address, server_name, streams, refusing, closing }
+        Self {
+            hcm,
+            connection,
+            ctx,
+            routes,
+            xfcc,
+            local_address,
+            server_name,
+            streams: Cell::new(0),
+            refusing: Cell::new(false),
+            closing: Cell::new(false),
+            reset: Cell::new(false),
+        }
     }
 
     /// Must the connection end soon?
@@ -381,6 +394,10 @@ impl HttpService for ConnectionManager {
             self.log_refusal(refusal, body_bytes, response.headers());
         }
         response.map(|body| ResponseBody::untracked(body, self.ctx.timers.timer()))
+    }
+
+    fn on_cut(&self, reset: bool) {
+        self.reset.set(reset);
     }
 
     fn on_read(&self, bytes: usize) {

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use http::header::HOST;
 use http::request::Parts;
-use http::uri::PathAndQuery;
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderName, HeaderValue, Method, Uri};
 
 use crate::http::body::Body;
@@ -74,6 +74,11 @@ impl Request {
 
     pub fn set_authority(&mut self, authority: &str) {
         if let Ok(value) = HeaderValue::from_str(authority) {
+            if self.parts.method == Method::CONNECT
+                && let Ok(target) = authority.parse::<Authority>()
+            {
+                self.parts.uri = Uri::from(target);
+            }
             self.parts.headers.insert(HOST, value.clone());
             self.authority = value;
         }

@@ -141,7 +141,9 @@ async fn serve_http2<IO>(
     let options = Rc::new(h2::Options {
         http2: hcm.http2.clone(),
         max_header_bytes: hcm.max_request_headers_kib.saturating_mul(1024),
+        proxy_100_continue: hcm.proxy_100_continue,
         idle_timeout: hcm.idle_timeout,
+        delayed_close: hcm.delayed_close_timeout,
     });
     let drain = connection.drain.clone();
     let limit = hcm.max_connection_duration;

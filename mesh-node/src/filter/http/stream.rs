@@ -390,11 +390,12 @@ impl Drop for Owner {
             stats.downstream_rq_rx_reset.inc();
         }
         if !info.ended && !info.flags.contains(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR) {
-            info.flags.set(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
-            info.response_code_details = Some(match info.protocol {
-                Some(Version::HTTP_2) => "http2.remote_reset".into(),
-                _ => "downstream_remote_disconnect".into(),
-            });
+            let (flag, details) = match stream.manager.reset.take() {
+                true => (ResponseFlags::DOWNSTREAM_REMOTE_RESET, "http2.remote_reset"),
+                false => (ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION, "downstream_remote_disconnect"),
+            };
+            info.flags.set(flag);
+            info.response_code_details = Some(details.into());
         }
         stats.downstream_rq_time.record_ms(end);
         let logged = stream.logged.borrow();

@@ -5,23 +5,31 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, Version, header};
+use h2::SendStream;
+use h2::client::{Builder, ResponseFuture, SendRequest};
+use h2::ext::Protocol;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::client::conn::http2::{Builder, SendRequest};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinHandle;
 
-use super::{LocalExecutor, SEND_BUFFER, reset_reason, windows};
+use super::keepalive::KeepAlive;
+use super::receive::Received;
+use super::send::{Broken, Sender};
+use super::{SEND_BUFFER, strip_connection_headers, windows};
 use crate::http::body::{Body, BodyError};
+use crate::http::h1::parse::ConnectionTokens;
+use crate::http::informational::Informational;
 use crate::model::network::Http2Options;
 
 /// Bytes of a response's headers, uncompressed: Envoy's `max_response_headers_kb`.
 const MAX_HEADER_BYTES: u32 = 60 << 10;
+/// Streams that are opened before the server has said how many it allows.
+const INITIAL_MAX_STREAMS: usize = 100;
 
 /// Why there is no response.
 #[derive(Debug, thiserror::Error)]
@@ -35,14 +43,17 @@ pub enum Failure {
     #[error("stream reset by the server: {0}")]
     Reset(h2::Reason),
     #[error("HTTP/2 connection: {0}")]
-    Connection(#[from] hyper::Error),
+    Connection(#[from] h2::Error),
+    /// The request's own body failed.
+    #[error("request body: {0}")]
+    RequestBody(BodyError),
 }
 
 /// A connection's sending half; clones share it. The connection closes when the last one and all responses
 /// are gone.
 #[derive(Clone)]
 pub struct Handle {
-    sender: SendRequest<Body>,
+    sender: SendRequest<Bytes>,
     local: SocketAddr,
     shared: Rc<Shared>,
 }
@@ -52,8 +63,8 @@ struct Shared {
     /// Exchanges that are not over.
     active: Cell<u32>,
     begun: Cell<u32>,
-    /// What the server allows now.
-    max_streams: Cell<usize>,
+    /// `max_concurrent_streams` of the cluster.
+    limit: usize,
     closed: Cell<bool>,
     idle_timeout: Option<Duration>,
 }
@@ -73,28 +84,27 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let (stream_window, connection_window) = windows(options);
-    let mut builder = Builder::new(LocalExecutor);
-    builder
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(stream_window)
+    let (sender, mut connection) = Builder::new()
+        .enable_push(false)
+        .initial_max_send_streams(INITIAL_MAX_STREAMS)
+        .initial_window_size(stream_window)
         .initial_connection_window_size(connection_window)
-        .max_send_buf_size(SEND_BUFFER)
-        .max_header_list_size(MAX_HEADER_BYTES);
-    if let Some((interval, timeout)) = options.keepalive {
-        builder.keep_alive_interval(interval).keep_alive_timeout(timeout).keep_alive_while_idle(true);
-    }
-    let (sender, connection) = builder.handshake::<_, Body>(TokioIo::new(io)).await?;
-    let shared = Rc::new(Shared { idle_timeout, ..Shared::default() });
-    shared.max_streams.set(options.max_concurrent_streams as usize);
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(MAX_HEADER_BYTES)
+        .handshake::<_, Bytes>(io)
+        .await?;
     let limit = options.max_concurrent_streams as usize;
+    let shared = Rc::new(Shared { idle_timeout, limit, ..Shared::default() });
+    let mut keepalive = KeepAlive::new(options.keepalive, connection.ping_pong());
     tokio::task::spawn_local({
         let shared = shared.clone();
         async move {
             let mut connection = pin!(connection);
             let outcome = poll_fn(|cx| {
-                let outcome = connection.as_mut().poll(cx);
-                shared.max_streams.set(connection.current_max_send_streams().min(limit));
-                outcome
+                if keepalive.as_mut().is_some_and(|keepalive| keepalive.poll_dead(cx).is_ready()) {
+                    return Poll::Ready(Ok(()));
+                }
+                connection.as_mut().poll(cx)
             })
             .await;
             shared.closed.set(true);
@@ -108,13 +118,15 @@ where
 
 impl Handle {
     /// May carry one exchange more.
-    pub fn has_room(&self) -> bool {
-        self.is_open() && (self.shared.active.get() as usize) < self.shared.max_streams.get().max(1)
+    pub fn has_room(&mut self) -> bool {
+        let allowed = self.sender.current_max_send_streams().min(self.shared.limit).max(1);
+        (self.shared.active.get() as usize) < allowed && self.is_open()
     }
 
     /// Neither closed nor told to go away.
-    pub fn is_open(&self) -> bool {
-        !self.shared.closed.get() && !self.sender.is_closed()
+    pub fn is_open(&mut self) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        !self.shared.closed.get() && !matches!(self.sender.poll_ready(&mut context), Poll::Ready(Err(_)))
     }
 
     /// The connection's own address.
@@ -138,63 +150,145 @@ impl Handle {
     }
 
     /// Sends a request and returns the response once its headers are here. `lease` lives as long as the exchange.
+    /// An upgrade is sent as extended CONNECT, and its acceptance comes back as 101.
     ///
     /// # Errors
     /// See [`Failure`]. A dropped future resets the stream with CANCEL.
     pub fn exchange<L: Unpin + 'static>(
         &mut self,
-        mut request: Request<Body>,
+        request: Request<Body>,
         lease: L,
     ) -> impl Future<Output = Result<Response<Body>, Failure>> + use<L> {
         let active = Active::begin(&self.shared);
-        *request.version_mut() = Version::HTTP_2;
-        request.headers_mut().remove(header::HOST);
-        request.headers_mut().remove(header::TRANSFER_ENCODING);
-        if request.body().is_end_stream() {
-            // Where no length came, none goes: hyper would add one to a POST.
-            *request.body_mut() = Body::boxed(NoBody);
-        }
-        let response = self.sender.try_send_request(request);
+        let mut sender = self.sender.clone();
         async move {
-            let response = response.await.map_err(|mut failed| {
-                let unsent = failed.take_message().is_some();
-                classify(failed.into_error(), unsent)
-            })?;
-            Ok(response.map(|body| match body.is_end_stream() {
-                true => Body::Empty,
-                false => Body::boxed(Leased { body, _active: active, _lease: lease }),
-            }))
+            let (mut parts, body) = request.into_parts();
+            let informational = parts.extensions.remove::<Informational>();
+            let tunnel = Tunnel::of(&mut parts);
+            let connect = parts.method == Method::CONNECT;
+            strip_connection_headers(&mut parts.headers);
+            parts.headers.remove(header::HOST);
+            parts.version = Version::HTTP_2;
+            let ended = body.is_end_stream() && !connect;
+            poll_fn(|cx| sender.poll_ready(cx)).await.map_err(|_| Failure::NotSent)?;
+            let (response, stream) =
+                sender.send_request(Request::from_parts(parts, ()), ended).map_err(not_sent)?;
+            let mut sending = (!ended).then(|| Sending { body, stream, sender: Sender::default() });
+            let mut waiting = Waiting { response, informational };
+            let response = poll_fn(|cx| {
+                // What follows CONNECT is no part of the request: it waits for the answer.
+                if !connect && let Some(Poll::Ready(sent)) = sending.as_mut().map(|sending| sending.poll(cx))
+                {
+                    sending = None;
+                    if let Err(Broken::Body(error)) = sent {
+                        return Poll::Ready(Err(Failure::RequestBody(error)));
+                    }
+                }
+                waiting.poll(cx).map_err(classify)
+            })
+            .await?;
+            let (mut parts, stream) = response.into_parts();
+            if connect && !parts.status.is_success() {
+                sending = None;
+            }
+            let rest = sending.map(|sending| Rest(tokio::task::spawn_local(sending.finish())));
+            if let Some(tunnel) = tunnel {
+                tunnel.answered(&mut parts);
+            }
+            if stream.is_end_stream() {
+                return Ok(Response::from_parts(parts, Body::Empty));
+            }
+            let body = Received::of_response(stream, &parts.headers);
+            let body = Body::boxed(Leased { body, _rest: rest, _active: active, _lease: lease });
+            Ok(Response::from_parts(parts, body))
         }
     }
 }
 
-/// A body that is over and says nothing of its length.
-struct NoBody;
+/// An upgrade, which HTTP/2 carries as extended CONNECT (RFC 8441).
+struct Tunnel(HeaderValue);
 
-impl http_body::Body for NoBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Poll::Ready(None)
+impl Tunnel {
+    /// Rewrites the head of a request that asks for an upgrade.
+    fn of(parts: &mut http::request::Parts) -> Option<Self> {
+        let headers = &mut parts.headers;
+        let protocol = headers.get(header::UPGRADE)?;
+        if !ConnectionTokens::of(headers, headers.contains_key(header::CONNECTION)).upgrade {
+            return None;
+        }
+        let protocol = protocol.clone();
+        parts.extensions.insert(Protocol::from(protocol.to_str().ok()?));
+        parts.method = Method::CONNECT;
+        headers.remove(header::CONTENT_LENGTH);
+        Some(Self(protocol))
     }
 
-    fn is_end_stream(&self) -> bool {
-        true
+    /// Success is what HTTP/1 says by 101.
+    fn answered(self, parts: &mut http::response::Parts) {
+        if parts.status == StatusCode::OK {
+            parts.status = StatusCode::SWITCHING_PROTOCOLS;
+            parts.headers.insert(header::UPGRADE, self.0);
+            parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        }
     }
 }
 
-fn classify(error: hyper::Error, unsent: bool) -> Failure {
-    let go_away = std::error::Error::source(&error)
-        .and_then(|source| source.downcast_ref::<h2::Error>())
-        .is_some_and(|error| error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR));
-    match reset_reason(&error) {
-        _ if unsent => Failure::NotSent,
+/// A request's body on its way.
+struct Sending {
+    body: Body,
+    stream: SendStream<Bytes>,
+    sender: Sender,
+}
+
+impl Sending {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        self.sender.poll(cx, &mut self.stream, Pin::new(&mut self.body))
+    }
+
+    /// Sends what is left while the response is read; a body that fails resets the stream.
+    async fn finish(mut self) {
+        if let Err(Broken::Body(error)) = poll_fn(|cx| self.poll(cx)).await {
+            tracing::debug!(%error, "request body failed");
+            self.stream.send_reset(h2::Reason::CANCEL);
+        }
+    }
+}
+
+/// The rest of a request, which nobody needs once its response is over.
+struct Rest(JoinHandle<()>);
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+struct Waiting {
+    response: ResponseFuture,
+    informational: Option<Informational>,
+}
+
+impl Waiting {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response<h2::RecvStream>, h2::Error>> {
+        if let Some(informational) = &self.informational {
+            while let Poll::Ready(Some(Ok(interim))) = self.response.poll_informational(cx) {
+                let (parts, ()) = interim.into_parts();
+                informational.send(parts.status, parts.headers);
+            }
+        }
+        Pin::new(&mut self.response).poll(cx)
+    }
+}
+
+/// The connection ended before the stream could begin, or the request cannot be said in HTTP/2.
+fn not_sent(error: h2::Error) -> Failure {
+    if error.is_go_away() || error.is_io() { Failure::NotSent } else { Failure::Connection(error) }
+}
+
+fn classify(error: h2::Error) -> Failure {
+    match error.reason() {
         Some(h2::Reason::REFUSED_STREAM) => Failure::Refused,
-        _ if go_away => Failure::Refused,
+        Some(h2::Reason::NO_ERROR) if error.is_go_away() => Failure::Refused,
         Some(reason) => Failure::Reset(reason),
         None => Failure::Connection(error),
     }
@@ -219,7 +313,8 @@ impl Drop for Active {
 
 /// A response's body that keeps what belongs to its exchange.
 struct Leased<L> {
-    body: Incoming,
+    body: Received,
+    _rest: Option<Rest>,
     _active: Active,
     _lease: L,
 }
@@ -232,7 +327,7 @@ impl<L: Unpin> http_body::Body for Leased<L> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.body).poll_frame(cx).map_err(BodyError::H2)
+        self.body.poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

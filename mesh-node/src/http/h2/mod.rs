@@ -1,19 +1,27 @@
-//! HTTP/2 (RFC 9113), both sides, by hyper: its protocol and flow control, our options and bounds.
+//! HTTP/2 (RFC 9113), both sides: the protocol and flow control of `h2`, our options, bounds and tasks.
 //!
+//! Own code around `h2` and not a server library's, because a proxy forwards what such libraries keep for
+//! themselves: interim responses, extended CONNECT (RFC 8441), the order of a reset and what came before it.
 //! What it must not do: let one connection hold memory without bound. Windows and header lists are capped, and
 //! so are resets that a peer provokes (rapid reset); a flood of CONTINUATION frames is refused by `h2` itself.
+//!
+//! Inside the proxy an upgrade looks as in HTTP/1 whatever carries it (as in Envoy): a GET with `upgrade`, answered
+//! by 101. Both sides translate to and from extended CONNECT.
 
 mod client;
 mod io;
+mod keepalive;
+mod receive;
+mod send;
 mod server;
 #[cfg(test)]
 mod tests;
 
 pub use client::{Failure, Handle, connect};
+pub use receive::Received;
 pub use server::{Options, serve};
 
-use std::error::Error;
-use std::future::Future;
+use http::{HeaderMap, header};
 
 use crate::model::network::Http2Options;
 
@@ -31,24 +39,13 @@ fn windows(options: &Http2Options) -> (u32, u32) {
     (stream, options.initial_connection_window_bytes.min(MAX_CONNECTION_WINDOW).max(stream))
 }
 
-/// The reason of the reset behind an error of hyper, if there is one.
-pub fn reset_reason(error: &(dyn Error + 'static)) -> Option<h2::Reason> {
-    let mut source = Some(error);
-    while let Some(error) = source {
-        if let Some(error) = error.downcast_ref::<h2::Error>() {
-            return error.reason();
-        }
-        source = error.source();
+/// Removes what HTTP/2 forbids (RFC 9113 section 8.2.2). True: there was a `connection` header.
+fn strip_connection_headers(headers: &mut HeaderMap) -> bool {
+    for name in [header::TRANSFER_ENCODING, header::UPGRADE] {
+        headers.remove(name);
     }
-    None
-}
-
-/// Runs hyper's tasks on the worker that owns the connection.
-#[derive(Debug, Clone, Copy)]
-struct LocalExecutor;
-
-impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
+    for name in ["keep-alive", "proxy-connection"] {
+        headers.remove(name);
     }
+    headers.remove(header::CONNECTION).is_some()
 }

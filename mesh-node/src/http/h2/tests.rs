@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, LocalSet};
@@ -17,6 +18,7 @@ use tokio::task::{JoinHandle, LocalSet};
 use super::{Failure, Handle, Options, connect, serve};
 use crate::drain::Signal;
 use crate::http::body::{Body, BodyError};
+use crate::http::informational::Informational;
 use crate::http::service::{HttpService, Refusal, Reset};
 use crate::model::network::Http2Options;
 
@@ -36,6 +38,8 @@ where
     fn refuse(&self, _: &Refusal) -> Response<Body> {
         unreachable!("HTTP/2 refuses by itself")
     }
+
+    fn on_cut(&self, _: bool) {}
 
     fn on_read(&self, _: usize) {}
 
@@ -58,8 +62,18 @@ async fn pair() -> (TcpStream, TcpStream) {
 
 struct Served {
     handle: Handle,
-    server: JoinHandle<Result<(), hyper::Error>>,
+    server: JoinHandle<Result<(), h2::Error>>,
     drain: Arc<Signal>,
+}
+
+fn options() -> Options {
+    Options {
+        http2: Http2Options { allow_connect: true, ..Http2Options::default() },
+        max_header_bytes: 60 << 10,
+        proxy_100_continue: true,
+        idle_timeout: None,
+        delayed_close: Some(Duration::from_secs(1)),
+    }
 }
 
 async fn handle(io: TcpStream) -> Handle {
@@ -73,7 +87,7 @@ where
     A: Future<Output = Result<Response<Body>, Reset>> + 'static,
 {
     let (client, io) = pair().await;
-    let options = Options { http2: Http2Options::default(), max_header_bytes: 60 << 10, idle_timeout: None };
+    let options = options();
     let drain = Arc::new(Signal::default());
     let service = Rc::new(FnService(answer));
     let server = tokio::task::spawn_local(serve(io, Bytes::new(), Rc::new(options), service, drain.clone()));
@@ -242,8 +256,7 @@ fn a_body_that_is_reset_midway_says_with_which_reason() {
 fn a_client_that_opens_and_resets_streams_without_end_is_cut_off() {
     local(async {
         let (client, io) = pair().await;
-        let options =
-            Options { http2: Http2Options::default(), max_header_bytes: 60 << 10, idle_timeout: None };
+        let options = options();
         let service = Rc::new(FnService(|_| async { Ok(Response::new(Body::Empty)) }));
         let server = serve(io, Bytes::new(), Rc::new(options), service, Arc::new(Signal::default()));
         let server = tokio::task::spawn_local(server);
@@ -289,5 +302,140 @@ fn a_slow_reader_of_a_stream_holds_its_sender_back() {
         }
         assert!(before < 16 << 20, "{before} bytes were produced for a client that reads nothing");
         drop(response);
+    });
+}
+
+#[test]
+fn an_upgrade_crosses_http2_as_extended_connect_and_looks_like_http1_on_both_ends() {
+    local(async {
+        let mut served = served(|request: Request<Body>| async move {
+            assert_eq!((request.method().as_str(), request.uri().path()), ("GET", "/chat"));
+            assert_eq!(request.headers()["upgrade"], "websocket");
+            assert_eq!(request.headers()["connection"], "upgrade");
+            let answer = Response::builder().status(101).header("upgrade", "websocket");
+            Ok(answer.header("connection", "upgrade").body(request.into_body()).unwrap())
+        })
+        .await;
+        let (feed, body) = fed();
+        let request = Request::get("http://a/chat").header("upgrade", "websocket");
+        let request = request.header("connection", "upgrade").body(body).unwrap();
+        let response = served.handle.exchange(request, ()).await.unwrap();
+        assert_eq!(response.status(), 101);
+        assert_eq!(response.headers()["upgrade"], "websocket");
+        let mut body = response.into_body();
+        feed.send(Ok(Frame::data(Bytes::from_static(b"ping")))).await.unwrap();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "ping");
+        drop(feed);
+        assert!(body.frame().await.is_none());
+    });
+}
+
+#[test]
+fn what_follows_a_connect_that_is_refused_is_not_sent() {
+    local(async {
+        let mut served = served(|request: Request<Body>| async move {
+            assert_eq!((request.method().as_str(), request.uri().to_string()), ("CONNECT", "a:1".into()));
+            Ok(Response::builder().status(403).body(Body::Empty).unwrap())
+        })
+        .await;
+        let (feed, body) = fed();
+        let request = Request::connect("a:1").body(body).unwrap();
+        assert_eq!(served.handle.exchange(request, ()).await.unwrap().status(), 403);
+        assert!(feed.is_closed());
+    });
+}
+
+#[test]
+fn early_hints_reach_the_client_before_the_answer() {
+    local(async {
+        let go_on = Rc::new(Notify::new());
+        let hinted = go_on.clone();
+        let mut served = served(move |request: Request<Body>| {
+            let go_on = go_on.clone();
+            async move {
+                let hints = request.extensions().get::<Informational>().unwrap();
+                hints.send(StatusCode::EARLY_HINTS, HeaderMap::new());
+                go_on.notified().await;
+                Ok(Response::new(Body::Empty))
+            }
+        })
+        .await;
+        let informational = Informational::default();
+        let mut request = get();
+        request.extensions_mut().insert(informational.clone());
+        let mut response = std::pin::pin!(served.handle.exchange(request, ()));
+        let hints = std::future::poll_fn(|cx| {
+            assert!(response.as_mut().poll(cx).is_pending(), "the answer came before its hints");
+            let hints = informational.take(cx.waker());
+            if hints.is_empty() { std::task::Poll::Pending } else { std::task::Poll::Ready(hints) }
+        });
+        assert_eq!(hints.await[0].0, StatusCode::EARLY_HINTS);
+        hinted.notify_one();
+        assert_eq!(response.await.unwrap().status(), 200);
+    });
+}
+
+#[test]
+fn a_body_that_fails_at_once_does_not_take_the_head_and_what_came_before_from_the_client() {
+    local(async {
+        let mut served = served(|_| async {
+            let frames = [Ok(Frame::data(Bytes::from_static(b"part"))), Err(BodyError::Incomplete)];
+            Ok(Response::new(Body::boxed(StreamBody::new(futures_util::stream::iter(frames)))))
+        })
+        .await;
+        let response = served.handle.exchange(get(), ()).await.unwrap();
+        let mut body = response.into_body();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "part");
+        assert!(body.frame().await.unwrap().is_err());
+    });
+}
+
+#[test]
+fn a_body_that_fails_after_a_silence_resets_its_stream() {
+    local(async {
+        let (feed, body) = fed();
+        let body = RefCell::new(Some(body));
+        let mut served = served(move |_| {
+            let body = body.borrow_mut().take().unwrap_or_default();
+            async { Ok(Response::new(body)) }
+        })
+        .await;
+        let mut body = served.handle.exchange(get(), ()).await.unwrap().into_body();
+        feed.send(Err(BodyError::Incomplete)).await.unwrap();
+        assert!(body.frame().await.unwrap().is_err());
+    });
+}
+
+#[test]
+fn a_server_that_answers_in_full_and_wants_no_more_has_answered() {
+    local(async {
+        let (client, io) = pair().await;
+        tokio::task::spawn_local(async move {
+            let mut connection = h2::server::handshake(io).await.unwrap();
+            while let Some(Ok((_request, mut respond))) = connection.accept().await {
+                let mut stream = respond.send_response(Response::new(()), false).unwrap();
+                stream.send_data(Bytes::from_static(b"full"), true).unwrap();
+            }
+        });
+        let (feed, body) = fed();
+        let request = Request::post("http://a/").body(body).unwrap();
+        let response = handle(client).await.exchange(request, ()).await.unwrap();
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "full");
+        // Nobody reads the rest of the request.
+        feed.closed().await;
+    });
+}
+
+#[test]
+fn a_client_that_speaks_nonsense_is_told_so_and_closed_in_order() {
+    local(async {
+        let (mut client, io) = pair().await;
+        let service = Rc::new(FnService(|_| async { Ok(Response::new(Body::Empty)) }));
+        let server = serve(io, Bytes::new(), Rc::new(options()), service, Arc::new(Signal::default()));
+        let server = tokio::task::spawn_local(server);
+        client.write_all(&[b'x'; 64 << 10]).await.unwrap();
+        assert!(server.await.unwrap().is_err());
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).await.expect("a reset took our last words from the client");
     });
 }

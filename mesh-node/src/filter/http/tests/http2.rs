@@ -143,7 +143,7 @@ fn a_client_that_resets_its_stream_is_logged_and_its_neighbours_go_on() {
         while proxy.hcm.stats.downstream_rq_active.get() > 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(proxy.log_lines(), ["GET /up/hung 0 DC http2.remote_reset 0 0 1"]);
+        assert_eq!(proxy.log_lines(), ["GET /up/hung 0 DR http2.remote_reset 0 0 1"]);
         let good = Request::get("http://a/up/good").body(()).unwrap();
         let (response, _) = client.send_request(good, true).unwrap();
         assert_eq!(response.await.unwrap().status(), StatusCode::OK);

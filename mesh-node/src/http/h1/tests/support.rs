@@ -45,6 +45,8 @@ where
         response
     }
 
+    fn on_cut(&self, _: bool) {}
+
     fn on_read(&self, bytes: usize) {
         self.read.set(self.read.get() + bytes);
     }

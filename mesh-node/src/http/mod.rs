@@ -5,4 +5,5 @@ pub mod body;
 pub mod h1;
 pub mod h2;
 pub mod informational;
+pub mod metered;
 pub mod service;

@@ -10,7 +10,8 @@ use super::Target;
 use super::connect::connect;
 use super::error::{ErrorKind, UpstreamError};
 use super::pool::{Connecting, Key, Lease, Pools, Slot, Via};
-use super::pooled::{Pooled, PooledH1};
+use super::pooled::{Pooled, PooledH1, pooled};
+use super::stream::UpstreamStream;
 use crate::cluster::{Outcome, RequestGuard, RoutingPriority};
 use crate::http::body::Body;
 use crate::http::h1::parse::Limits;
@@ -21,7 +22,7 @@ use crate::model::cluster::{Transport, UpstreamProtocol};
 /// The connections that a worker keeps to endpoints for HTTP requests.
 #[derive(Clone, Default)]
 pub struct Upstreams {
-    pools: Pools,
+    pub(super) pools: Pools,
 }
 
 impl std::fmt::Debug for Upstreams {
@@ -108,7 +109,7 @@ impl Sending<'_> {
         guard: RequestGuard,
     ) -> Result<Exchange, UpstreamError> {
         guard.attached();
-        let local = connection.io().local;
+        let local = connection.io().meter().local;
         let reused = connection.exchanges() > 0;
         let lease = Lease::new(self.pools, self.key.clone(), guard);
         match connection.exchange(request, lease).await {
@@ -189,7 +190,7 @@ impl Sending<'_> {
         let slot = Slot::take(slots);
         let _pending = self.pending()?;
         let connection = connect(self.target, guard, self.server_name.as_deref()).await?;
-        Ok(Some(Pooled::new(connection, slot)))
+        Ok(Some(pooled(connection, slot)))
     }
 
     fn pending(&self) -> Result<crate::cluster::PendingGuard, UpstreamError> {
@@ -240,7 +241,7 @@ impl Sending<'_> {
     ) -> Result<h2::Handle, UpstreamError> {
         let config = &self.target.cluster.config;
         config.stats.upstream_cx_http2_total.inc();
-        let local = transport.local;
+        let local = transport.meter().local;
         match h2::connect(transport, local, &config.http2, config.idle_timeout).await {
             Ok(handle) => {
                 connecting.succeeded(handle.clone());
@@ -308,7 +309,7 @@ impl Sending<'_> {
             return self.send_http1(connection, request, guard).await;
         }
         let transport = self.open_or_wait().await?;
-        if transport.alpn() != Some(b"h2") {
+        if transport.get_ref().and_then(UpstreamStream::alpn) != Some(b"h2") {
             return self.send_http1(self.start_http1(transport), request, guard).await;
         }
         self.pools.with_group(&self.key, self.target, |group| group.speaks_h2 = true);

@@ -247,6 +247,20 @@ impl Pools {
         self.0.groups.borrow().values().map(|group| group.idle.len() + group.h2.len()).sum()
     }
 
+    /// Returns when the peer of an idle connection has closed it and the close has arrived.
+    #[cfg(test)]
+    pub(super) async fn idle_closed(&self) {
+        std::future::poll_fn(|cx| {
+            let mut groups = self.0.groups.borrow_mut();
+            let mut idle = groups.values_mut().flat_map(|group| &mut group.idle);
+            match idle.any(|idle| !idle.connection.poll_idle(cx)) {
+                true => std::task::Poll::Ready(()),
+                false => std::task::Poll::Pending,
+            }
+        })
+        .await;
+    }
+
     fn put_back(&self, key: &Key, connection: Box<PooledH1>) {
         let since = self.0.now.get();
         let surplus = match self.0.groups.borrow_mut().get_mut(key) {
@@ -291,7 +305,7 @@ fn sweep(shared: &Shared) -> bool {
         let gone = group.host.removed.started()
             || group.workload.as_ref().is_some_and(|workload| workload.strong_count() == 0);
         for mut idle in std::mem::take(&mut group.idle) {
-            let cluster = idle.connection.io().guard.cluster();
+            let cluster = idle.connection.io().meter().guard.cluster();
             let limit = cluster.config.idle_timeout;
             let expired = limit.is_some_and(|limit| SWEEP_INTERVAL * ticks(now - idle.since) > limit);
             if expired {
@@ -344,7 +358,7 @@ impl Lease {
 
 impl h1::Lease<Pooled> for Lease {
     fn release(self, connection: Box<PooledH1>) {
-        let cluster = connection.io().guard.cluster();
+        let cluster = connection.io().meter().guard.cluster();
         let limit = cluster.config.max_requests_per_connection;
         if limit > 0 && connection.exchanges() >= limit {
             cluster.stats.upstream_cx_max_requests.inc();

@@ -102,8 +102,7 @@ fn a_connection_that_the_server_closed_while_idle_is_not_used_again() {
         for expected in 1..4 {
             assert_eq!(get(&upstreams, &target).await, "hi");
             assert_eq!(accepted.get(), expected);
-            // The server's end has arrived once its task and the event behind it have run.
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            upstreams.pools.idle_closed().await;
         }
     });
 }

@@ -9,8 +9,8 @@
 //! by 101. Both sides translate to and from extended CONNECT.
 
 mod client;
-mod io;
 mod keepalive;
+mod progress;
 mod receive;
 mod send;
 mod server;

@@ -17,14 +17,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::io::{Meter, Metered, Progress};
 use super::keepalive::KeepAlive;
+use super::progress::{Progress, ServiceMeter};
 use super::receive::Received;
 use super::send::{Broken, send};
 use super::{SEND_BUFFER, strip_connection_headers, windows};
 use crate::drain::Signal;
 use crate::http::body::Body;
 use crate::http::informational::Informational;
+use crate::http::metered::Metered;
 use crate::http::service::{HttpService, Reset};
 use crate::model::network::Http2Options;
 
@@ -72,8 +73,9 @@ where
     S: HttpService,
 {
     let progress = Rc::new(Progress::default());
-    let meter = ServiceMeter(service.clone());
-    let io = Metered::new(preface, io, meter, progress.clone(), options.delayed_close);
+    let linger = options.delayed_close;
+    let meter = ServiceMeter { service: service.clone(), progress: progress.clone(), linger };
+    let io = Metered::with_prefix(preface, io, meter);
     let connection = Connection { service, options, progress, closing: Notify::new() };
     let connection = Rc::new(connection);
     let outcome = connection.clone().run(io, &drain).await;
@@ -281,17 +283,5 @@ async fn idle(progress: &Progress, timeout: Option<Duration>) {
         if progress.activity.get() == before {
             return;
         }
-    }
-}
-
-struct ServiceMeter<S>(Rc<S>);
-
-impl<S: HttpService> Meter for ServiceMeter<S> {
-    fn on_read(&self, bytes: usize) {
-        self.0.on_read(bytes);
-    }
-
-    fn on_written(&self, bytes: usize) {
-        self.0.on_written(bytes);
     }
 }

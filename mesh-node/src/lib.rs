@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod budget;
 pub mod capture;
 pub mod cluster;
 pub mod config;

@@ -194,6 +194,16 @@ pub trait Place {
         Ok(Held { process })
     }
 
+    /// Connections that ask for much and read nothing, open until the process is dropped.
+    fn hoard(&self, to: SocketAddr, connections: usize) -> Result<Process> {
+        let mut command = peer("hoard")?;
+        command.args(["--to", &to.to_string(), "--connections", &connections.to_string()]);
+        let mut process = self.start(command)?;
+        let line = process.line()?;
+        ensure!(line == "running", "the hoard of {to} does not run: {line}");
+        Ok(process)
+    }
+
     /// `count` connections one after the other on each of a few threads, each with one exchange and
     /// a close by the client.
     fn churn(&self, to: &[SocketAddr], count: u64) -> Result<Tally> {

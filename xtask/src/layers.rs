@@ -18,9 +18,9 @@ use anyhow::{Context, Result, bail};
 
 /// The stages of the data path in the order in which a connection meets them.
 const STAGES: [&str; 7] = ["capture", "listener", "filter", "router", "cluster", "upstream", "http"];
-/// What every stage may use beside the stages after it. `drain` and `readiness` are leaves: they
-/// import nothing themselves.
-const SHARED: [&str; 5] = ["model", "identity", "telemetry", "drain", "readiness"];
+/// What every stage may use beside the stages after it. `drain`, `readiness` and `budget` are leaves:
+/// they import nothing themselves.
+const SHARED: [&str; 6] = ["model", "identity", "telemetry", "drain", "readiness", "budget"];
 /// Imports against the order, each with its reason: stage, what it imports.
 const EXCEPTIONS: [(&str, &str); 1] = [
     // A connection belongs to the endpoint that was chosen and counts against its cluster's limits for as
@@ -29,7 +29,7 @@ const EXCEPTIONS: [(&str, &str); 1] = [
 ];
 /// Modules outside the data path, with what each may import. A module in neither list is free to be
 /// imported only by the composition root.
-const BESIDE: [(&str, &[&str]); 9] = [
+const BESIDE: [(&str, &[&str]); 10] = [
     // The settings of capture are a part of the settings.
     ("config", &["xds", "capture", "model", "identity", "telemetry"]),
     ("xds", &["model", "identity", "telemetry"]),
@@ -37,8 +37,9 @@ const BESIDE: [(&str, &[&str]); 9] = [
     ("dns", &["model", "telemetry"]),
     ("telemetry", &["model", "identity", "drain"]),
     ("identity", &["model"]),
-    // A compiled resource carries the handles of its statistics and of its drain.
-    ("model", &["identity", "telemetry", "drain"]),
+    // A compiled resource carries the handles of its statistics, of its drain and of its limits.
+    ("model", &["identity", "telemetry", "drain", "budget"]),
+    ("budget", &[]),
     ("drain", &[]),
     ("readiness", &[]),
 ];

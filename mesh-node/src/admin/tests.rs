@@ -64,6 +64,15 @@ impl AdminState for Fake {
             ips: vec!["10.0.0.1".parse().unwrap()],
             connections: 1,
             max_connections: 0,
+            buffered_bytes: 4096,
+            max_buffered_bytes: 1 << 20,
+            refused: [
+                ("cx_refused_by_max_connections", 0),
+                ("cx_refused_by_max_buffered_bytes", 2),
+                ("rq_refused_by_max_buffered_bytes", 0),
+                ("retries_given_up", 0),
+                ("buffers_pressed", 1),
+            ],
             counters: vec![KernelCount { hook: "connect", reason: "steered_outbound", value: 3 }],
         }]
     }
@@ -215,6 +224,10 @@ fn statistics_are_filtered_and_formatted() {
     let ours = "# TYPE mesh_kernel_total counter\n\
                 mesh_kernel_total{namespace=\"ns\",pod=\"pod\",hook=\"connect\",reason=\"steered_outbound\"} 3\n";
     assert_eq!(get(&state, "/stats/prometheus?filter=mesh_kernel").body, ours);
+    let limits = "# TYPE mesh_limit_total counter\n\
+                  mesh_limit_total{namespace=\"ns\",pod=\"pod\",reason=\"cx_refused_by_max_buffered_bytes\"} 2\n\
+                  mesh_limit_total{namespace=\"ns\",pod=\"pod\",reason=\"buffers_pressed\"} 1\n";
+    assert_eq!(get(&state, "/stats/prometheus?filter=mesh_limit").body, limits);
     assert!(get(&state, "/stats?filter=server.uptime").body.ends_with("server.uptime: 8\n"));
     assert_eq!(get(&state, "/stats?filter=((").status, 400);
     assert_eq!(get(&state, "/stats?format=bad").status, 400);
@@ -228,7 +241,10 @@ fn workloads_and_server_info() {
     assert_eq!(
         get(&state, "/workloads").body,
         "ns/pod::uid::u\nns/pod::service_account::sa\nns/pod::ips::10.0.0.1\nns/pod::cx_active::1\n\
-         ns/pod::max_connections::0\nns/pod::connect.steered_outbound::3\n"
+         ns/pod::max_connections::0\nns/pod::buffered_bytes::4096\nns/pod::max_buffered_bytes::1048576\n\
+         ns/pod::cx_refused_by_max_connections::0\nns/pod::cx_refused_by_max_buffered_bytes::2\n\
+         ns/pod::rq_refused_by_max_buffered_bytes::0\nns/pod::retries_given_up::0\n\
+         ns/pod::buffers_pressed::1\nns/pod::connect.steered_outbound::3\n"
     );
     let info: Value = serde_json::from_str(&get(&state, "/server_info").body).unwrap();
     assert_eq!((&info["state"], &info["uptime_current_epoch"]), (&json!("LIVE"), &json!("8s")));

@@ -19,6 +19,11 @@ pub struct WorkloadView {
     /// Captured connections open now, and how many may be (0 is no limit).
     pub connections: u32,
     pub max_connections: u32,
+    /// Bytes held now, in the coarse steps in which workers count them, and how many may be (0 is no limit).
+    pub buffered_bytes: u64,
+    pub max_buffered_bytes: u64,
+    /// What the limits refused, by reason, in the order to show.
+    pub refused: [(&'static str, u64); 5],
     /// What the kernel programs counted, in the order to show.
     pub counters: Vec<KernelCount>,
 }
@@ -37,6 +42,25 @@ pub struct KernelCount {
 pub fn prometheus(state: &dyn AdminState) -> String {
     let workloads = state.workloads();
     let mut out = format!("# TYPE mesh_enrolled_pods gauge\nmesh_enrolled_pods{{}} {}\n", workloads.len());
+    if !workloads.is_empty() {
+        out.push_str("# TYPE mesh_buffered_bytes gauge\n");
+    }
+    for workload in &workloads {
+        let (namespace, pod, held) = (&workload.namespace, &workload.name, workload.buffered_bytes);
+        let _ = writeln!(out, "mesh_buffered_bytes{{namespace=\"{namespace}\",pod=\"{pod}\"}} {held}");
+    }
+    // Most pods never meet a limit: only what happened is a line.
+    let met = || workloads.iter().flat_map(|w| w.refused.iter().filter(|(_, n)| *n > 0).map(move |r| (w, r)));
+    if met().next().is_some() {
+        out.push_str("# TYPE mesh_limit_total counter\n");
+    }
+    for (workload, (reason, value)) in met() {
+        let (namespace, pod) = (&workload.namespace, &workload.name);
+        let _ = writeln!(
+            out,
+            "mesh_limit_total{{namespace=\"{namespace}\",pod=\"{pod}\",reason=\"{reason}\"}} {value}"
+        );
+    }
     if workloads.iter().any(|w| !w.counters.is_empty()) {
         out.push_str("# TYPE mesh_kernel_total counter\n");
     }
@@ -68,6 +92,11 @@ pub fn page(state: &dyn AdminState, query: &Query) -> Reply {
         let _ = writeln!(out, "{key}::ips::{}", ips.join(","));
         let _ = writeln!(out, "{key}::cx_active::{}", workload.connections);
         let _ = writeln!(out, "{key}::max_connections::{}", workload.max_connections);
+        let _ = writeln!(out, "{key}::buffered_bytes::{}", workload.buffered_bytes);
+        let _ = writeln!(out, "{key}::max_buffered_bytes::{}", workload.max_buffered_bytes);
+        for (reason, value) in workload.refused {
+            let _ = writeln!(out, "{key}::{reason}::{value}");
+        }
         for KernelCount { hook, reason, value } in &workload.counters {
             let _ = writeln!(out, "{key}::{hook}.{reason}::{value}");
         }
@@ -78,6 +107,8 @@ pub fn page(state: &dyn AdminState, query: &Query) -> Reply {
 fn as_json(workload: &WorkloadView) -> Value {
     let counters: serde_json::Map<_, _> =
         workload.counters.iter().map(|c| (format!("{}.{}", c.hook, c.reason), c.value.into())).collect();
+    let refused: serde_json::Map<_, _> =
+        workload.refused.iter().map(|(reason, value)| ((*reason).to_owned(), (*value).into())).collect();
     json!({
         "uid": workload.uid,
         "namespace": workload.namespace,
@@ -86,6 +117,9 @@ fn as_json(workload: &WorkloadView) -> Value {
         "ips": workload.ips,
         "cx_active": workload.connections,
         "max_connections": workload.max_connections,
+        "buffered_bytes": workload.buffered_bytes,
+        "max_buffered_bytes": workload.max_buffered_bytes,
+        "limits": refused,
         "counters": counters,
     })
 }

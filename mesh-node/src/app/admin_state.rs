@@ -1,6 +1,6 @@
 //! What the admin pages see of the process, and what they may ask of it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -136,14 +136,26 @@ impl AdminState for State {
         let view = |workload: &Arc<crate::model::workload::Workload>| {
             let key = format!("{}/{}", workload.namespace, workload.name);
             let of_pod = counters.iter().filter(|c| c.pod == key);
+            let limits = &workload.limits;
+            let refusals = limits.buffers.refusals();
+            let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
             WorkloadView {
                 uid: workload.uid.to_string(),
                 namespace: workload.namespace.to_string(),
                 name: workload.name.to_string(),
                 service_account: workload.service_account.to_string(),
                 ips: workload.ips.clone(),
-                connections: workload.limits.connections.load(Ordering::Relaxed),
-                max_connections: workload.limits.max_connections,
+                connections: limits.connections.load(Ordering::Relaxed),
+                max_connections: limits.max_connections,
+                buffered_bytes: limits.buffers.buffered() as u64,
+                max_buffered_bytes: limits.buffers.max() as u64,
+                refused: [
+                    ("cx_refused_by_max_connections", count(&limits.refused)),
+                    ("cx_refused_by_max_buffered_bytes", count(&refusals.connections)),
+                    ("rq_refused_by_max_buffered_bytes", count(&refusals.requests)),
+                    ("retries_given_up", count(&refusals.retries)),
+                    ("buffers_pressed", count(&refusals.pressed)),
+                ],
                 counters: of_pod
                     .map(|c| KernelCount { hook: c.hook, reason: c.reason, value: c.value })
                     .collect(),

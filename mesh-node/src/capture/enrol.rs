@@ -22,6 +22,7 @@ use super::programs::{CidrEntry, Maps, Programs};
 use super::record::{Interface, Record, Records};
 use super::settings::{Cidr, Settings};
 use super::sysctl;
+use crate::budget::Budget;
 use crate::model::workload::{SocketFactory, Workload, WorkloadLimits};
 
 /// What enrolling needs beside the pod.
@@ -150,7 +151,13 @@ fn try_enrol(
     write(&record)?;
     fill_maps(context.maps, context.settings, context.guard, slot, spec, cookie)
         .map_err(PodProblem::setup("filling the kernel maps"))?;
-    let workload = workload(spec, sockets, context.settings.max_connections);
+    let settings = context.settings;
+    let limits = WorkloadLimits {
+        max_connections: settings.max_connections,
+        buffers: Arc::new(Budget::new(&spec.display_name(), settings.max_buffered_bytes)),
+        ..WorkloadLimits::default()
+    };
+    let workload = workload(spec, sockets, Arc::new(limits));
     Ok((Enrolled { spec: spec.clone(), cookie, netns_id: namespace.id, workload }, listeners))
 }
 
@@ -372,7 +379,7 @@ fn cidr_entry(slot: u32, direction: u16, cidr: &Cidr) -> CidrEntry {
 pub(super) fn workload(
     spec: &PodSpec,
     sockets: Arc<dyn SocketFactory>,
-    max_connections: u32,
+    limits: Arc<WorkloadLimits>,
 ) -> Arc<Workload> {
     Arc::new(Workload {
         uid: spec.uid.as_str().into(),
@@ -382,7 +389,7 @@ pub(super) fn workload(
         labels: spec.labels.clone(),
         ips: spec.ips.clone(),
         sockets,
-        limits: WorkloadLimits { max_connections, ..WorkloadLimits::default() },
+        limits,
     })
 }
 

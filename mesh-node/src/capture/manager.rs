@@ -220,7 +220,7 @@ impl Manager {
                 spec.display_name()
             );
         }
-        pod.workload = enrol::workload(&spec, pod.workload.sockets.clone(), self.settings.max_connections);
+        pod.workload = enrol::workload(&spec, pod.workload.sockets.clone(), pod.workload.limits.clone());
         for worker in &self.workers {
             let _ = worker.send(Assignment::Update { slot, workload: pod.workload.clone() });
         }

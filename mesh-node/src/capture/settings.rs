@@ -7,6 +7,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// Less buffer than this would refuse the connections of a pod that does nothing unusual.
+const MIN_BUFFERED_BYTES: usize = 1 << 20;
+
 /// Settings of capture, with the names they have in the settings file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -51,6 +54,10 @@ pub struct Settings {
     pub heartbeat_timeout_ms: u64,
     /// Captured connections that one pod may have open at once; 0 is no limit.
     pub max_connections: u32,
+    /// Bytes that may be held for one pod: copy buffers, messages under way, bodies kept for retries; 0 is no
+    /// limit. The default is half the memory that Istio requests for a sidecar; it is 512 TCP connections of
+    /// which both sides read nothing.
+    pub max_buffered_bytes: usize,
     /// For every pod, beside the pod's own.
     pub exclude_outbound_ports: Vec<u16>,
     pub exclude_inbound_ports: Vec<u16>,
@@ -82,6 +89,7 @@ impl Default for Settings {
             rule_priority: 500,
             heartbeat_timeout_ms: 10_000,
             max_connections: 0,
+            max_buffered_bytes: 64 << 20,
             exclude_outbound_ports: Vec::new(),
             exclude_inbound_ports: Vec::new(),
             exclude_outbound_cidrs: Vec::new(),
@@ -116,6 +124,13 @@ impl Settings {
         }
         if self.heartbeat_timeout_ms < 500 {
             problems.push("heartbeat_timeout_ms: less than 500 takes a busy proxy for a dead one".to_owned());
+        }
+        if (1..MIN_BUFFERED_BYTES).contains(&self.max_buffered_bytes) {
+            problems.push(format!(
+                "max_buffered_bytes: {} is less than {MIN_BUFFERED_BYTES}, which a few connections fill; 0 is no \
+                 limit",
+                self.max_buffered_bytes
+            ));
         }
         problems
     }
@@ -203,11 +218,18 @@ mod tests {
     #[test]
     fn default_settings_have_no_problem_and_bad_ones_are_named_all_at_once() {
         assert_eq!(Settings::default().problems(), Vec::<String>::new());
-        let bad = Settings { instance: "a/b".into(), mark: 0x501, route_table: 254, ..Settings::default() };
+        let bad = Settings {
+            instance: "a/b".into(),
+            mark: 0x501,
+            route_table: 254,
+            max_buffered_bytes: 4096,
+            ..Settings::default()
+        };
         let problems = bad.problems();
-        assert_eq!(problems.len(), 3);
+        assert_eq!(problems.len(), 4);
         assert!(problems[0].starts_with("instance"));
         assert!(problems[2].starts_with("route_table"));
+        assert!(problems[3].starts_with("max_buffered_bytes"));
     }
 
     #[test]

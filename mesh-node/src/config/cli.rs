@@ -188,6 +188,7 @@ fn help(name: &str) -> &'static str {
         "workers" => "Worker threads; 0 is one per core (Envoy: --concurrency)",
         "drain_time_s" => "Seconds that connections may go on after SIGTERM",
         "max_connections" => "Connections one pod may have open through the proxy; 0 is no limit",
+        "max_buffered_bytes" => "Bytes that may be held for one pod; 0 is no limit",
         "log_level" => "trace, debug, info, warn, error, off, or target=level,…",
         "log_format" => "text or json",
         "instance" => "Name of this mesh-node on the host; its folder in bpffs",

@@ -8,6 +8,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::{Downstream, WorkerContext};
+use crate::budget::Purse;
 use crate::cluster::{ClusterState, LbContext, RoutingPriority};
 use crate::model::Str;
 use crate::model::listener::Direction;
@@ -125,7 +126,8 @@ async fn relay<I: Downstream>(
     let meters =
         Meters { received: &stats.downstream_cx_rx_bytes_total, sent: &stats.downstream_cx_tx_bytes_total };
     let mut moved = Moved::default();
-    let copying = copy(io, &mut connection.stream, config.idle_timeout, meters, &mut moved);
+    let purse = stream.connection.workload.as_ref().map(|workload| Purse::of(&workload.limits.buffers));
+    let copying = copy(io, &mut connection.stream, config.idle_timeout, meters, &mut moved, purse.as_deref());
     let end = within(config.max_downstream_connection_duration, copying).await;
     stream.bytes_received = moved.received;
     stream.bytes_sent = moved.sent;

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
+use crate::budget::Purse;
 use crate::filter::{self, Downstream, WorkerContext, tcp_proxy};
 use crate::model::Snapshot;
 use crate::model::listener::{Direction, FilterChain, Listener};
@@ -62,14 +63,22 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 /// Serves a steered connection: enters the listener of its direction.
 pub async fn serve_captured(accepted: Accepted, ctx: Rc<WorkerContext>) {
-    let Some(_slot) = accepted.workload.as_ref().map_or(Some(None), |w| Slot::take(w).map(Some)) else {
-        tracing::debug!(source = %accepted.source, "connection refused: the workload is at its limit");
-        return reset(&accepted.io);
-    };
+    let slot = accepted.workload.as_ref().map(Slot::take).transpose();
     let snapshot = ctx.published.load_full();
     let Some(entry) = snapshot.entry(accepted.direction) else {
         tracing::debug!(direction = ?accepted.direction, "connection refused: no listener of this direction");
         return reset(&accepted.io);
+    };
+    let _slot = match slot {
+        Ok(slot) => slot,
+        Err(limit) => {
+            tracing::debug!(source = %accepted.source, ?limit, "connection refused: its pod is at a limit");
+            match limit {
+                Limit::Connections => entry.stats.downstream_cx_overflow.inc(),
+                Limit::BufferedBytes => entry.stats.downstream_cx_overload_reject.inc(),
+            }
+            return reset(&accepted.io);
+        }
     };
     serve_from(accepted, &snapshot, entry, ctx).await;
 }
@@ -176,20 +185,41 @@ fn reset(io: &TcpStream) {
     }
 }
 
+/// A limit of a workload that a new connection meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Limit {
+    Connections,
+    BufferedBytes,
+}
+
 /// One connection of a workload's allowance, given back when dropped.
-struct Slot(Arc<Workload>);
+#[derive(Debug)]
+struct Slot {
+    workload: Arc<Workload>,
+    /// Kept so that all that the connection holds counts in one purse, whatever comes and goes.
+    _purse: Rc<Purse>,
+}
 
 impl Slot {
-    fn take(workload: &Arc<Workload>) -> Option<Self> {
+    /// Takes a connection of the allowance.
+    fn take(workload: &Arc<Workload>) -> Result<Self, Limit> {
         let limits = &workload.limits;
         let before = limits.connections.fetch_add(1, Ordering::Relaxed);
-        let slot = Self(workload.clone());
-        (limits.max_connections == 0 || before < limits.max_connections).then_some(slot)
+        let slot = Self { workload: workload.clone(), _purse: Purse::of(&limits.buffers) };
+        if limits.max_connections != 0 && before >= limits.max_connections {
+            limits.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(Limit::Connections);
+        }
+        if limits.buffers.is_full() {
+            limits.buffers.refusals().connections.fetch_add(1, Ordering::Relaxed);
+            return Err(Limit::BufferedBytes);
+        }
+        Ok(slot)
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.limits.connections.fetch_sub(1, Ordering::Relaxed);
+        self.workload.limits.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }

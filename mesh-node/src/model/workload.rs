@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::Str;
+use crate::budget::Budget;
 
 /// Opens sockets inside the network namespace of one pod, so that all traffic of the workload is ordinary
 /// traffic of that pod. The test implementation opens them in the current namespace.
@@ -31,8 +33,8 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     pub ips: Vec<IpAddr>,
     pub sockets: Arc<dyn SocketFactory>,
-    /// What the workload may use of this process, and what it uses now.
-    pub limits: WorkloadLimits,
+    /// What the workload may use of this process, and what it uses now. Outlives edits of the pod.
+    pub limits: Arc<WorkloadLimits>,
 }
 
 /// Bounds that keep one pod from starving its neighbours.
@@ -41,5 +43,9 @@ pub struct WorkloadLimits {
     /// Captured connections open at once, both directions. 0 is no limit.
     pub max_connections: u32,
     /// Captured connections open now.
-    pub connections: std::sync::atomic::AtomicU32,
+    pub connections: AtomicU32,
+    /// Connections reset because of `max_connections`.
+    pub refused: AtomicU64,
+    /// Bytes held for the workload.
+    pub buffers: Arc<Budget>,
 }

@@ -1,7 +1,8 @@
 //! Copies bytes both ways between two streams until both directions have ended (RFC 9293 half-close).
 //!
 //! An idle connection holds no buffer: one is taken from the worker's spare buffers when data is there, and
-//! given back when all of it is written.
+//! given back when all of it is written. A direction reads only when nothing of it is unwritten; where its
+//! workload holds too much already, it reads a small piece.
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -13,10 +14,13 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use crate::budget::Purse;
 use crate::telemetry::stats::Counter;
 
 /// Size of a copy buffer, and so of the largest read and write.
 const BUFFER_BYTES: usize = 64 * 1024;
+/// The same for a workload near its limit of buffered bytes.
+const SMALL_BUFFER_BYTES: usize = 4 * 1024;
 /// Spare buffers that a worker keeps: 2 MiB.
 const SPARE_BUFFERS: usize = 32;
 
@@ -52,20 +56,21 @@ pub struct Meters<'a> {
 }
 
 /// Copies until both directions ended, one failed, or nothing moved for `idle`. Dropping the future stops at
-/// once; `moved` then still tells what went through.
+/// once; `moved` then still tells what went through. Buffers count in `purse`.
 pub async fn copy<D, U>(
     downstream: &mut D,
     upstream: &mut U,
     idle: Option<Duration>,
     meters: Meters<'_>,
     moved: &mut Moved,
+    purse: Option<&Purse>,
 ) -> End
 where
     D: AsyncRead + AsyncWrite + Unpin,
     U: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut out = Direction::default();
-    let mut back = Direction::default();
+    let mut out = Direction::new(purse);
+    let mut back = Direction::new(purse);
     let mut idle = idle.map(IdleTimer::new);
     poll_fn(|cx| {
         let before = (out.total, back.total);
@@ -105,8 +110,8 @@ enum Side {
 }
 
 /// One direction of a pair.
-#[derive(Default)]
-struct Direction {
+struct Direction<'a> {
+    purse: Option<&'a Purse>,
     buffer: Option<Box<[u8]>>,
     start: usize,
     end: usize,
@@ -116,7 +121,20 @@ struct Direction {
     done: bool,
 }
 
-impl Direction {
+impl<'a> Direction<'a> {
+    fn new(purse: Option<&'a Purse>) -> Self {
+        Self {
+            purse,
+            buffer: None,
+            start: 0,
+            end: 0,
+            total: 0,
+            unflushed: false,
+            read_ended: false,
+            done: false,
+        }
+    }
+
     fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), Side>>
     where
         R: AsyncRead + Unpin,
@@ -143,8 +161,7 @@ impl Direction {
                 self.done = true;
                 return Poll::Ready(Ok(()));
             }
-            let buffer = self.buffer.get_or_insert_with(spare);
-            let mut into = ReadBuf::new(buffer);
+            let mut into = ReadBuf::new(self.empty_buffer());
             match Pin::new(&mut *reader).poll_read(cx, &mut into) {
                 Poll::Ready(Ok(())) => {
                     (self.start, self.end) = (0, into.filled().len());
@@ -163,8 +180,29 @@ impl Direction {
         }
     }
 
+    /// The buffer to read into, of a size that the workload may have now.
+    fn empty_buffer(&mut self) -> &mut [u8] {
+        let pressed = self.purse.is_some_and(Purse::is_pressed);
+        if pressed && self.buffer.as_ref().is_some_and(|buffer| buffer.len() > SMALL_BUFFER_BYTES) {
+            self.give_back();
+        }
+        self.buffer.get_or_insert_with(|| {
+            let buffer = if pressed { vec![0; SMALL_BUFFER_BYTES].into_boxed_slice() } else { spare() };
+            if let Some(purse) = self.purse {
+                purse.add(buffer.len());
+            }
+            buffer
+        })
+    }
+
     fn give_back(&mut self) {
         if let Some(buffer) = self.buffer.take() {
+            if let Some(purse) = self.purse {
+                purse.sub(buffer.len());
+            }
+            if buffer.len() < BUFFER_BYTES {
+                return;
+            }
             SPARE.with_borrow_mut(|spare| {
                 if spare.len() < SPARE_BUFFERS {
                     spare.push(buffer);
@@ -174,7 +212,7 @@ impl Direction {
     }
 }
 
-impl Drop for Direction {
+impl Drop for Direction<'_> {
     fn drop(&mut self) {
         self.give_back();
     }
@@ -230,7 +268,7 @@ mod tests {
         let meters = Meters { received: &received, sent: &sent };
         let (end, ()) = tokio::join!(
             async {
-                let end = copy(&mut downstream, &mut upstream, idle, meters, &mut moved).await;
+                let end = copy(&mut downstream, &mut upstream, idle, meters, &mut moved, None).await;
                 drop((downstream, upstream));
                 end
             },
@@ -283,5 +321,52 @@ mod tests {
         .await;
         assert!(matches!(end, End::Idle), "{end:?}");
         assert_eq!(moved.received, 5);
+    }
+
+    #[tokio::test]
+    async fn pairs_whose_receivers_read_nothing_get_small_buffers_near_the_limit_and_go_on_when_they_read() {
+        const PAIRS: usize = 64;
+        let budget = std::sync::Arc::new(crate::budget::Budget::new("ns/hog", 1 << 20));
+        let purse = Purse::of(&budget);
+        let (received, sent) = (Counter::default(), Counter::default());
+        let (mut copies, mut senders, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..PAIRS {
+            let (client, mut downstream) = duplex(1000);
+            let (server, mut upstream) = duplex(1000);
+            let (purse, meters) = (&purse, Meters { received: &received, sent: &sent });
+            copies.push(async move {
+                let mut moved = Moved::default();
+                copy(&mut downstream, &mut upstream, None, meters, &mut moved, Some(purse)).await;
+                drop((downstream, upstream));
+                moved.sent
+            });
+            receivers.push(client);
+            senders.push(async move {
+                let mut server = server;
+                server.write_all(&[7; 50_000]).await.unwrap();
+            });
+        }
+        let mut served = Box::pin(futures_util::future::join(
+            futures_util::future::join_all(copies),
+            futures_util::future::join_all(senders),
+        ));
+        // Nobody reads: every pair is stuck with a buffer, most of them with a small one.
+        let mut before = 0;
+        while !purse.is_pressed() || purse.used() > before {
+            before = purse.used();
+            assert!(futures_util::poll!(&mut served).is_pending());
+            tokio::task::yield_now().await;
+        }
+        let most = (1 << 20) + PAIRS * SMALL_BUFFER_BYTES;
+        assert!(purse.used() > (1 << 20) * 3 / 4 - BUFFER_BYTES && purse.used() < most, "{}", purse.used());
+        let reading = futures_util::future::join_all(receivers.into_iter().map(async |mut client| {
+            let mut heard = Vec::new();
+            client.read_to_end(&mut heard).await.unwrap();
+            heard.len()
+        }));
+        let ((moved, _), heard) = tokio::join!(served, reading);
+        assert_eq!(moved, [50_000; PAIRS]);
+        assert_eq!(heard, [50_000; PAIRS]);
+        assert_eq!(purse.used(), 0);
     }
 }

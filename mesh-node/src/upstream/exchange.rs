@@ -12,6 +12,7 @@ use super::error::{ErrorKind, UpstreamError};
 use super::pool::{Connecting, Key, Lease, Pools, Slot, Via};
 use super::pooled::{Pooled, PooledH1, pooled};
 use super::stream::UpstreamStream;
+use crate::budget::{Held, Purse};
 use crate::cluster::{Outcome, RequestGuard, RoutingPriority};
 use crate::http::body::Body;
 use crate::http::h1::parse::Limits;
@@ -174,7 +175,9 @@ impl Sending<'_> {
             trailers: config.http1.enable_trailers,
             proper_case: config.http1.proper_case,
         };
-        h1::Connection::new(transport, options)
+        let workload = self.target.workload.as_ref();
+        let purse = workload.map(|workload| Purse::of(&workload.limits.buffers));
+        h1::Connection::new(transport, options, Held::new(purse))
     }
 
     /// Opens a connection. `None`: the circuit breaker is open and this worker has a connection to the host

@@ -2,6 +2,7 @@
 
 mod guard;
 mod lifecycle;
+mod limits;
 mod plain;
 mod ports;
 mod services;

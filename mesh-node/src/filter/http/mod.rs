@@ -29,6 +29,7 @@ use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 
@@ -136,6 +137,10 @@ impl ConnectionManager {
                 return Answer::Local(LocalReply::new(StatusCode::BAD_REQUEST, "", "missing_host_header"));
             }
         };
+        if let Some(refused) = self.refuse_overload() {
+            stream.log_request(&request);
+            return Answer::Local(refused);
+        }
         if let Some(refused) = self.prepare(stream, &mut request) {
             if !refused.flags.contains(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR) {
                 stream.log_request(&request);
@@ -179,6 +184,18 @@ impl ConnectionManager {
                 Answer::Local(LocalReply::new(StatusCode::NOT_FOUND, "", "filter_chain_not_found"))
             }
         }
+    }
+
+    /// At the workload's limit of buffered bytes nothing new is begun (Envoy: `stop_accepting_requests`).
+    fn refuse_overload(&self) -> Option<LocalReply> {
+        let budget = &self.connection.workload.as_ref()?.limits.buffers;
+        if !budget.is_full() {
+            return None;
+        }
+        budget.refusals().requests.fetch_add(1, Ordering::Relaxed);
+        self.hcm.stats.downstream_rq_overload_close.inc();
+        let reply = LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "envoy overloaded", "overload");
+        Some(reply.flag(ResponseFlags::OVERLOAD_MANAGER))
     }
 
     /// Checks and sanitises a request before it is routed. `Some` is the answer to one that is refused.

@@ -1,9 +1,11 @@
 //! The request body on its way upstream: observed for timeouts and counters, and kept for retries where the
-//! route has some. What is kept is bounded; a body over the bound streams on and can no longer be retried.
+//! route has some. What is kept is bounded, by the cluster and by what the workload may hold; a body over the
+//! bound streams on and can no longer be retried.
 
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -11,6 +13,7 @@ use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 
 use super::stream::Stream;
+use crate::budget::{Held, Purse};
 use crate::http::body::{Body, BodyError};
 
 /// A request body whose progress its stream sees.
@@ -72,6 +75,7 @@ struct Kept {
     trailers: Option<HeaderMap>,
     kept_bytes: usize,
     limit_bytes: usize,
+    held: Held,
     ended: bool,
     overflowed: bool,
     /// Only the body of this attempt may read the source.
@@ -82,6 +86,8 @@ struct Kept {
 impl Replayable {
     /// Keeps up to `limit_bytes` of `source`.
     pub fn new(source: Observed, limit_bytes: usize) -> Self {
+        let workload = source.stream.manager.connection.workload.as_ref();
+        let held = Held::new(workload.map(|workload| Purse::of(&workload.limits.buffers)));
         Self(Rc::new(RefCell::new(Kept {
             size: source.size_hint(),
             source,
@@ -89,6 +95,7 @@ impl Replayable {
             trailers: None,
             kept_bytes: 0,
             limit_bytes,
+            held,
             ended: false,
             overflowed: false,
             attempt: 0,
@@ -186,13 +193,29 @@ impl http_body::Body for Attempt {
 
 impl Kept {
     fn keep(&mut self, data: &Bytes) {
-        self.kept_bytes += data.len();
-        if self.kept_bytes > self.limit_bytes {
-            self.overflowed = true;
-            self.frames = Vec::new();
+        if self.overflowed {
+            return;
         }
-        if !self.overflowed {
-            self.frames.push(data.clone());
+        self.kept_bytes += data.len();
+        let pressed = self.held.is_pressed();
+        if pressed || self.kept_bytes > self.limit_bytes {
+            self.give_up(pressed);
+            return;
+        }
+        self.held.set(self.kept_bytes);
+        self.frames.push(data.clone());
+    }
+
+    /// Keeps nothing any more: the request is tried this once.
+    fn give_up(&mut self, pressed: bool) {
+        self.overflowed = true;
+        self.frames = Vec::new();
+        self.held.set(0);
+        if let Some(upstream) = &*self.source.stream.upstream() {
+            upstream.cluster.stats.retry_or_shadow_abandoned.inc();
+        }
+        if let Some(purse) = self.held.purse().filter(|_| pressed) {
+            purse.budget().refusals().retries.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

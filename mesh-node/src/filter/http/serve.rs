@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::super::WorkerContext;
 use super::ConnectionManager;
+use crate::budget::Purse;
 use crate::http::{h1, h2};
 use crate::model::network::{Codec, HttpConnectionManager};
 use crate::telemetry::stream_info::ConnectionInfo;
@@ -114,6 +115,7 @@ async fn serve_http1<IO>(
         idle_timeout: hcm.idle_timeout,
         drain_timeout: hcm.drain_timeout,
         delayed_close: hcm.delayed_close_timeout,
+        purse: connection.workload.as_ref().map(|workload| Purse::of(&workload.limits.buffers)),
     });
     let drain = connection.drain.clone();
     let limit = hcm.max_connection_duration;

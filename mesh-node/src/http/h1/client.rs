@@ -18,6 +18,7 @@ use super::chunk::{Decoded, Decoder};
 use super::encode::{self, BodyFacts};
 use super::parse::{self, Asked, ConnectionTokens, Framing, HeadError, Limits, Progress};
 use super::wire::{Expect, Wire};
+use crate::budget::Held;
 use crate::http::body::{Body, BodyError};
 use crate::http::informational::Informational;
 
@@ -110,9 +111,10 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
     L: Lease<IO>,
 {
-    pub fn new(io: IO, options: Options) -> Box<Self> {
+    /// `held`: where the connection's buffers count.
+    pub fn new(io: IO, options: Options, held: Held) -> Box<Self> {
         Box::new(Self {
-            wire: Wire::new(io).adaptive(),
+            wire: Wire::new(io, held).adaptive(),
             options,
             decoder: Decoder::Done,
             sending: Sending::default(),

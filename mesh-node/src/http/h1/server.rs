@@ -23,12 +23,13 @@ use super::parse::{self, ConnectionTokens, Framing, HeadError, Limits, Progress,
 use super::shared::{Outcome, RequestBody, Shared};
 use super::timer::Timer;
 use super::wire::{Expect, Wire};
+use crate::budget::{Held, Purse};
 use crate::drain::Signal;
 use crate::http::body::Body;
 use crate::http::informational::Informational;
 use crate::http::service::{HttpService, Refusal};
 
-/// What a connection may do and how long it may take. One value per listener, shared by its connections.
+/// What a connection may do, how long it may take, and who pays for its memory.
 #[derive(Debug, Clone)]
 pub struct Options {
     pub limits: Limits,
@@ -45,6 +46,8 @@ pub struct Options {
     pub drain_timeout: Duration,
     /// How long the peer may take to read an answer and close, after which unread input is dropped.
     pub delayed_close: Option<Duration>,
+    /// Where the bytes held for the connection count.
+    pub purse: Option<Rc<Purse>>,
 }
 
 impl Default for Options {
@@ -59,6 +62,7 @@ impl Default for Options {
             idle_timeout: Some(Duration::from_secs(3600)),
             drain_timeout: Duration::from_secs(5),
             delayed_close: Some(Duration::from_secs(1)),
+            purse: None,
         }
     }
 }
@@ -92,7 +96,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
     S: HttpService,
 {
-    let mut wire = Wire::new(io);
+    let mut wire = Wire::new(io, Held::new(options.purse.clone()));
     if !preface.is_empty() {
         wire.input = BytesMut::from(preface);
     }

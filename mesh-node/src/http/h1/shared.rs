@@ -82,6 +82,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> State<IO> {
     /// Between requests.
     pub(super) fn finish(&mut self) {
         self.waker = None;
+        self.wire.release_large();
         self.exchange += 1;
     }
 

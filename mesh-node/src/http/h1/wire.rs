@@ -11,8 +11,13 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
+use crate::budget::Held;
+
 /// Room for a message head and a small body.
 const HEAD_ROOM: usize = 8 << 10;
+/// Memory that every connection has: a head and a small answer. What is beyond it counts against the limit of
+/// the workload, this against its limit of connections.
+const FIXED_BYTES: usize = 2 * HEAD_ROOM;
 /// Room for the next piece of a large body.
 const BODY_ROOM: usize = 64 << 10;
 /// Body pieces up to this size are copied behind what is already queued.
@@ -39,18 +44,21 @@ pub(super) struct Wire<IO> {
     /// A head came with more behind it than there was room for: the next one probably does, too. `None` where
     /// that is not learned, because nobody gives the memory back while the connection is idle.
     large: Option<bool>,
+    held: Held,
     read: usize,
     written: usize,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
-    pub(super) fn new(io: IO) -> Self {
+    /// `held`: where its buffers count.
+    pub(super) fn new(io: IO, held: Held) -> Self {
         Self {
             io,
             input: BytesMut::new(),
             output: Output::default(),
             eof: false,
             large: None,
+            held,
             read: 0,
             written: 0,
         }
@@ -69,6 +77,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
     /// Reads once. 0 is the end of the stream.
     pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>, expect: Expect) -> Poll<io::Result<usize>> {
         let (least, room) = match expect {
+            Expect::Head | Expect::Body(_) if self.held.is_pressed() => (1 << 10, HEAD_ROOM),
             Expect::Head if self.large == Some(true) => (BODY_ROOM / 2, BODY_ROOM),
             Expect::Head => (1 << 10, HEAD_ROOM),
             Expect::Body(left) => {
@@ -78,6 +87,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
         };
         if self.input.capacity() - self.input.len() < least {
             self.input.reserve(room);
+            self.count();
         }
         let available = self.input.capacity() - self.input.len();
         let length = ready!(pin!(self.io.read_buf(&mut self.input)).poll(cx))?;
@@ -99,6 +109,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
 
     /// Writes what is queued.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = self.poll_write_out(cx);
+        self.count();
+        flushed
+    }
+
+    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.output.is_empty() {
             let written = {
                 let slices = self.output.slices();
@@ -121,6 +137,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 
+    /// Tells the workload's account what is held now. A piece of a body that was read here and is written
+    /// elsewhere counts there.
+    fn count(&self) {
+        let held = self.input.capacity() + self.output.memory();
+        self.held.set(held.saturating_sub(FIXED_BYTES));
+    }
+
     /// Bytes read and written since the last call.
     pub(super) fn take_counts(&mut self) -> (usize, usize) {
         (std::mem::take(&mut self.read), std::mem::take(&mut self.written))
@@ -133,6 +156,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Wire<IO> {
             self.input = BytesMut::new();
         }
         self.output.release_memory();
+        self.count();
+    }
+
+    /// Gives back memory that a large message needed and the next one may not.
+    pub(super) fn release_large(&mut self) {
+        if self.input.capacity() > FIXED_BYTES {
+            self.release_memory();
+        }
     }
 }
 
@@ -190,6 +221,11 @@ impl Output {
             self.piece = data;
             self.tail = b"\r\n";
         }
+    }
+
+    /// Bytes of memory in use.
+    fn memory(&self) -> usize {
+        self.gathered.capacity() + self.piece.len()
     }
 
     fn slices(&self) -> [IoSlice<'_>; 3] {

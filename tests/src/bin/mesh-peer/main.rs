@@ -45,6 +45,13 @@ enum Command {
         #[arg(long)]
         pause_ms: u64,
     },
+    /// Connections that ask for many bytes each and read none of them, until the end of standard input.
+    Hoard {
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long)]
+        connections: usize,
+    },
     /// Many short connections.
     Churn {
         #[arg(long, required = true)]
@@ -90,6 +97,7 @@ fn main() -> ExitCode {
         Command::Hold { to, connections, pause_ms } => {
             many::hold(to, connections, Duration::from_millis(pause_ms))
         }
+        Command::Hoard { to, connections } => many::hoard(to, connections),
         Command::Churn { to, count } => many::churn(&to, count),
         Command::Mixed => mixed::serve(),
         Command::Load { to, protocol, concurrency } => Protocol::named(&protocol)

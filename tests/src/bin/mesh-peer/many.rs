@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use mesh_tests::peer::Tally;
+use socket2::{Domain, Protocol, Socket, Type};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const REPORTED_ERRORS: usize = 5;
@@ -73,6 +74,36 @@ pub fn hold(to: SocketAddr, connections: usize, pause: Duration) -> Result<()> {
         stop.store(true, Ordering::Relaxed);
     });
     outcome.print()
+}
+
+/// What a hoarding connection asks for; no kernel keeps so much for one that does not read.
+const HOARDED_BYTES: usize = 64 << 20;
+
+/// Prints `running` once all connections were opened, whether or not they were refused at once. They end with
+/// standard input.
+pub fn hoard(to: SocketAddr, connections: usize) -> Result<()> {
+    let mut open = Vec::new();
+    for i in 0..connections {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+        // Little is with the kernel here, so that it is the other side that has to hold something.
+        socket.set_recv_buffer_size(4096)?;
+        let connected = socket.connect_timeout(&to.into(), LIMIT);
+        let mut stream = TcpStream::from(socket);
+        let asked = connected.and_then(|()| stream.write_all(format!("bytes {HOARDED_BYTES}\n").as_bytes()));
+        match asked {
+            Ok(()) => open.push(stream),
+            Err(error) if refused(&error) => {}
+            Err(error) => return Err(error).with_context(|| format!("connection {i}")),
+        }
+    }
+    println!("running");
+    std::io::stdin().read_to_end(&mut Vec::new()).ok();
+    Ok(())
+}
+
+fn refused(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), BrokenPipe | ConnectionRefused | ConnectionReset)
 }
 
 /// Opens, uses and closes `count` connections, over the targets in turn.

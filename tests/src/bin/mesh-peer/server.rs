@@ -12,6 +12,9 @@ use tokio::net::TcpStream;
 
 use crate::Mode;
 
+/// What `bytes N` sends, again and again.
+static PAYLOAD: [u8; 64 * 1024] = [b'x'; 64 * 1024];
+
 /// Serves until the process is killed.
 pub fn serve(listen: &[SocketAddr], name: &str, mode: Mode) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -91,9 +94,13 @@ async fn lines(stream: TcpStream, seen: &str) -> Result<()> {
         } else if command == "close" {
             return Ok(());
         } else if let Some(count) = command.strip_prefix("bytes ") {
-            let mut payload = vec![b'x'; count.parse::<usize>()?];
-            payload.push(b'\n');
-            writing.write_all(&payload).await?;
+            let mut left = count.parse::<usize>()?;
+            while left > 0 {
+                let piece = left.min(PAYLOAD.len());
+                writing.write_all(&PAYLOAD[..piece]).await?;
+                left -= piece;
+            }
+            writing.write_all(b"\n").await?;
         } else {
             writing.write_all(line.as_bytes()).await?;
         }

@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, LocalSet};
 
+use crate::budget::Held;
 use crate::drain::Signal;
 use crate::http::body::Body;
 use crate::http::h1::client::{self, Connection, Lease};
@@ -142,5 +143,5 @@ impl Lease<TcpStream> for Home {
 /// A client's connection and the raw server at its other end.
 pub(super) async fn connection() -> (Box<Connection<TcpStream, Home>>, TcpStream) {
     let (client, server) = pair().await;
-    (Connection::new(client, client::Options::default()), server)
+    (Connection::new(client, client::Options::default(), Held::default()), server)
 }

@@ -68,7 +68,7 @@ pub static LISTENERS: SockMap = SockMap::pinned(MAX_PODS * 2, 0);
 #[map]
 pub static FLOWS: LruHashMap<FlowKey, u32> = LruHashMap::pinned(MAX_FLOWS, 0);
 
-/// Flows that TC brought to the proxy: their later segments follow.
+/// Flows that TC brought to the proxy, by the sequence number they began with: their later segments follow.
 #[map]
 pub static STEERED: LruHashMap<FlowKey, u32> = LruHashMap::pinned(MAX_FLOWS / 8, 0);
 

@@ -1,9 +1,9 @@
-//! Turns a segment into the reset that refuses it, and sends it back where it came from.
+//! Turns a segment into the reset that refuses it, and gives it to whoever sent the segment.
 //!
 //! Made here because nobody else would: a host that has no socket for a forwarded flow stays silent.
 
 use aya_ebpf::{
-    bindings::{BPF_F_INVALIDATE_HASH, BPF_F_RECOMPUTE_CSUM},
+    bindings::{BPF_F_INGRESS, BPF_F_INVALIDATE_HASH, BPF_F_RECOMPUTE_CSUM},
     helpers::generated::{bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes},
     programs::TcContext,
 };
@@ -16,9 +16,18 @@ use crate::{
 
 const TTL: u8 = 64;
 
+/// On which side of the interface the program stands.
+#[derive(Clone, Copy)]
+pub enum Side {
+    /// The segment came in by the interface: the reset leaves by it.
+    Ingress,
+    /// The segment was to leave by the interface: the reset comes in by it.
+    Egress,
+}
+
 /// The verdict that sends the reset, or `None` if the packet could not be rewritten.
 #[inline(always)]
-pub fn refuse(ctx: &TcContext, segment: &Segment) -> Option<i32> {
+pub fn refuse(ctx: &TcContext, segment: &Segment, side: Side) -> Option<i32> {
     if segment.flags & flag::RST != 0 {
         return None;
     }
@@ -36,8 +45,12 @@ pub fn refuse(ctx: &TcContext, segment: &Segment) -> Option<i32> {
         store(ctx, ETHERNET, &ipv6_header(segment))?;
         store(ctx, ETHERNET + IPV6, &tcp)?;
     }
-    // SAFETY: as above; out of the interface that it came in by.
-    unsafe { Some(bpf_redirect(field!(ctx.skb.skb, ifindex), 0) as i32) }
+    let direction = match side {
+        Side::Ingress => 0,
+        Side::Egress => BPF_F_INGRESS.into(),
+    };
+    // SAFETY: as above.
+    unsafe { Some(bpf_redirect(field!(ctx.skb.skb, ifindex), direction) as i32) }
 }
 
 #[inline(always)]

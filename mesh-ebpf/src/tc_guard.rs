@@ -13,7 +13,8 @@ use crate::{
     context::field,
     maps::{FLOWS, INTERFACES, count, pod, proxy_serves, settings},
     packet::{self, Packet, Protocol, Segment, flag},
-    reset, verdict,
+    reset::{self, Side},
+    verdict,
 };
 
 /// Others' programs on the interface run too.
@@ -111,7 +112,7 @@ fn act(
     if settings.flags & settings_flags::LOG != 0 {
         debug!(ctx, "tc_guard: pod {} port {} refused, reason {}", slot, segment.destination_port, refused);
     }
-    reset::refuse(ctx, segment).unwrap_or(DROP)
+    reset::refuse(ctx, segment, Side::Ingress).unwrap_or(DROP)
 }
 
 #[inline(always)]

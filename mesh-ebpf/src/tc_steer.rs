@@ -7,12 +7,13 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use mesh_common::{FlowKey, Settings, hook, kind, reason, settings_flags};
+use mesh_common::{FlowKey, Settings, action, hook, kind, reason, settings_flags};
 
 use crate::{
     context::field,
     maps::{FLOWS, SLOT, SOCKETS, STEERED, count, pod, proxy_serves, settings},
     packet::{self, Packet, Protocol, Segment},
+    reset::{self, Side},
     verdict,
 };
 
@@ -59,12 +60,38 @@ fn begin(ctx: &TcContext, settings: &Settings, slot: u32, segment: &Segment, flo
         count(slot, hook::TC_STEER, reason::PASSED_PROXY_AWAY);
         return NEXT;
     }
-    if STEERED.insert(flow, &1, 0).is_err() {
+    if !way_is_there(ctx, settings, segment, flow) {
+        let _ = STEERED.remove(flow);
+        return unsteered(ctx, settings, slot, segment);
+    }
+    // The sequence number tells a retransmission from another connection with the same ends.
+    if STEERED.insert(flow, &segment.sequence, 0).is_err() {
         count(slot, hook::TC_STEER, reason::FAILED);
         return TC_ACT_SHOT as i32;
     }
     count(slot, hook::TC_STEER, reason::STEERED_OUTBOUND);
     to_loopback(ctx, settings)
+}
+
+/// Whether the rule and the route to the loopback interface seem to be in place. A pod may have removed them:
+/// then what the connect hook marked comes out here, and what was sent to the loopback interface is lost, so
+/// that its sender asks again.
+#[inline(always)]
+fn way_is_there(ctx: &TcContext, settings: &Settings, segment: &Segment, flow: &FlowKey) -> bool {
+    // SAFETY: the kernel hands a valid context; the value is copied at once.
+    let (mark, asked) = unsafe { (field!(ctx.skb.skb, mark), STEERED.get(flow).copied()) };
+    mark & settings.mark_mask != settings.mark && asked != Some(segment.sequence)
+}
+
+/// What cannot be steered is refused here, not left to the guard: there may be none.
+#[inline(always)]
+fn unsteered(ctx: &TcContext, settings: &Settings, slot: u32, segment: &Segment) -> i32 {
+    if settings.unsteered == action::PASS {
+        count(slot, hook::TC_STEER, reason::PASSED_UNSTEERED);
+        return NEXT;
+    }
+    count(slot, hook::TC_STEER, reason::REFUSED_UNSTEERED);
+    reset::refuse(ctx, segment, Side::Egress).unwrap_or(TC_ACT_SHOT as i32)
 }
 
 /// Without sockops, notes a flow of the proxy by the tag of the socket that sends it.

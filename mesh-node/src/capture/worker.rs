@@ -5,7 +5,6 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -145,8 +144,6 @@ struct Accepting {
 
 impl Accepting {
     async fn run(self, sender: mpsc::Sender<Captured>, mut stopped: watch::Receiver<Option<Duration>>) {
-        let this = Rc::new(self);
-        let accept = async { while this.accept_one(&sender).await {} };
         let end = async {
             // An error is a worker that ends: no linger.
             let linger = match stopped.wait_for(Option::is_some).await {
@@ -155,42 +152,48 @@ impl Accepting {
             };
             tokio::time::sleep(linger).await;
         };
-        tokio::select! {
-            () = accept => {}
-            () = end => {}
+        tokio::pin!(end);
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.accept() => accepted,
+                () = &mut end => return,
+            };
+            // Not cut short by the end: what was accepted is served. Meanwhile the kernel's queue holds the
+            // others. (A place must not be taken before there is a connection for it: the listeners of some
+            // tens of pods would hold all places, and the others' would wait for ever.)
+            if let Some(captured) = accepted
+                && sender.send(captured).await.is_err()
+            {
+                return;
+            }
         }
     }
 
-    /// Accepts one connection; false when nobody takes them any more.
-    async fn accept_one(&self, sender: &mpsc::Sender<Captured>) -> bool {
-        // A place first, so that what cannot be taken yet stays in the kernel's queue.
-        let Ok(place) = sender.reserve().await else { return false };
+    /// Accepts one connection, or says why not.
+    async fn accept(&self) -> Option<Captured> {
         match self.listener.accept().await {
             Ok((io, source)) => {
                 self.failing.set(false);
-                match io.local_addr() {
-                    Ok(local) if !local.ip().to_canonical().is_loopback() => place.send(Captured {
-                        io,
-                        source: canonical(source),
-                        original_dst: canonical(local),
-                        direction: self.direction,
-                        workload: self.workload.load_full(),
-                    }),
-                    // Connected to the listener itself, from inside the pod: there is no destination.
-                    Ok(_) | Err(_) => drop(io),
-                }
+                // Connected to the listener itself, from inside the pod: there is no destination.
+                let local = io.local_addr().ok().filter(|local| !local.ip().to_canonical().is_loopback())?;
+                Some(Captured {
+                    io,
+                    source: canonical(source),
+                    original_dst: canonical(local),
+                    direction: self.direction,
+                    workload: self.workload.load_full(),
+                })
             }
-            Err(error) if transient(&error) => {}
+            Err(error) if transient(&error) => None,
             Err(error) => {
                 // Once, until accepting works again: this comes at every retry.
                 if !self.failing.replace(true) {
                     tracing::warn!("pod {}: accept: {error}; connections wait", self.workload.load().name);
                 }
-                drop(place);
                 tokio::time::sleep(RETRY).await;
+                None
             }
         }
-        true
     }
 }
 
@@ -205,4 +208,47 @@ fn transient(error: &io::Error) -> bool {
 /// An IPv4-mapped address is an IPv4 address everywhere after this.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::capture::local_workload;
+
+    #[tokio::test]
+    async fn on_a_node_of_many_pods_each_one_is_accepted_for() {
+        let (assign, assignments) = mpsc::unbounded_channel();
+        let mut capture = WorkerCapture::new(assignments, Arc::default());
+        let mut addresses = Vec::new();
+        for slot in 0..ACCEPTED as u32 {
+            let mut listener = || {
+                let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+                listener.set_nonblocking(true).unwrap();
+                addresses.push(listener.local_addr().unwrap());
+                listener
+            };
+            let listeners = Listeners { outbound: listener(), inbound: listener() };
+            let sent = assign.send(Assignment::Add { slot, workload: local_workload("pod"), listeners });
+            assert!(sent.is_ok());
+        }
+        let every_one_is_heard = async {
+            for address in addresses {
+                let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+                // To the listener itself: accepted and closed.
+                let end = tokio::time::timeout(Duration::from_secs(20), stream.read(&mut [0])).await;
+                assert_eq!(end.expect("accepted").unwrap(), 0);
+            }
+        };
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                tokio::select! {
+                    () = every_one_is_heard => {}
+                    _ = capture.accept() => unreachable!("connections to a listener itself are not handed out"),
+                }
+            })
+            .await;
+        drop(assign);
+    }
 }

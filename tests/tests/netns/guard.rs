@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use mesh_tests::mesh::{MeshConfig, MeshNode};
 use mesh_tests::need_root;
-use mesh_tests::netns::PodSpec;
+use mesh_tests::netns::{Pod, PodSpec};
 use mesh_tests::packet::{self, ACK, SYN, Segment, Shape, Sniffer};
-use mesh_tests::peer::{CallOptions, Place};
+use mesh_tests::peer::{CallOptions, ForeignCgroup, Place};
 
 use crate::stage::{PORT, Stage, WAYS, Way, taken_during};
 
@@ -102,21 +102,51 @@ fn a_pod_that_sets_our_marks_does_not_get_around_the_mesh() -> Result<()> {
     Ok(())
 }
 
+/// Removes the rules of both families that bring marked packets to the loopback interface.
+fn delete_rules(pod: &Pod) -> Result<()> {
+    for family in ["-4", "-6"] {
+        let rules = pod.netns().ip_output(&format!("{family} rule show"))?;
+        assert!(rules.contains("fwmark"), "there is a rule to delete: {rules}");
+        pod.netns().ip_output(&format!("{family} rule flush"))?;
+        // Without the main table nothing would leave the pod at all.
+        pod.netns().ip_output(&format!("{family} rule add pref 32766 lookup main"))?;
+    }
+    Ok(())
+}
+
+/// The connections of such a pod are refused, not lost: its applications say so at once.
+fn without_the_rule_connections_are_refused(
+    config: &MeshConfig,
+    from: impl Fn(&Stage) -> Box<dyn Place + '_>,
+) -> Result<()> {
+    let stage = Stage::routed()?;
+    let mesh = stage.mesh(config, &[&stage.client])?;
+    delete_rules(&stage.client)?;
+    for way in WAYS {
+        let (call, taken) =
+            taken_during(&mesh, || from(&stage).call_with(stage.target(way), &way.options()))?;
+        assert_eq!(call.errno().ok(), Some(libc::ECONNREFUSED), "{way:?}: {:?}", call.failure);
+        assert_eq!(taken.outbound, 0, "{way:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_pod_that_deletes_our_rule_does_not_get_around_the_mesh() -> Result<()> {
     need_root!();
-    let stage = Stage::routed()?;
-    let mesh = stage.mesh(&MeshConfig::default(), &[&stage.client])?;
-    for (family, way) in [("-4", Way::V4), ("-6", Way::V6)] {
-        let rules = stage.client.netns().ip_output(&format!("{family} rule show"))?;
-        assert!(rules.contains("fwmark"), "there is a rule to delete: {rules}");
-        stage.client.netns().ip_output(&format!("{family} rule flush"))?;
-        // Without the main table nothing would leave the pod at all.
-        stage.client.netns().ip_output(&format!("{family} rule add pref 32766 lookup main"))?;
-        let options = CallOptions { timeout_ms: Some(1500), ..way.options() };
-        never_around(&mesh, &format!("{way:?}"), || stage.client.call_with(stage.target(way), &options))?;
-    }
-    Ok(())
+    without_the_rule_connections_are_refused(&MeshConfig::default(), |stage| Box::new(stage.client.clone()))
+}
+
+#[test]
+fn a_pod_that_deletes_our_rule_is_refused_with_no_guard_and_with_no_hook_too() -> Result<()> {
+    need_root!();
+    let no_guard = MeshConfig::default().setting("tc_guard", false);
+    without_the_rule_connections_are_refused(&no_guard, |stage| Box::new(stage.client.clone()))?;
+    let no_steering = MeshConfig::default().setting("tc_steering", false);
+    without_the_rule_connections_are_refused(&no_steering, |stage| Box::new(stage.client.clone()))?;
+    without_the_rule_connections_are_refused(&MeshConfig::default(), |stage| {
+        Box::new(ForeignCgroup(&stage.client))
+    })
 }
 
 #[test]

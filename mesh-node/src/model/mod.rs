@@ -7,11 +7,14 @@
 pub mod cluster;
 pub mod domains;
 pub mod format;
+pub mod hash;
 pub mod header_lines;
 pub mod headers;
 pub mod listener;
 pub mod matcher;
+pub mod metadata;
 pub mod network;
+pub mod resilience;
 pub mod route;
 pub mod tls;
 pub mod workload;

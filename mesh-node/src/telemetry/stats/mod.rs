@@ -13,8 +13,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub use groups::{
-    ClusterManagerStats, ClusterStats, FilesystemStats, HttpStats, ListenerManagerStats, ListenerStats,
-    ServerStats, TcpStats,
+    ClusterManagerStats, ClusterStats, FilesystemStats, HealthCheckStats, HttpStats, ListenerManagerStats,
+    ListenerStats, MaglevStats, OutlierStats, RingHashStats, ServerStats, TcpStats,
 };
 pub use histogram::{Histogram, Summary};
 pub use prometheus::prometheus;

@@ -18,8 +18,8 @@ use mesh_node::http::h1;
 use mesh_node::http::service::{HttpService, Refusal, Reset};
 use mesh_node::model::Snapshot;
 use mesh_node::model::cluster::{
-    Assignment, Balancing, Cluster, Discovery, Endpoint, EndpointAddress, HealthStatus, LbPolicy, Locality,
-    Thresholds, Transport, UpstreamProtocol,
+    Assignment, Cluster, Discovery, Endpoint, EndpointAddress, HealthStatus, LbPolicy, Locality, Thresholds,
+    Transport, UpstreamProtocol,
 };
 use mesh_node::upstream::{Target, UpstreamPath, Upstreams};
 use socket2::{Domain, Socket, Type};
@@ -114,8 +114,8 @@ fn cluster(upstream: SocketAddr) -> Cluster {
         hostname: None,
         weight: 1,
         health: HealthStatus::Healthy,
+        peer: None,
         transport_match: Vec::new(),
-        lb_metadata: Vec::new().into(),
     };
     let name = |text: &str| text.into();
     Cluster {
@@ -134,8 +134,6 @@ fn cluster(upstream: SocketAddr) -> Cluster {
             ..Assignment::default()
         }),
         lb: LbPolicy::RoundRobin,
-        balancing: Balancing::default(),
-        outlier_detection: None,
         panic_threshold_percent: 50.0,
         locality_weighted: false,
         connect_timeout: Duration::from_secs(5),
@@ -155,6 +153,7 @@ fn cluster(upstream: SocketAddr) -> Cluster {
         per_connection_buffer_limit_bytes: 1 << 20,
         close_connections_on_host_health_failure: false,
         stats: Arc::default(),
+        istio: Default::default(),
         content_hash: 0,
     }
 }

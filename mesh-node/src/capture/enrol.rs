@@ -24,6 +24,7 @@ use super::settings::{Cidr, Settings};
 use super::sysctl;
 use crate::budget::Budget;
 use crate::model::workload::{SocketFactory, Workload, WorkloadLimits};
+use crate::telemetry::peer::LocalPeer;
 
 /// What enrolling needs beside the pod.
 pub(super) struct Context<'a> {
@@ -381,12 +382,14 @@ pub(super) fn workload(
     sockets: Arc<dyn SocketFactory>,
     limits: Arc<WorkloadLimits>,
 ) -> Arc<Workload> {
+    let ip = spec.ips.first().map(IpAddr::to_string).unwrap_or_default();
     Arc::new(Workload {
         uid: spec.uid.as_str().into(),
         namespace: spec.namespace.as_str().into(),
         name: spec.name.as_str().into(),
         service_account: spec.service_account.as_str().into(),
         labels: spec.labels.clone(),
+        peer: Arc::new(LocalPeer::of_pod(&spec.name, &spec.namespace, &ip, &spec.labels)),
         ips: spec.ips.clone(),
         sockets,
         limits,

@@ -2,6 +2,8 @@
 //! when configuration changes.
 
 pub mod http;
+mod istio_labels;
+mod rbac;
 pub mod tcp_proxy;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -16,6 +18,7 @@ use crate::cluster::ClusterManager;
 use crate::model::Published;
 use crate::model::listener::FilterChain;
 use crate::model::network::{NetworkFilter, TcpProxy};
+use crate::telemetry::peer::LocalPeer;
 use crate::telemetry::stream_info::ConnectionInfo;
 use crate::upstream::Upstreams;
 
@@ -28,6 +31,10 @@ pub struct WorkerContext {
     pub upstreams: Upstreams,
     pub timers: http::Timers,
     pub date: http::DateCache,
+    /// Peers that were decoded before.
+    pub peers: http::Peers,
+    /// Who streams of no workload speak for: the node of the bootstrap.
+    pub node: Arc<LocalPeer>,
     /// This machine's, as Envoy chooses it: what `x-forwarded-for` says in place of a loopback peer.
     pub address: IpAddr,
 }
@@ -41,6 +48,8 @@ impl WorkerContext {
             upstreams: Upstreams::default(),
             timers: http::Timers::default(),
             date: http::DateCache::default(),
+            peers: http::Peers::default(),
+            node: Arc::default(),
             address: own_address(),
         }
     }

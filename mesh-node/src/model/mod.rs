@@ -7,14 +7,14 @@
 pub mod cluster;
 pub mod domains;
 pub mod format;
-pub mod hash;
 pub mod header_lines;
 pub mod headers;
+pub mod http_filter;
 pub mod listener;
 pub mod matcher;
-pub mod metadata;
 pub mod network;
-pub mod resilience;
+pub mod rate_limit;
+pub mod rbac;
 pub mod route;
 pub mod tls;
 pub mod workload;
@@ -27,6 +27,9 @@ use arc_swap::ArcSwap;
 
 /// A cheap, shared, immutable string.
 pub type Str = Arc<str>;
+
+/// Dynamic metadata of a stream: by filter name, what that filter has to say.
+pub type DynamicMetadata = std::collections::BTreeMap<String, serde_json::Map<String, serde_json::Value>>;
 
 /// Everything that serves, as of one configuration version.
 #[derive(Debug, Default)]

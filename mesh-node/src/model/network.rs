@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Str;
+use super::http_filter::HttpFilter;
 use super::route::RouteTable;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::stats::{HttpStats, TcpStats};
@@ -25,8 +26,6 @@ pub struct TcpProxy {
     pub max_downstream_connection_duration: Option<Duration>,
     /// At least 1.
     pub max_connect_attempts: u32,
-    /// `hash_policy` with `source_ip`: clusters that hash choose by the client's address.
-    pub hash_source_ip: bool,
     pub access_log: Vec<Arc<AccessLog>>,
     pub stats: Arc<TcpStats>,
 }
@@ -57,7 +56,7 @@ pub struct HttpConnectionManager {
     pub stat_prefix: Str,
     pub codec: Codec,
     pub routes: RouteSource,
-    /// The last one is `Router`.
+    /// The last one is the router, and the only one.
     pub http_filters: Vec<HttpFilter>,
     /// `server_name`; default `envoy`.
     pub server_name: Str,
@@ -203,12 +202,6 @@ impl Default for Http2Options {
             allow_connect: false,
         }
     }
-}
-
-/// A compiled HTTP filter. A filter that is not here rejects its listener by name.
-#[derive(Debug, Clone)]
-pub enum HttpFilter {
-    Router(Arc<RouterFilter>),
 }
 
 /// `envoy.extensions.filters.http.router.v3.Router`.

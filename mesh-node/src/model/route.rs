@@ -9,7 +9,8 @@ use super::Str;
 use super::domains::Domains;
 use super::format::Format;
 use super::headers::HeaderMutations;
-use super::matcher::{HeaderKey, HeaderMatcher, QueryMatcher};
+use super::http_filter::Overrides;
+use super::matcher::{HeaderMatcher, QueryMatcher};
 
 /// A `RouteConfiguration`.
 #[derive(Debug, Default)]
@@ -19,6 +20,8 @@ pub struct RouteTable {
     /// Indexes `virtual_hosts`.
     pub domains: Domains,
     pub headers: HeaderMutations,
+    /// `typed_per_filter_config`
+    pub filters: Overrides,
     /// Request headers of these names (lower case) are removed from internal-only use.
     pub internal_only_headers: Vec<Str>,
     pub ignore_port_in_host_matching: bool,
@@ -33,6 +36,8 @@ pub struct VirtualHost {
     pub routes: Vec<Arc<Route>>,
     pub require_tls: RequireTls,
     pub headers: HeaderMutations,
+    /// `typed_per_filter_config`
+    pub filters: Overrides,
     pub retry: Option<Arc<RetryPolicy>>,
     pub include_request_attempt_count: bool,
     pub include_attempt_count_in_response: bool,
@@ -54,6 +59,8 @@ pub struct Route {
     pub matches: RouteMatch,
     pub action: Action,
     pub headers: HeaderMutations,
+    /// `typed_per_filter_config`
+    pub filters: Overrides,
 }
 
 /// `RouteMatch`. All parts must match.
@@ -136,6 +143,8 @@ pub struct WeightedCluster {
     pub name: Str,
     pub weight: u32,
     pub headers: HeaderMutations,
+    /// `typed_per_filter_config`
+    pub filters: Overrides,
     pub host_rewrite: Option<Str>,
 }
 
@@ -197,35 +206,24 @@ pub struct DirectResponse {
 }
 
 /// `RouteAction.HashPolicy`.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct HashPolicy {
     pub on: HashOn,
     pub terminal: bool,
 }
 
 /// What a hash policy hashes.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub enum HashOn {
-    Header {
-        name: HeaderKey,
-        /// `regex_rewrite`: pattern and substitution, applied to each value wherever the pattern matches.
-        rewrite: Option<(Regex, String)>,
-    },
+    Header(http::HeaderName),
     SourceIp,
     QueryParameter(String),
-    Cookie(HashCookie),
-}
-
-/// `RouteAction.HashPolicy.Cookie`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HashCookie {
-    pub name: String,
-    /// May be empty.
-    pub path: String,
-    /// Given: a cookie that is absent is set, for that many seconds (0: for the session).
-    pub ttl_s: Option<u64>,
-    /// Name and value; the value may be empty.
-    pub attributes: Vec<(String, String)>,
+    /// Name, path and lifetime of a cookie that is set when absent (`ttl` given).
+    Cookie {
+        name: String,
+        path: String,
+        ttl: Option<Duration>,
+    },
 }
 
 /// `RetryPolicy`.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::Str;
 use crate::budget::Budget;
+use crate::telemetry::peer::LocalPeer;
 
 /// Opens sockets inside the network namespace of one pod, so that all traffic of the workload is ordinary
 /// traffic of that pod. The test implementation opens them in the current namespace.
@@ -31,6 +32,8 @@ pub struct Workload {
     pub name: Str,
     pub service_account: Str,
     pub labels: BTreeMap<String, String>,
+    /// What the workload tells of itself.
+    pub peer: Arc<LocalPeer>,
     pub ips: Vec<IpAddr>,
     pub sockets: Arc<dyn SocketFactory>,
     /// What the workload may use of this process, and what it uses now. Outlives edits of the pod.

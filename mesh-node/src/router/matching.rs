@@ -25,7 +25,7 @@ pub fn response_header_matches(matcher: &HeaderMatcher, status: StatusCode, head
     }
 }
 
-pub(super) fn pseudo_header<'a>(head: &RequestHead<'a>, key: &HeaderKey) -> Option<&'a str> {
+fn pseudo_header<'a>(head: &RequestHead<'a>, key: &HeaderKey) -> Option<&'a str> {
     let value = match key {
         HeaderKey::Method => head.method.as_str(),
         HeaderKey::Authority => head.authority,
@@ -93,7 +93,7 @@ fn satisfies(matcher: &HeaderMatcher, value: &str) -> bool {
 
 /// Does the query of `path` satisfy the matcher? Of a repeated parameter the first counts; nothing is
 /// decoded.
-pub(super) fn query_matches(matcher: &QueryMatcher, path: &str) -> bool {
+pub fn query_matches(matcher: &QueryMatcher, path: &str) -> bool {
     let value = query_parameter(path, &matcher.name);
     match &matcher.kind {
         QueryMatchKind::Present(present) => value.is_some() == *present,
@@ -102,7 +102,7 @@ pub(super) fn query_matches(matcher: &QueryMatcher, path: &str) -> bool {
 }
 
 /// The first value of a query parameter, not decoded; empty where it has none.
-pub(super) fn query_parameter<'a>(path: &'a str, name: &str) -> Option<&'a str> {
+fn query_parameter<'a>(path: &'a str, name: &str) -> Option<&'a str> {
     let (_, query) = path.split_once('?')?;
     query
         .split('&')

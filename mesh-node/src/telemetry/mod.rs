@@ -1,8 +1,11 @@
 //! What the node tells about itself: statistics, access logs, and the per-stream facts they are made of.
 
 pub mod access_log;
+pub mod base64;
 pub mod format;
+pub mod istio_metrics;
 pub mod log_file;
+pub mod peer;
 pub mod response_flags;
 pub mod stats;
 pub mod stream_info;

@@ -1,13 +1,15 @@
 //! What is known of one stream (an HTTP request, or a TCP connection), gathered as it passes the stages.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::model::Str;
 use crate::model::listener::Direction;
 use crate::model::workload::Workload;
+use crate::model::{DynamicMetadata, Str};
+use crate::telemetry::peer::Peer;
 pub use crate::telemetry::response_flags::ResponseFlags;
 
 /// Facts of the downstream connection, shared by its streams.
@@ -79,6 +81,12 @@ pub struct StreamInfo {
     pub end: Option<Duration>,
     /// The stream came to its own end: the peer did not go away first.
     pub ended: bool,
+    /// The other end, as it told itself.
+    pub peer: Option<Arc<Peer>>,
+    /// What filters have to say. Most streams have none.
+    pub metadata: Option<Box<DynamicMetadata>>,
+    /// Values that filters set, by name.
+    pub filter_state: Option<Box<BTreeMap<String, String>>>,
 }
 
 /// Where a stream went.
@@ -90,6 +98,9 @@ pub struct UpstreamInfo {
     pub protocol: Option<http::Version>,
     pub transport_failure: Option<String>,
     pub attempts: u32,
+    /// First URI SAN of the server's certificate, and of ours.
+    pub peer_principal: Option<Str>,
+    pub local_principal: Option<Str>,
 }
 
 impl StreamInfo {
@@ -122,6 +133,14 @@ impl StreamInfo {
             last_downstream_tx: None,
             end: None,
             ended: false,
+            peer: None,
+            metadata: None,
+            filter_state: None,
         }
+    }
+
+    /// The dynamic metadata, to be written.
+    pub fn metadata_mut(&mut self) -> &mut DynamicMetadata {
+        self.metadata.get_or_insert_default()
     }
 }

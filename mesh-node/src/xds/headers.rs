@@ -41,11 +41,11 @@ pub(super) fn mutations(at: At<'_>, lists: Lists<'_>) -> Result<HeaderMutations,
     })
 }
 
-fn adds(at: At<'_>, options: &[HeaderValueOption]) -> Result<Vec<HeaderAdd>, XdsError> {
+pub(super) fn adds(at: At<'_>, options: &[HeaderValueOption]) -> Result<Vec<HeaderAdd>, XdsError> {
     options.iter().enumerate().map(|(i, option)| add(at.index(i), option)).collect()
 }
 
-fn add(at: At<'_>, option: &HeaderValueOption) -> Result<HeaderAdd, XdsError> {
+pub(super) fn add(at: At<'_>, option: &HeaderValueOption) -> Result<HeaderAdd, XdsError> {
     let at_header = at.field("header");
     let header = option.header.as_ref().ok_or_else(|| at_header.invalid("is required"))?;
     let at_key = at_header.field("key");

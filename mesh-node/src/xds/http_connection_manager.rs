@@ -4,25 +4,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_xds::pb::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
-use mesh_xds::pb::envoy::extensions::filters::http::router::v3::Router;
 use mesh_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
     CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
     ServerHeaderTransformation, StripPortMode,
 };
 use mesh_xds::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager as Proto, HttpFilter as FilterProto, http_filter,
+    HttpConnectionManager as Proto,
 };
 use mesh_xds::pb::google::protobuf::BoolValue;
 
 use super::common::{boolean, cidrs, duration_or, enumeration, non_empty, number, timeout};
 use super::error::{At, XdsError};
+use super::http_filters::{self, Place};
 use super::http_options::{http1, http2};
-use super::listener::extension;
 use super::{Context, access_log, route};
 use crate::model::Str;
+use crate::model::listener::Direction;
 use crate::model::network::{
-    ClientCertDetails, Codec, EscapedSlashes, ForwardClientCert, HttpConnectionManager, HttpFilter,
-    RouteSource, RouterFilter, ServerHeader, UnderscoresAction,
+    ClientCertDetails, Codec, EscapedSlashes, ForwardClientCert, HttpConnectionManager, RouteSource,
+    ServerHeader, UnderscoresAction,
 };
 
 /// Envoy's defaults.
@@ -36,8 +36,10 @@ const MAX_REQUEST_HEADERS_KIB: u32 = 60;
 pub(super) fn convert(
     at: At<'_>,
     proto: &Proto,
+    direction: Direction,
     context: &Context<'_>,
 ) -> Result<HttpConnectionManager, XdsError> {
+    let place = Place { context, stat_prefix: &proto.stat_prefix, direction };
     let at_common = at.field("common_http_protocol_options");
     let common = proto.common_http_protocol_options.unwrap_or_default();
     let routes = match &proto.route_specifier {
@@ -63,7 +65,7 @@ pub(super) fn convert(
             CodecType::Http3 => return Err(at.field("codec_type").invalid("HTTP3 is not supported")),
         },
         routes,
-        http_filters: http_filters(at.field("http_filters"), &proto.http_filters, context)?,
+        http_filters: http_filters::chain(at.field("http_filters"), &proto.http_filters, &place)?,
         server_name: non_empty(&proto.server_name).unwrap_or_else(|| "envoy".into()),
         server_header: match enumeration(
             at.field("server_header_transformation"),
@@ -178,33 +180,4 @@ fn forward_client_cert(at: At<'_>, proto: &Proto) -> Result<ForwardClientCert, X
         ForwardClientCertDetails::SanitizeSet => ForwardClientCert::SanitizeSet,
         ForwardClientCertDetails::AlwaysForwardOnly => ForwardClientCert::AlwaysForwardOnly,
     })
-}
-
-fn http_filters(
-    at: At<'_>,
-    protos: &[FilterProto],
-    context: &Context<'_>,
-) -> Result<Vec<HttpFilter>, XdsError> {
-    let mut filters = Vec::with_capacity(protos.len());
-    for (i, proto) in protos.iter().enumerate() {
-        let at = at.index(i);
-        let Some(http_filter::ConfigType::TypedConfig(config)) = &proto.config_type else {
-            return Err(at.field("typed_config").invalid("is required"));
-        };
-        // The router ends the chain, and is the only filter so far.
-        if i + 1 < protos.len() {
-            return Err(at.invalid(format!("{:?} must be the last HTTP filter", proto.name)));
-        }
-        let at = at.field("typed_config");
-        let Some(router) = mesh_xds::unpack::<Router>(config) else { return Err(extension(at, config)) };
-        let router = router.map_err(|e| at.invalid(e.to_string()))?;
-        filters.push(HttpFilter::Router(Arc::new(RouterFilter {
-            suppress_envoy_headers: router.suppress_envoy_headers,
-            upstream_log: access_log::convert(at.field("upstream_log"), &router.upstream_log, context)?,
-        })));
-    }
-    if filters.is_empty() {
-        return Err(at.invalid("needs envoy.filters.http.router as the last filter"));
-    }
-    Ok(filters)
 }

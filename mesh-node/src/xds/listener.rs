@@ -34,9 +34,15 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<L
     let at = At::root(path);
     let address = socket_address(at.field("address"), proto.address.as_ref())?;
     let mut files = tls::Files::default();
-    let filter_chains = chains(at.field("filter_chains"), &proto.filter_chains, context, &mut files)?;
+    let direction = match enumeration(at.field("traffic_direction"), proto.traffic_direction)? {
+        TrafficDirection::Unspecified => Direction::Unspecified,
+        TrafficDirection::Inbound => Direction::Inbound,
+        TrafficDirection::Outbound => Direction::Outbound,
+    };
+    let scope = (direction, context);
+    let filter_chains = chains(at.field("filter_chains"), &proto.filter_chains, scope, &mut files)?;
     let default_filter_chain = match &proto.default_filter_chain {
-        Some(proto) => Some(chain(at.field("default_filter_chain"), proto, context, &mut files)?),
+        Some(proto) => Some(chain(at.field("default_filter_chain"), proto, scope, &mut files)?),
         None => None,
     };
     if filter_chains.is_empty() && default_filter_chain.is_none() {
@@ -49,11 +55,7 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<L
     Ok(Listener {
         name: name.into(),
         address,
-        direction: match enumeration(at.field("traffic_direction"), proto.traffic_direction)? {
-            TrafficDirection::Unspecified => Direction::Unspecified,
-            TrafficDirection::Inbound => Direction::Inbound,
-            TrafficDirection::Outbound => Direction::Outbound,
-        },
+        direction,
         bind_to_port: boolean(proto.bind_to_port.or(deprecated_bind), true),
         use_original_dst: boolean(proto.use_original_dst, false),
         listener_filters: listener_filters(at.field("listener_filters"), proto)?,
@@ -143,13 +145,13 @@ fn predicate(at: At<'_>, proto: &PredicateProto) -> Result<PortPredicate, XdsErr
 fn chains(
     at: At<'_>,
     protos: &[ChainProto],
-    context: &Context<'_>,
+    scope: (Direction, &Context<'_>),
     files: &mut tls::Files,
 ) -> Result<Vec<Arc<FilterChain>>, XdsError> {
     let mut chains: Vec<Arc<FilterChain>> = Vec::with_capacity(protos.len());
     for (i, proto) in protos.iter().enumerate() {
         let at = at.index(i);
-        let chain = chain(at, proto, context, files)?;
+        let chain = chain(at, proto, scope, files)?;
         // Envoy refuses this too: which of them would serve is undefined.
         if let Some(other) = chains.iter().position(|other| overlap(&other.matches, &chain.matches)) {
             let message = format!("overlaps that of filter_chains[{other}]; change one");
@@ -179,7 +181,7 @@ fn overlap(a: &FilterChainMatch, b: &FilterChainMatch) -> bool {
 fn chain(
     at: At<'_>,
     proto: &ChainProto,
-    context: &Context<'_>,
+    (direction, context): (Direction, &Context<'_>),
     files: &mut tls::Files,
 ) -> Result<Arc<FilterChain>, XdsError> {
     let matches = match &proto.filter_chain_match {
@@ -198,7 +200,7 @@ fn chain(
             let message = format!("{:?} must be the last filter of its chain", filter.name);
             return Err(at_filters.index(i).invalid(message));
         }
-        filters.push(network_filter(at_filters.index(i), filter, context)?);
+        filters.push(network_filter(at_filters.index(i), filter, direction, context)?);
     }
     if filters.is_empty() {
         return Err(at_filters.invalid("needs a filter, such as envoy.filters.network.tcp_proxy"));
@@ -216,7 +218,12 @@ fn chain(
     }))
 }
 
-fn network_filter(at: At<'_>, filter: &Filter, context: &Context<'_>) -> Result<NetworkFilter, XdsError> {
+fn network_filter(
+    at: At<'_>,
+    filter: &Filter,
+    direction: Direction,
+    context: &Context<'_>,
+) -> Result<NetworkFilter, XdsError> {
     let Some(ConfigType::TypedConfig(config)) = &filter.config_type else {
         return Err(at.field("typed_config").invalid("is required"));
     };
@@ -227,7 +234,7 @@ fn network_filter(at: At<'_>, filter: &Filter, context: &Context<'_>) -> Result<
     }
     if let Some(proto) = mesh_xds::unpack(config) {
         let proto = proto.map_err(|e| at.invalid(e.to_string()))?;
-        let manager = http_connection_manager::convert(at, &proto, context)?;
+        let manager = http_connection_manager::convert(at, &proto, direction, context)?;
         return Ok(NetworkFilter::HttpConnectionManager(Arc::new(manager)));
     }
     Err(extension(at, config))

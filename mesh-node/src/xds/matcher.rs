@@ -99,7 +99,7 @@ pub(super) fn headers(at: At<'_>, protos: &[HeaderProto]) -> Result<Vec<HeaderMa
     protos.iter().enumerate().map(|(i, proto)| header(at.index(i), proto)).collect()
 }
 
-fn header(at: At<'_>, proto: &HeaderProto) -> Result<HeaderMatcher, XdsError> {
+pub(super) fn header(at: At<'_>, proto: &HeaderProto) -> Result<HeaderMatcher, XdsError> {
     let plain = |pattern| HeaderMatchKind::Value(StringMatcher { pattern, ignore_case: false });
     let kind = match &proto.header_match_specifier {
         None => HeaderMatchKind::Present(true),

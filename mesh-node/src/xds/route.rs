@@ -12,6 +12,7 @@ use mesh_xds::pb::envoy::config::route::v3::{
 use super::common::{boolean, enumeration, number, runtime_fraction};
 use super::error::{At, XdsError};
 use super::headers::{lists, mutations};
+use super::http_filters::overrides;
 use super::{Context, matcher, route_action};
 use crate::model::domains::Domains;
 use crate::model::route::{Action, PathMatch, RequireTls, Route, RouteMatch, RouteTable, VirtualHost};
@@ -51,6 +52,7 @@ pub(super) fn convert(
         virtual_hosts,
         domains,
         headers: mutations(at, lists!(proto))?,
+        filters: overrides(at, &proto.typed_per_filter_config, context)?,
         internal_only_headers: proto
             .internal_only_headers
             .iter()
@@ -88,6 +90,7 @@ fn virtual_host(at: At<'_>, proto: &HostProto, table: &Table<'_, '_>) -> Result<
             TlsRequirementType::All => RequireTls::All,
         },
         headers: mutations(at, lists!(proto))?,
+        filters: overrides(at, &proto.typed_per_filter_config, table.context)?,
         retry,
         include_request_attempt_count: proto.include_request_attempt_count,
         include_attempt_count_in_response: proto.include_attempt_count_in_response,
@@ -115,6 +118,7 @@ fn route(at: At<'_>, proto: &RouteProto, table: &Table<'_, '_>) -> Result<Route,
         matches: route_match(at.field("match"), matches)?,
         action,
         headers: mutations(at, lists!(proto))?,
+        filters: overrides(at, &proto.typed_per_filter_config, table.context)?,
     })
 }
 

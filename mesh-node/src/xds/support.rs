@@ -9,7 +9,7 @@ use mesh_xds::prost::{Message, Name};
 
 use super::error::XdsError;
 
-/// A message (without `envoy.`), the fields that are honoured, and those that are ignored because they
+/// A message (of Envoy's without `envoy.`), the fields that are honoured, and those that are ignored because they
 /// change nothing that a peer or a pod could notice.
 pub(super) type Row = (&'static str, &'static str, &'static str);
 
@@ -63,7 +63,7 @@ fn verdict(set: SetField<'_>) -> Verdict {
 }
 
 fn row(message: &str) -> Option<&'static Row> {
-    let name = message.strip_prefix("envoy.")?;
+    let name = message.strip_prefix("envoy.").unwrap_or(message);
     super::supported::ROWS.iter().find(|(of, ..)| *of == name)
 }
 
@@ -102,7 +102,8 @@ mod tests {
     #[test]
     fn every_message_and_field_of_the_table_exists() {
         for (message, honoured, ignored) in ROWS {
-            let fields = mesh_xds::fields_of(&format!("envoy.{message}"));
+            let fields =
+                mesh_xds::fields_of(&format!("envoy.{message}")).or_else(|| mesh_xds::fields_of(message));
             let fields = fields.unwrap_or_else(|| panic!("no message envoy.{message}"));
             let listed: Vec<_> =
                 honoured.split(' ').chain(ignored.split(' ')).filter(|f| !f.is_empty()).collect();

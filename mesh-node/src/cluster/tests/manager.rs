@@ -100,6 +100,7 @@ fn an_endpoint_gets_the_first_transport_that_its_metadata_matches() {
         transport: Transport::Raw,
     };
     let mtls = Endpoint {
+        peer: None,
         transport_match: vec![pair("tlsMode", "istio")],
         ..(*endpoint("10.0.0.1:80", 1, HealthStatus::Healthy)).clone()
     };

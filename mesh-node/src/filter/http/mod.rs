@@ -6,6 +6,7 @@
 //! [`router`] is the last, and back through [`response_headers`]. [`stream`] holds what is known of it and when it
 //! must end. Nothing here spawns a task per request.
 
+mod chain;
 mod date;
 mod header_list;
 mod local_reply;
@@ -44,11 +45,14 @@ use self::xfcc::Xfcc;
 use super::WorkerContext;
 use crate::http::body::Body;
 use crate::http::service::{HttpService, Refusal, Reset};
-use crate::model::network::{HttpConnectionManager, HttpFilter, UnderscoresAction};
-use crate::model::route::Action;
+use crate::model::http_filter::HttpFilterKind;
+use crate::model::network::{HttpConnectionManager, UnderscoresAction};
+use crate::model::route::{Action, RouteTable};
 use crate::router::{Decision, Routed, tls_redirect_location};
+use crate::telemetry::peer::LocalPeer;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
 
+pub use self::chain::Peers;
 pub use self::date::DateCache;
 pub use self::serve::serve;
 pub use self::timer::Timers;
@@ -60,6 +64,8 @@ pub struct ConnectionManager {
     pub connection: Arc<ConnectionInfo>,
     pub ctx: Rc<WorkerContext>,
     routes: Routes,
+    /// Series of metrics that its streams used.
+    series: chain::SeriesCache,
     xfcc: Xfcc,
     /// Appended to `x-forwarded-for` in place of a loopback peer.
     local_address: IpAddr,
@@ -91,6 +97,7 @@ impl ConnectionManager {
             connection,
             ctx,
             routes,
+            series: chain::SeriesCache::default(),
             xfcc,
             local_address,
             server_name,
@@ -99,6 +106,11 @@ impl ConnectionManager {
             closing: Cell::new(false),
             reset: Cell::new(false),
         }
+    }
+
+    /// Who this end is, as it tells others.
+    fn local_peer(&self) -> &LocalPeer {
+        self.connection.workload.as_ref().map_or(&self.ctx.node, |workload| &workload.peer)
     }
 
     /// Must the connection end soon?
@@ -150,15 +162,32 @@ impl ConnectionManager {
         let table = self.routes.now();
         let table = &*table;
         let decision = crate::router::route(table, &request.head(), fastrand::u64(..));
-        let routed = match decision {
-            Decision::Route(routed) => routed,
+        let routed = match &decision {
+            Decision::Route(routed) => Some(routed),
+            Decision::NotFound(_) | Decision::TlsRedirect(_) => None,
+        };
+        if let Some(routed) = routed {
+            note_route(stream, routed);
+            if let Some(refused) = self.refuse_upgrade(stream, &request, routed) {
+                let cluster = routed.cluster(&request.head()).and_then(|name| self.ctx.clusters.get(&name));
+                stream.info.borrow_mut().upstream.cluster = cluster.map(|cluster| cluster.name().clone());
+                stream.log_request(&request);
+                return Answer::Local(refused);
+            }
+        }
+        if let Some(reply) = chain::decode(stream, &mut request, table, routed).await {
+            stream.log_request(&request);
+            return Answer::Local(reply);
+        }
+        match decision {
+            Decision::Route(routed) => self.follow(stream, request, table, &routed).await,
             Decision::NotFound(virtual_host) => {
                 stream.info.borrow_mut().virtual_host = virtual_host.map(|v| v.name.clone());
                 stream.log_request(&request);
                 self.hcm.stats.rq_total.inc();
                 self.hcm.stats.no_route.inc();
                 let reply = LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found");
-                return Answer::Local(reply.flag(ResponseFlags::NO_ROUTE_FOUND));
+                Answer::Local(reply.flag(ResponseFlags::NO_ROUTE_FOUND))
             }
             Decision::TlsRedirect(virtual_host) => {
                 stream.info.borrow_mut().virtual_host = Some(virtual_host.name.clone());
@@ -166,19 +195,24 @@ impl ConnectionManager {
                 self.hcm.stats.rq_total.inc();
                 self.hcm.stats.rq_direct_response.inc();
                 let location = tls_redirect_location(&request.head());
-                return Answer::Local(router::redirect_to(StatusCode::MOVED_PERMANENTLY, &location));
+                Answer::Local(router::redirect_to(StatusCode::MOVED_PERMANENTLY, &location))
             }
-        };
-        note_route(stream, &routed);
-        if let Some(refused) = self.refuse_upgrade(stream, &request, &routed) {
-            let cluster = routed.cluster(&request.head()).and_then(|name| self.ctx.clusters.get(&name));
-            stream.info.borrow_mut().upstream.cluster = cluster.map(|cluster| cluster.name().clone());
-            stream.log_request(&request);
-            return Answer::Local(refused);
         }
-        match self.hcm.http_filters.last() {
-            Some(HttpFilter::Router(filter)) => router::answer(filter, stream, request, table, &routed).await,
-            None => {
+    }
+
+    /// The router filter, which ends every chain.
+    async fn follow(
+        &self,
+        stream: &Rc<Stream>,
+        request: Request,
+        table: &RouteTable,
+        routed: &Routed<'_>,
+    ) -> Answer {
+        match self.hcm.http_filters.last().map(|filter| &filter.kind) {
+            Some(HttpFilterKind::Router(filter)) => {
+                router::answer(filter, stream, request, table, routed).await
+            }
+            _ => {
                 stream.log_request(&request);
                 // The converter refuses a filter list that does not end with the router.
                 Answer::Local(LocalReply::new(StatusCode::NOT_FOUND, "", "filter_chain_not_found"))
@@ -323,7 +357,9 @@ impl ConnectionManager {
                 (reply.into_response(owner.grpc, owner.head), false)
             }
         };
+        chain::encode(&owner, &mut response);
         response_headers::mutate(self, &owner, &mut response, from_upstream);
+        chain::sent(&owner, &response);
         owner.start_response(&response);
         let (parts, body) = response.into_parts();
         Response::from_parts(parts, ResponseBody::new(body, owner, timer, from_upstream))

@@ -15,10 +15,11 @@ use http::{HeaderMap, HeaderValue, Version};
 use http_body::Body as _;
 
 use super::ConnectionManager;
+use super::chain;
 use super::request::Request;
 use super::request_headers::{X_REQUEST_ID, is_upgrade};
 use super::timer::Timer;
-use crate::cluster::{ClusterState, Host, Outcome, Report};
+use crate::cluster::{ClusterState, Host, Outcome};
 use crate::http::body::{Body, BodyError};
 use crate::model::format::Format;
 use crate::model::route::Forward;
@@ -48,6 +49,9 @@ pub struct Stream {
     logged: RefCell<Logged>,
     upstream: RefCell<Option<Upstream>>,
     request_id: RefCell<Option<HeaderValue>>,
+    /// What its filters keep.
+    pub chain: chain::State,
+    grpc_status: Cell<Option<u8>>,
 }
 
 /// The cluster that serves a stream.
@@ -130,6 +134,8 @@ impl Stream {
             logged: RefCell::default(),
             upstream: RefCell::default(),
             request_id: RefCell::default(),
+            chain: chain::State::default(),
+            grpc_status: Cell::new(None),
             manager,
         }))
     }
@@ -201,6 +207,7 @@ impl Stream {
     pub fn start_response(&self, response: &http::Response<Body>) {
         self.response_started.set(true);
         self.touch();
+        self.note_grpc_status(response.headers());
         let status = response.status();
         let stats = &self.manager.hcm.stats;
         stats.count_response(status.as_u16());
@@ -289,9 +296,6 @@ impl Stream {
             upstream.cluster.stats.upstream_rq_timeout.inc();
             if let Some(host) = &upstream.host {
                 host.counters.finish(Outcome::Timeout);
-                if !self.response_started.get() {
-                    upstream.cluster.report(host, Report::Timeout);
-                }
             }
         }
     }
@@ -305,7 +309,22 @@ impl Stream {
         }
     }
 
+    /// The status that a gRPC stream ended with.
+    pub fn grpc_status(&self) -> Option<u8> {
+        self.grpc_status.get()
+    }
+
+    fn note_grpc_status(&self, headers: &HeaderMap) {
+        if self.grpc
+            && let Some(status) =
+                headers.get("grpc-status").and_then(|v| v.to_str().ok()?.trim().parse().ok())
+        {
+            self.grpc_status.set(Some(status));
+        }
+    }
+
     pub fn log_trailers(&self, trailers: &HeaderMap) {
+        self.note_grpc_status(trailers);
         if !self.manager.hcm.access_log.is_empty() {
             self.logged.borrow_mut().trailers = Some(trailers.clone());
         }
@@ -401,6 +420,7 @@ impl Drop for Owner {
             info.response_code_details = Some(details.into());
         }
         stats.downstream_rq_time.record_ms(end);
+        chain::report(stream, &info);
         let logged = stream.logged.borrow();
         for log in &stream.manager.hcm.access_log {
             log.log(&info, logged.request.as_ref(), logged.response.as_ref(), logged.trailers.as_ref());

@@ -60,7 +60,16 @@ fn levels(most_specific_wins: bool) -> (RouteTable, WeightedCluster) {
         most_specific_header_mutations_wins: most_specific_wins,
         ..table(vec![host])
     };
-    (table, WeightedCluster { name: "c".into(), weight: 1, headers: level("w"), host_rewrite: None })
+    (
+        table,
+        WeightedCluster {
+            name: "c".into(),
+            weight: 1,
+            headers: level("w"),
+            filters: Vec::new(),
+            host_rewrite: None,
+        },
+    )
 }
 
 fn routed<'t>(table: &'t RouteTable, weighted: Option<&'t WeightedCluster>) -> Routed<'t> {

@@ -261,6 +261,7 @@ fn weighted(weights: &[u32]) -> RouteTable {
             name: i.to_string().into(),
             weight: *weight,
             headers: Default::default(),
+            filters: Vec::new(),
             host_rewrite: None,
         })
         .collect();

@@ -110,7 +110,13 @@ pub(crate) fn forward() -> Forward {
 }
 
 pub(crate) fn route(name: &str, matches: RouteMatch, action: Action) -> Arc<Route> {
-    Arc::new(Route { name: name.into(), matches, action, headers: HeaderMutations::default() })
+    Arc::new(Route {
+        name: name.into(),
+        matches,
+        action,
+        headers: HeaderMutations::default(),
+        filters: Vec::new(),
+    })
 }
 
 pub(crate) fn direct_response() -> DirectResponse {
@@ -129,6 +135,7 @@ pub(crate) fn virtual_host(name: &str, domains: &[&str], routes: Vec<Arc<Route>>
         routes,
         require_tls: RequireTls::None,
         headers: HeaderMutations::default(),
+        filters: Vec::new(),
         retry: None,
         include_request_attempt_count: false,
         include_attempt_count_in_response: false,

@@ -3,6 +3,7 @@
 //! A resource gets its handles when it is compiled; the data path only adds to atomics. Nothing here may
 //! lock, allocate per event, or know what a value means.
 
+mod custom;
 mod groups;
 mod histogram;
 mod prometheus;
@@ -12,9 +13,10 @@ mod store;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+pub use custom::{Custom, http_tags};
 pub use groups::{
-    ClusterManagerStats, ClusterStats, FilesystemStats, HealthCheckStats, HttpStats, ListenerManagerStats,
-    ListenerStats, MaglevStats, OutlierStats, RingHashStats, ServerStats, TcpStats,
+    ClusterManagerStats, ClusterStats, FilesystemStats, HttpStats, ListenerManagerStats, ListenerStats,
+    ServerStats, TcpStats,
 };
 pub use histogram::{Histogram, Summary};
 pub use prometheus::prometheus;

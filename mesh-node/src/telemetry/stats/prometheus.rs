@@ -58,9 +58,14 @@ fn labels(tags: &Tags) -> String {
     shown.join(",")
 }
 
+/// Metrics in a namespace of their own (Envoy: `CustomStatNamespaces`; Istio's is `istiocustom`) keep their name.
 fn metric_name(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' };
-    std::iter::once("envoy_").flat_map(str::chars).chain(name.chars().map(plain)).collect()
+    let (prefix, name) = match name.strip_prefix("istiocustom.") {
+        Some(name) => ("", name),
+        None => ("envoy_", name),
+    };
+    prefix.chars().chain(name.chars().map(plain)).collect()
 }
 
 /// Prometheus text format: backslash, line feed and quote are escaped in label values.

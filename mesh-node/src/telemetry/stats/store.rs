@@ -3,15 +3,16 @@
 //!
 //! Used when resources are compiled and when statistics are shown, never per request.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use regex::Regex;
 
+use super::custom::{Custom, Each};
 use super::groups::{
-    ClusterManagerStats, ClusterStats, FilesystemStats, Group, HealthCheckStats, HttpStats,
-    ListenerManagerStats, ListenerStats, MaglevStats, OutlierStats, RingHashStats, ServerStats, Stat,
-    TcpStats,
+    ClusterManagerStats, ClusterStats, FilesystemStats, Group, HttpStats, ListenerManagerStats,
+    ListenerStats, ServerStats, Stat, TcpStats,
 };
 use super::histogram::Summary;
 
@@ -21,15 +22,12 @@ pub struct Store {
     listeners: Family<ListenerStats>,
     http: Family<HttpStats>,
     clusters: Family<ClusterStats>,
-    ring_hash: Family<RingHashStats>,
-    maglev: Family<MaglevStats>,
-    outlier: Family<OutlierStats>,
-    health_check: Family<HealthCheckStats>,
     tcp: Family<TcpStats>,
     server: Arc<ServerStats>,
     listener_manager: Arc<ListenerManagerStats>,
     cluster_manager: Arc<ClusterManagerStats>,
     filesystem: Arc<FilesystemStats>,
+    custom: Arc<Custom>,
     read: Mutex<BTreeMap<String, ReadStat>>,
 }
 
@@ -99,7 +97,7 @@ pub struct Tags {
     /// `cluster.upstream_rq_total`.
     pub name: String,
     /// Label and value, in Envoy's order.
-    pub labels: Vec<(&'static str, String)>,
+    pub labels: Vec<(Cow<'static, str>, String)>,
 }
 
 impl Store {
@@ -116,26 +114,6 @@ impl Store {
     /// `cluster.NAME.*`, `name` being `alt_stat_name` or the cluster's name.
     pub fn cluster(&self, name: &str) -> Arc<ClusterStats> {
         handle(&self.clusters, name)
-    }
-
-    /// `cluster.NAME.ring_hash_lb.*`
-    pub fn ring_hash(&self, name: &str) -> Arc<RingHashStats> {
-        handle(&self.ring_hash, name)
-    }
-
-    /// `cluster.NAME.maglev_lb.*`
-    pub fn maglev(&self, name: &str) -> Arc<MaglevStats> {
-        handle(&self.maglev, name)
-    }
-
-    /// `cluster.NAME.outlier_detection.*`
-    pub fn outlier(&self, name: &str) -> Arc<OutlierStats> {
-        handle(&self.outlier, name)
-    }
-
-    /// `cluster.NAME.health_check.*`
-    pub fn health_check(&self, name: &str) -> Arc<HealthCheckStats> {
-        handle(&self.health_check, name)
     }
 
     /// `tcp.PREFIX.*`, `prefix` being the TCP proxy's `stat_prefix`.
@@ -157,6 +135,11 @@ impl Store {
 
     pub fn filesystem(&self) -> &Arc<FilesystemStats> {
         &self.filesystem
+    }
+
+    /// Statistics without a group of their own.
+    pub fn custom(&self) -> &Arc<Custom> {
+        &self.custom
     }
 
     /// Shows a value that lives elsewhere (a BPF map, an allocator) under `name`; an earlier one of that
@@ -187,6 +170,19 @@ impl Store {
             };
             samples.push(Sample { tags: place.tags(stat_name), name, value });
         });
+        self.custom.visit(&mut |name, tags, each| {
+            let (kind, used, value) = match each {
+                Each::Counter(counter) => (Kind::Counter, counter.get() > 0, Value::Counter(counter.get())),
+                Each::Gauge(gauge) => (Kind::Gauge, gauge.used(), Value::Gauge(gauge.get())),
+                Each::Histogram(histogram) => {
+                    let (cumulative, interval) = (histogram.cumulative(), histogram.interval());
+                    (Kind::Histogram, cumulative.count() > 0, Value::Histogram { cumulative, interval })
+                }
+            };
+            if query.wants(name, kind, used) {
+                samples.push(Sample { name: name.to_owned(), value, tags: tags.clone() });
+            }
+        });
         for (name, stat) in lock(&self.read).iter() {
             let number = (stat.read)();
             if query.wants(name, stat.kind, number > 0) {
@@ -209,6 +205,11 @@ impl Store {
                 counter.reset();
             }
         });
+        self.custom.visit(&mut |_, _, each| {
+            if let Each::Counter(counter) = each {
+                counter.reset();
+            }
+        });
     }
 
     /// Ends the interval of every histogram; called each `stats_flush_interval` (default 5 s).
@@ -218,16 +219,17 @@ impl Store {
                 histogram.flush();
             }
         });
+        self.custom.visit(&mut |_, _, each| {
+            if let Each::Histogram(histogram) = each {
+                histogram.flush();
+            }
+        });
     }
 
     fn visit(&self, visit: &mut dyn FnMut(Place<'_>, &str, Stat<'_>)) {
         visit_family(&self.listeners, "listener", Some("envoy_listener_address"), visit);
         visit_family(&self.http, "http", Some("envoy_http_conn_manager_prefix"), visit);
         visit_family(&self.clusters, "cluster", Some("envoy_cluster_name"), visit);
-        visit_family(&self.ring_hash, "cluster", Some("envoy_cluster_name"), visit);
-        visit_family(&self.maglev, "cluster", Some("envoy_cluster_name"), visit);
-        visit_family(&self.outlier, "cluster", Some("envoy_cluster_name"), visit);
-        visit_family(&self.health_check, "cluster", Some("envoy_cluster_name"), visit);
         visit_family(&self.tcp, "tcp", Some("envoy_tcp_prefix"), visit);
         let single: [(&str, &dyn Group); 4] = [
             ("server", &*self.server),
@@ -303,18 +305,18 @@ impl Place<'_> {
         {
             match last.as_bytes() {
                 [class @ b'0'..=b'9', b'x', b'x'] => {
-                    labels.push(("envoy_response_code_class", char::from(*class).to_string()));
+                    labels.push(("envoy_response_code_class".into(), char::from(*class).to_string()));
                     stat_name = format!("{before}_xx");
                 }
                 [b'0'..=b'9', b'0'..=b'9', b'0'..=b'9'] => {
-                    labels.push(("envoy_response_code", last.to_owned()));
+                    labels.push(("envoy_response_code".into(), last.to_owned()));
                     stat_name = before.to_owned();
                 }
                 _ => {}
             }
         }
         if let Some(label) = self.label {
-            labels.push((label, self.member.to_owned()));
+            labels.push((label.into(), self.member.to_owned()));
         }
         Tags { name: format!("{}.{stat_name}", self.family), labels }
     }
@@ -379,13 +381,16 @@ mod tests {
             Tags {
                 name: "cluster.upstream_rq".into(),
                 labels: vec![
-                    ("envoy_response_code", "503".into()),
-                    ("envoy_cluster_name", "outbound|80||a.b.svc".into()),
+                    ("envoy_response_code".into(), "503".into()),
+                    ("envoy_cluster_name".into(), "outbound|80||a.b.svc".into()),
                 ],
             }
         );
         assert_eq!(cluster.tags("upstream_rq_5xx").name, "cluster.upstream_rq_xx");
-        assert_eq!(cluster.tags("upstream_rq_5xx").labels[0], ("envoy_response_code_class", "5".into()));
+        assert_eq!(
+            cluster.tags("upstream_rq_5xx").labels[0],
+            ("envoy_response_code_class".into(), "5".into())
+        );
         assert_eq!(cluster.tags("upstream_rq_time").labels.len(), 1);
     }
 

@@ -13,16 +13,17 @@ use crate::cluster::ClusterManager;
 use crate::filter::WorkerContext;
 use crate::filter::http::serve;
 use crate::model::cluster::{
-    Assignment, Balancing, Cluster, Discovery, Endpoint, EndpointAddress, HealthStatus, LbPolicy, Locality,
-    Thresholds, Transport, UpstreamProtocol,
+    Assignment, Cluster, Discovery, Endpoint, EndpointAddress, HealthStatus, LbPolicy, Locality, Thresholds,
+    Transport, UpstreamProtocol,
 };
 use crate::model::domains::Domains;
 use crate::model::format::{Format, Operator, Part, Plain};
 use crate::model::headers::{AppendAction, HeaderAdd, HeaderMutations, HeaderTarget};
+use crate::model::http_filter::{HttpFilter, HttpFilterKind};
 use crate::model::listener::Direction;
 use crate::model::network::{
     ClientCertDetails, Codec, EscapedSlashes, ForwardClientCert, Http1Options, Http2Options,
-    HttpConnectionManager, HttpFilter, RouteSource, RouterFilter, ServerHeader, UnderscoresAction,
+    HttpConnectionManager, RouteSource, RouterFilter, ServerHeader, UnderscoresAction,
 };
 use crate::model::route::{
     Action, ClusterChoice, Forward, HostRewrite, PathMatch, PathRewrite, RequireTls, RetryOn, RetryPolicy,
@@ -33,13 +34,18 @@ use crate::telemetry::access_log::{AccessLog, LogFormat};
 use crate::telemetry::log_file::LogFiles;
 use crate::telemetry::stream_info::ConnectionInfo;
 
+/// A filter under a name of no importance.
+pub fn filter(kind: HttpFilterKind) -> HttpFilter {
+    HttpFilter { name: "f".into(), disabled: false, kind }
+}
+
 /// Envoy's defaults, with no route.
 pub fn hcm() -> HttpConnectionManager {
     HttpConnectionManager {
         stat_prefix: "test".into(),
         codec: Codec::Auto,
         routes: RouteSource::default(),
-        http_filters: vec![HttpFilter::Router(Arc::new(RouterFilter::default()))],
+        http_filters: vec![filter(HttpFilterKind::Router(Arc::new(RouterFilter::default())))],
         server_name: "envoy".into(),
         server_header: ServerHeader::Overwrite,
         use_remote_address: false,
@@ -147,6 +153,7 @@ pub fn route(prefix: &str, action: Action) -> Route {
         },
         action,
         headers: HeaderMutations::default(),
+        filters: Vec::new(),
     }
 }
 
@@ -162,6 +169,7 @@ pub fn routes(routes: Vec<Route>) -> RouteSource {
             routes: routes.into_iter().map(Arc::new).collect(),
             require_tls: RequireTls::None,
             headers: HeaderMutations::default(),
+            filters: Vec::new(),
             retry: None,
             include_request_attempt_count: true,
             include_attempt_count_in_response: true,
@@ -178,8 +186,8 @@ pub fn cluster(name: &str, endpoints: &[SocketAddr]) -> Cluster {
             hostname: None,
             weight: 1,
             health: HealthStatus::Healthy,
+            peer: None,
             transport_match: Vec::new(),
-            lb_metadata: Vec::new().into(),
         })
     };
     Cluster {
@@ -198,8 +206,6 @@ pub fn cluster(name: &str, endpoints: &[SocketAddr]) -> Cluster {
             ..Assignment::default()
         }),
         lb: LbPolicy::RoundRobin,
-        balancing: Balancing::default(),
-        outlier_detection: None,
         panic_threshold_percent: 50.0,
         locality_weighted: false,
         connect_timeout: Duration::from_secs(5),
@@ -219,6 +225,7 @@ pub fn cluster(name: &str, endpoints: &[SocketAddr]) -> Cluster {
         per_connection_buffer_limit_bytes: 1 << 20,
         close_connections_on_host_health_failure: false,
         stats: Arc::default(),
+        istio: Default::default(),
         content_hash: 0,
     }
 }

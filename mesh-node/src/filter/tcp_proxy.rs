@@ -1,6 +1,7 @@
 //! TCP proxy (`envoy.extensions.filters.network.tcp_proxy.v3`): one upstream connection per client connection.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -127,8 +128,11 @@ async fn relay<I: Downstream>(
         Meters { received: &stats.downstream_cx_rx_bytes_total, sent: &stats.downstream_cx_tx_bytes_total };
     let mut moved = Moved::default();
     let purse = stream.connection.workload.as_ref().map(|workload| Purse::of(&workload.limits.buffers));
-    let copying = copy(io, &mut connection.stream, config.idle_timeout, meters, &mut moved, purse.as_deref());
-    let end = within(config.max_downstream_connection_duration, copying).await;
+    let end = {
+        let idle = config.idle_timeout;
+        let copying = pin!(copy(io, &mut connection.stream, idle, meters, &mut moved, purse.as_deref()));
+        within(config.max_downstream_connection_duration, copying).await
+    };
     stream.bytes_received = moved.received;
     stream.bytes_sent = moved.sent;
     match end {

@@ -19,16 +19,15 @@ use crate::admin;
 use crate::capture::{self, Capture, CaptureError};
 use crate::cluster::ClusterManager;
 use crate::config::bootstrap::{BootstrapError, Source};
-use crate::config::watch::Watch;
 use crate::config::{Cli, Loaded, Mode, Settings, SettingsError};
+use crate::dynamic::{Assembly, Compiler, Identity, Refused, Servers, Sidecar, Statics, Watch};
 use crate::filter::WorkerContext;
-use crate::heap;
 use crate::model::{Published, Snapshot};
-use crate::readiness::Readiness;
+use crate::readiness::{Guard, Readiness};
 use crate::telemetry::log_file::LogFiles;
 use crate::telemetry::stats::Store;
 use admin_state::{Parts, Request, State};
-use publish::{BindError, Publisher};
+use publish::Publisher;
 use worker::{Command, Worker};
 
 /// Why the process cannot start. One line for each mistake.
@@ -41,7 +40,7 @@ pub enum StartError {
     #[error(transparent)]
     Capture(#[from] CaptureError),
     #[error(transparent)]
-    Bind(#[from] BindError),
+    Listener(#[from] Refused),
     #[error("admin.address: cannot listen on {address}: {source}; stop what listens there or change it")]
     Admin { address: std::net::SocketAddr, source: std::io::Error },
     #[error("starting threads: {0}; raise the process limit (ulimit -u)")]
@@ -102,19 +101,39 @@ fn serve(cli: &Cli, settings: &Settings, level: logging::Level) -> Result<(), St
         .file()
         .map(|path| Watch::new(path).map_err(|source| StartError::Watch { path: path.to_owned(), source }))
         .transpose()?;
-    let loaded = source.load(&stats, &log_files)?;
+    let mut loaded = source.load(&stats, &log_files)?;
+    introduce(cli, &mut loaded);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Threads)?;
     runtime.block_on(async {
         let node = Node::start(settings, (source, watch), (stats, log_files, level), loaded).await?;
-        node.live().await;
-        Ok(())
+        node.live().await
     })
+}
+
+/// Who this process is to xDS servers: the flags win over the bootstrap.
+fn introduce(cli: &Cli, loaded: &mut Loaded) {
+    if let Some(id) = &cli.service_node {
+        loaded.node.id.clone_from(id);
+    }
+    if let Some(cluster) = &cli.service_cluster {
+        loaded.node.cluster.clone_from(cluster);
+    }
+    loaded.node.user_agent_name = "mesh-node".to_owned();
+    loaded.node.user_agent_version_type =
+        Some(mesh_xds::pb::envoy::config::core::v3::node::UserAgentVersionType::UserAgentVersion(
+            env!("CARGO_PKG_VERSION").to_owned(),
+        ));
 }
 
 /// The running process.
 struct Node {
-    publisher: Publisher,
+    sidecar: Sidecar<Publisher>,
+    /// The static resources in force.
+    statics: Statics,
+    settings: Settings,
+    /// Held until everything that the start waits for has come.
+    starting: Option<Guard>,
     state: Arc<State>,
     requests: mpsc::UnboundedReceiver<Request>,
     source: Source,
@@ -130,7 +149,7 @@ impl Node {
         loaded: Loaded,
     ) -> Result<Self, StartError> {
         let readiness = Readiness::default();
-        let starting = readiness.task("start");
+        let starting = readiness.task("configuration");
         let count = worker_count(settings.node.workers);
         let clusters = Arc::new(ClusterManager::new(count));
         let published: Published = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
@@ -141,23 +160,18 @@ impl Node {
         };
         let workers = start_workers(count, &published, &clusters)?;
         let steers = settings.capture.pods_file.is_some();
-        let mut publisher = Publisher::new(published.clone(), clusters.clone(), workers, steers);
-        publisher.publish(loaded.listeners, loaded.clusters).await?;
-        heap::give_back();
-        // Pods are steered here only when there is something that serves them.
-        let capture = if steers { Some(start_capture(settings, &publisher)?) } else { None };
+        let publisher = Publisher::new(published.clone(), clusters.clone(), workers, steers);
+        let identity = Identity { node: loaded.node, dynamic: loaded.dynamic };
+        let statics = Statics { clusters: loaded.clusters, listeners: loaded.listeners };
+        let compiler = Arc::new(Compiler::new(stats.clone(), log_files.clone()));
+        let assembly = Assembly::new(compiler, identity.dynamic.clone(), statics.clone(), Instant::now());
+        let servers = Arc::new(Servers::new(clusters.clone()));
+        let mut sidecar = Sidecar::new(assembly, &identity, servers, publisher);
+        sidecar.start().await?;
         let (requests, inbox) = mpsc::unbounded_channel();
-        let parts = Parts {
-            stats,
-            log_files,
-            clusters,
-            published,
-            readiness,
-            capture: capture.clone(),
-            settings,
-            level,
-            requests,
-        };
+        let assembly = sidecar.assembly().clone();
+        let parts =
+            Parts { stats, log_files, clusters, published, readiness, assembly, settings, level, requests };
         let state = Arc::new(State::new(parts, loaded.message));
         for field in &loaded.ignored {
             tracing::warn!(%field, "this field has no effect in mesh-node");
@@ -165,15 +179,33 @@ impl Node {
         if let Some(listener) = admin {
             tokio::spawn(admin::serve(listener, state.clone()));
         }
-        drop(starting);
-        let pods = capture.map_or(0, |c| c.workloads().len());
-        tracing::info!(workers = count, pods, "mesh-node serves");
         let drain_time = Duration::from_secs(settings.node.drain_time_s);
-        Ok(Self { publisher, state, requests: inbox, source, watch, drain_time })
+        let (settings, starting) = (settings.clone(), Some(starting));
+        let mut node =
+            Self { sidecar, statics, settings, starting, state, requests: inbox, source, watch, drain_time };
+        node.start_when_ready()?;
+        Ok(node)
+    }
+
+    /// Pods are steered here only when there is something that serves them.
+    fn start_when_ready(&mut self) -> Result<(), StartError> {
+        if self.starting.is_none() || !self.sidecar.has_started() {
+            return Ok(());
+        }
+        let mut pods = 0;
+        if self.sidecar.outlet.capture {
+            let capture = start_capture(&self.settings, &self.sidecar.outlet)?;
+            pods = capture.workloads().len();
+            // Set here only, and once.
+            let _ = self.state.capture.set(capture);
+        }
+        self.starting = None;
+        tracing::info!(workers = self.sidecar.outlet.workers.len(), pods, "mesh-node serves");
+        Ok(())
     }
 
     /// Serves until a signal or `/quitquitquit`, then drains.
-    async fn live(mut self) {
+    async fn live(mut self) -> Result<(), StartError> {
         let mut terminate = signal(SignalKind::terminate()).expect("signal handlers can be installed");
         let mut interrupt = signal(SignalKind::interrupt()).expect("signal handlers can be installed");
         let mut reopen = signal(SignalKind::user_defined1()).expect("signal handlers can be installed");
@@ -190,13 +222,20 @@ impl Node {
                 // As Envoy: access logs were rotated.
                 _ = reopen.recv() => self.state.log_files.reopen(),
                 request = self.requests.recv() => match request {
-                    Some(Request::DrainListeners { inbound_only }) => self.publisher.drain_listeners(inbound_only),
+                    Some(Request::DrainListeners { inbound_only }) => {
+                        self.sidecar.outlet.drain_listeners(inbound_only);
+                    }
                     Some(Request::ShutDown) | None => break,
                 },
                 () = changed => self.reload().await,
+                happened = self.sidecar.next() => {
+                    self.sidecar.handle(happened).await;
+                    self.start_when_ready()?;
+                }
             }
         }
         self.drain(&mut terminate).await;
+        Ok(())
     }
 
     /// Takes a changed bootstrap, or says what is wrong with it and goes on with the last good one.
@@ -210,29 +249,29 @@ impl Node {
                 return;
             }
         };
-        let (listeners, clusters) = (loaded.listeners.len(), loaded.clusters.len());
-        match self.publisher.publish(loaded.listeners, loaded.clusters).await {
-            Ok(()) => {
-                self.state.took(loaded.message);
-                heap::give_back();
-                tracing::info!(listeners, clusters, "configuration taken");
+        let statics = Statics { clusters: loaded.clusters, listeners: loaded.listeners };
+        let previous = std::mem::replace(&mut self.statics, statics.clone());
+        match self.sidecar.set_statics(statics, previous.clone()).await {
+            Ok(()) => self.state.took(loaded.message),
+            Err(error) => {
+                self.statics = previous;
+                tracing::error!("configuration not taken, the last good one serves: {error}");
             }
-            Err(error) => tracing::error!("configuration not taken, the last good one serves: {error}"),
         }
     }
 
     /// Lets connections finish, for the drain time at most; a second signal ends it at once.
     async fn drain(self, terminate: &mut tokio::signal::unix::Signal) {
         self.state.set_draining(true);
-        self.publisher.drain();
+        self.sidecar.outlet.drain();
         let begun = Instant::now();
-        tracing::info!(connections = self.publisher.connections(), "draining");
+        tracing::info!(connections = self.sidecar.outlet.connections(), "draining");
         let idle = async {
             // Counters have no events; the wait ends within a step of the last connection.
             let mut step = tokio::time::interval(Duration::from_millis(20));
             loop {
                 step.tick().await;
-                if self.publisher.connections() == 0 {
+                if self.sidecar.outlet.connections() == 0 {
                     break;
                 }
             }
@@ -242,8 +281,8 @@ impl Node {
             () = tokio::time::sleep(self.drain_time) => {}
             _ = terminate.recv() => {}
         }
-        let left = self.publisher.connections();
-        for worker in self.publisher.workers {
+        let left = self.sidecar.outlet.connections();
+        for worker in self.sidecar.outlet.workers {
             worker.stop();
         }
         self.state.log_files.flush();

@@ -9,6 +9,7 @@ pub mod capture;
 pub mod cluster;
 pub mod config;
 pub mod drain;
+pub mod dynamic;
 pub mod filter;
 pub mod heap;
 pub mod http;

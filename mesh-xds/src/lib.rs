@@ -1,8 +1,9 @@
-//! Envoy v3 messages: typed, and strictly read from YAML and JSON.
+//! Envoy v3 messages: typed, strictly read from YAML and JSON, and fetched from xDS servers ([`client`]).
 //!
 //! Every error names its place. Nothing here decides what a message means: that is the work of whoever
 //! reads the typed message.
 
+pub mod client;
 mod decode;
 mod encode;
 pub mod istio;
@@ -98,4 +99,11 @@ pub fn visit<T: Message + Name>(message: &T, f: &mut dyn FnMut(SetField<'_>) -> 
 /// Does a message type of this full name exist, and which fields has it?
 pub fn fields_of(message: &str) -> Option<Vec<&'static str>> {
     Some(schema::Message::named(message)?.fields().map(|f| f.name()).collect())
+}
+
+/// As [`to_json`], of the encoded message of that type URL. `None` if the type is not in the schema or the bytes
+/// are not such a message.
+pub fn bytes_to_json(type_url: &str, bytes: &[u8]) -> Option<serde_json::Value> {
+    let schema = schema::Message::named(type_url.rsplit('/').next()?)?;
+    encode::message(bytes, schema, false).ok()
 }

@@ -29,10 +29,12 @@ const EXCEPTIONS: [(&str, &str); 1] = [
 ];
 /// Modules outside the data path, with what each may import. A module in neither list is free to be
 /// imported only by the composition root.
-const BESIDE: [(&str, &[&str]); 10] = [
+const BESIDE: [(&str, &[&str]); 11] = [
     // The settings of capture are a part of the settings.
     ("config", &["xds", "capture", "model", "identity", "telemetry"]),
     ("xds", &["model", "identity", "telemetry"]),
+    // Reaches servers by way of clusters, and gives clusters their endpoints and secrets.
+    ("dynamic", &["xds", "cluster", "upstream", "model", "identity", "telemetry"]),
     ("admin", &["cluster", "http", "model", "identity", "telemetry", "drain", "readiness"]),
     ("dns", &["model", "telemetry"]),
     ("telemetry", &["model", "identity", "drain"]),
@@ -47,7 +49,7 @@ const BESIDE: [(&str, &[&str]); 10] = [
 const ROOT: [&str; 3] = ["main", "lib", "app"];
 /// Crates of protobuf messages, and who may name them.
 const PROTOBUF: [&str; 5] = ["mesh_xds", "envoy_types", "prost", "prost_types", "prost_reflect"];
-const PROTOBUF_ALLOWED: [&str; 2] = ["xds", "config"];
+const PROTOBUF_ALLOWED: [&str; 3] = ["xds", "config", "dynamic"];
 /// Compiled configuration is plain data.
 const MODEL_BANS: [&str; 2] = ["tokio", "prost"];
 /// Crate, and which of its dependencies are allowed; `None` leaves crates from outside the workspace

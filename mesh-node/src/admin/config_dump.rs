@@ -1,6 +1,8 @@
 //! `/config_dump`: the configuration in Envoy's shape (`envoy.admin.v3.ConfigDump`). Private keys and other
 //! secrets never leave the process.
 
+use std::collections::BTreeMap;
+
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
@@ -52,7 +54,7 @@ const SECRETS: Section = Section {
     resource: "secret",
     type_url: "envoy.extensions.transport_sockets.tls.v3.Secret",
 };
-/// Repeated fields of the dumps that a configuration file never fills.
+/// Repeated fields of the dumps that may be empty.
 const EMPTY: [&str; 8] = [
     "dynamic_active_clusters",
     "dynamic_warming_clusters",
@@ -81,10 +83,29 @@ pub fn page(state: &dyn AdminState, query: &Query) -> Reply {
         .map(|section| (section, resources(section, &bootstrap).into_iter().filter(wanted).collect()))
         .map(|(section, found): (&Section, Vec<Value>)| (section, elements(section, found, &updated)))
         .collect();
-    match query.get("resource") {
-        None => whole(bootstrap, &updated, resources, query.get("mask")),
-        Some(resource) => one(resource, resources, query.get("mask")),
+    let mut dynamic = state.dynamic();
+    if !query.has("include_eds") {
+        dynamic.remove("EndpointsConfigDump");
     }
+    for (field, elements) in dynamic.values_mut().flatten() {
+        if let Some(elements) = elements.as_array_mut() {
+            elements.retain(|element| wanted(named(field, element)));
+        }
+    }
+    match query.get("resource") {
+        None => whole(bootstrap, &updated, resources, dynamic, query.get("mask")),
+        Some(resource) => one(resource, resources, &dynamic, query.get("mask")),
+    }
+}
+
+/// The part of a dynamic element that has the name.
+fn named<'a>(field: &str, element: &'a Value) -> &'a Value {
+    let inner = match field {
+        "dynamic_active_clusters" | "dynamic_warming_clusters" => "cluster",
+        "dynamic_route_configs" => "route_config",
+        _ => return element,
+    };
+    element.get(inner).unwrap_or(element)
 }
 
 fn resources(section: &Section, bootstrap: &Value) -> Vec<Value> {
@@ -150,6 +171,7 @@ fn whole(
     bootstrap: Value,
     updated: &str,
     resources: Vec<(&Section, Vec<Value>)>,
+    mut dynamic: BTreeMap<&'static str, Map<String, Value>>,
     mask: Option<&str>,
 ) -> Reply {
     let mut configs = vec![json!({
@@ -162,6 +184,12 @@ fn whole(
         if !elements.is_empty() {
             dump[section.field] = elements.into();
         }
+        add(&mut dump, dynamic.remove(section.dump).unwrap_or_default());
+        configs.push(dump);
+    }
+    for (message, fields) in dynamic {
+        let mut dump = json!({ "@type": type_url(&format!("envoy.admin.v3.{message}")) });
+        add(&mut dump, fields);
         configs.push(dump);
     }
     if let Some(mask) = mask {
@@ -176,11 +204,28 @@ fn whole(
     Reply::json(&json!({ "configs": configs }))
 }
 
-fn one(resource: &str, resources: Vec<(&Section, Vec<Value>)>, mask: Option<&str>) -> Reply {
+fn add(dump: &mut Value, fields: Map<String, Value>) {
+    for (field, value) in fields {
+        dump[field] = value;
+    }
+}
+
+fn one(
+    resource: &str,
+    resources: Vec<(&Section, Vec<Value>)>,
+    dynamic: &BTreeMap<&'static str, Map<String, Value>>,
+    mask: Option<&str>,
+) -> Reply {
     if resource == "bootstrap" {
         return Reply::bad_request(
             "bootstrap is not a repeated field. Use ?mask=bootstrap to get only this field",
         );
+    }
+    let found = dynamic.iter().find_map(|(dump, fields)| {
+        Some((format!("{dump}.{}", element_of(resource)?), fields.get(resource)?))
+    });
+    if let Some((message, Value::Array(elements))) = found {
+        return elements_as(&message, elements.clone(), mask);
     }
     if EMPTY.contains(&resource) {
         return Reply::json(&json!({}));
@@ -189,12 +234,28 @@ fn one(resource: &str, resources: Vec<(&Section, Vec<Value>)>, mask: Option<&str
     else {
         return Reply::text(format!("{resource} not found in config dump")).status(StatusCode::NOT_FOUND);
     };
+    elements_as(&format!("{}.{}", section.dump, section.element), elements, mask)
+}
+
+/// The message of an element of this dynamic field.
+fn element_of(field: &str) -> Option<&'static str> {
+    Some(match field {
+        "dynamic_active_clusters" | "dynamic_warming_clusters" => "DynamicCluster",
+        "dynamic_listeners" => "DynamicListener",
+        "dynamic_route_configs" => "DynamicRouteConfig",
+        "dynamic_active_secrets" => "DynamicSecret",
+        "dynamic_endpoint_configs" => "DynamicEndpointConfig",
+        _ => return None,
+    })
+}
+
+fn elements_as(message: &str, elements: Vec<Value>, mask: Option<&str>) -> Reply {
     let configs = elements.into_iter().filter_map(|element| {
         let mut element = match mask {
             None => element,
             Some(mask) => mask::apply(&element, &mask.split(',').collect::<Vec<_>>())?,
         };
-        element["@type"] = type_url(&format!("envoy.admin.v3.{}.{}", section.dump, section.element));
+        element["@type"] = type_url(&format!("envoy.admin.v3.{message}"));
         Some(element)
     });
     Reply::json(&json!({ "configs": configs.collect::<Vec<_>>() }))

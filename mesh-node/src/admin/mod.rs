@@ -17,6 +17,7 @@ mod server_info;
 mod stats;
 mod workloads;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
@@ -44,6 +45,8 @@ pub trait AdminState: Send + Sync + 'static {
     fn stage(&self) -> Stage;
     /// The bootstrap as JSON, field names as in the protobuf files, and when it was read.
     fn bootstrap(&self) -> (serde_json::Value, SystemTime);
+    /// The dynamic parts of `/config_dump`: by the message of the dump, its fields.
+    fn dynamic(&self) -> BTreeMap<&'static str, serde_json::Map<String, serde_json::Value>>;
     /// Flags and settings in effect, as an object.
     fn settings(&self) -> serde_json::Value;
     fn uptime(&self) -> Duration;

@@ -47,6 +47,7 @@ const PAGES: [Page; 21] = [
             ("resource", "one repeated field of the dump, such as static_clusters"),
             ("mask", "field mask; applied to each element when resource is given"),
             ("name_regex", "only resources whose name matches"),
+            ("include_eds", "endpoints that came by EDS too"),
         ],
     ),
     post("/drain_listeners", "stop accepting, let connections end", |state, query| {

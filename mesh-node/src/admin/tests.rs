@@ -49,6 +49,16 @@ impl AdminState for Fake {
         });
         (bootstrap, UNIX_EPOCH)
     }
+    fn dynamic(&self) -> BTreeMap<&'static str, serde_json::Map<String, Value>> {
+        let clusters = json!({
+            "version_info": "7",
+            "dynamic_active_clusters": [{ "version_info": "7", "cluster": { "name": "pushed" } }],
+        });
+        let endpoints =
+            json!({ "dynamic_endpoint_configs": [{ "endpoint_config": { "cluster_name": "pushed" } }] });
+        let object = |value: Value| value.as_object().unwrap().clone();
+        BTreeMap::from([("ClustersConfigDump", object(clusters)), ("EndpointsConfigDump", object(endpoints))])
+    }
     fn settings(&self) -> Value {
         json!({ "concurrency": 2 })
     }

@@ -1,7 +1,8 @@
 //! What the admin pages see of the process, and what they may ask of it.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use mesh_xds::Stored;
@@ -12,6 +13,7 @@ use crate::admin::{AdminState, KernelCount, Logging, Stage, WorkloadView};
 use crate::capture::Capture;
 use crate::cluster::ClusterManager;
 use crate::config::Settings;
+use crate::dynamic::Assembly;
 use crate::model::{Published, Snapshot};
 use crate::readiness::Readiness;
 use crate::telemetry::log_file::LogFiles;
@@ -31,7 +33,9 @@ pub struct State {
     pub clusters: Arc<ClusterManager>,
     pub published: Published,
     pub readiness: Readiness,
-    pub capture: Option<Arc<Capture>>,
+    /// Once pods are steered.
+    pub capture: Arc<OnceLock<Arc<Capture>>>,
+    pub assembly: Arc<Mutex<Assembly>>,
     pub settings: serde_json::Value,
     pub logging: Logging,
     pub requests: mpsc::UnboundedSender<Request>,
@@ -47,7 +51,7 @@ pub struct Parts<'a> {
     pub clusters: Arc<ClusterManager>,
     pub published: Published,
     pub readiness: Readiness,
-    pub capture: Option<Arc<Capture>>,
+    pub assembly: Arc<Mutex<Assembly>>,
     pub settings: &'a Settings,
     pub level: Level,
     pub requests: mpsc::UnboundedSender<Request>,
@@ -55,15 +59,16 @@ pub struct Parts<'a> {
 
 impl State {
     pub fn new(parts: Parts<'_>, bootstrap: Option<Stored>) -> Self {
-        let Parts { stats, log_files, clusters, published, readiness, capture, settings, level, requests } =
+        let Parts { stats, log_files, clusters, published, readiness, assembly, settings, level, requests } =
             parts;
+        let capture = Arc::new(OnceLock::<Arc<Capture>>::new());
         let of_kernel = capture.clone();
         let logging = Logging::new(&settings.node.log_level, move |directives| {
             if let Err(error) = level.set(directives) {
                 tracing::warn!("log level: {error}");
             }
             // The kernel programs format a line only when somebody reads it.
-            if let Some(capture) = &of_kernel {
+            if let Some(capture) = of_kernel.get() {
                 capture
                     .log_connections(tracing::enabled!(target: "mesh_node::capture", tracing::Level::DEBUG));
             }
@@ -75,6 +80,7 @@ impl State {
             published,
             readiness,
             capture,
+            assembly,
             settings: settings.to_json(),
             logging,
             requests,
@@ -124,6 +130,9 @@ impl AdminState for State {
         let held = self.bootstrap.lock().unwrap_or_else(PoisonError::into_inner);
         (held.0.as_ref().map(Stored::to_json).unwrap_or_default(), held.1)
     }
+    fn dynamic(&self) -> BTreeMap<&'static str, serde_json::Map<String, serde_json::Value>> {
+        self.assembly.lock().unwrap_or_else(PoisonError::into_inner).dump()
+    }
     fn settings(&self) -> serde_json::Value {
         self.settings.clone()
     }
@@ -131,7 +140,7 @@ impl AdminState for State {
         self.begun.elapsed()
     }
     fn workloads(&self) -> Vec<WorkloadView> {
-        let Some(capture) = &self.capture else { return Vec::new() };
+        let Some(capture) = self.capture.get() else { return Vec::new() };
         let counters = capture.counters();
         let view = |workload: &Arc<crate::model::workload::Workload>| {
             let key = format!("{}/{}", workload.namespace, workload.name);

@@ -9,18 +9,16 @@ use std::time::Duration;
 
 use super::worker::{Command, Worker};
 use crate::cluster::ClusterManager;
+use crate::dynamic::{Assembled, Outlet, Refused};
+use crate::heap;
 use crate::listener::bind;
-use crate::model::cluster::Cluster;
 use crate::model::listener::{Direction, Listener};
 use crate::model::{Published, Snapshot};
 
-/// An address that cannot be listened on.
-#[derive(Debug, thiserror::Error)]
-#[error("listener {listener}: cannot listen on {address}: {source}{}", hint(.source))]
-pub struct BindError {
-    pub listener: String,
-    pub address: SocketAddr,
-    pub source: io::Error,
+/// The listener whose address cannot be listened on.
+fn cannot_listen(listener: &Listener, source: &io::Error) -> Refused {
+    let reason = format!("cannot listen on {}: {source}{}", listener.address, hint(source));
+    Refused { listener: listener.name.to_string(), reason }
 }
 
 fn hint(error: &io::Error) -> &'static str {
@@ -57,22 +55,15 @@ impl Publisher {
         Self { published, clusters, workers, capture, bound: HashSet::new() }
     }
 
-    /// Puts these resources into service. An equal listener (by content hash) keeps its identity, so that its
-    /// connections go on.
-    ///
-    /// # Errors
-    /// When an address cannot be bound; nothing has changed then.
-    pub async fn publish(
-        &mut self,
-        listeners: Vec<Arc<Listener>>,
-        clusters: Vec<Arc<Cluster>>,
-    ) -> Result<(), BindError> {
+    /// An equal listener (by content hash) keeps its identity, so that its connections go on.
+    async fn take(&mut self, assembled: Assembled) -> Result<(), Refused> {
         let previous = self.published.load_full();
-        let listeners = keep_equal(listeners, &previous);
+        let listeners = keep_equal(assembled.listeners, &previous);
         let wanted: HashSet<SocketAddr> =
             listeners.iter().filter(|l| self.is_bound_here(l)).map(|l| l.address).collect();
         let fresh = self.bind_new(&listeners)?;
-        let snapshot = Snapshot::new(previous.version + 1, listeners, clusters);
+        let mut snapshot = Snapshot::new(previous.version + 1, listeners, assembled.clusters);
+        snapshot.routes = assembled.routes;
         let removed = self.clusters.apply(&snapshot);
         // Requests that a new route sends to a new cluster must find its names looked up.
         if tokio::time::timeout(WARM_UP, self.clusters.warmed()).await.is_err() {
@@ -100,18 +91,18 @@ impl Publisher {
     fn bind_new(
         &self,
         listeners: &[Arc<Listener>],
-    ) -> Result<Vec<(SocketAddr, Vec<std::net::TcpListener>)>, BindError> {
+    ) -> Result<Vec<(SocketAddr, Vec<std::net::TcpListener>)>, Refused> {
         let mut fresh = Vec::new();
         for listener in listeners.iter().filter(|l| self.is_bound_here(l)) {
             let address = listener.address;
             if self.bound.contains(&address) {
                 continue;
             }
-            let failed = |source| BindError { listener: listener.name.to_string(), address, source };
             if bind::is_taken(address) {
-                return Err(failed(io::ErrorKind::AddrInUse.into()));
+                return Err(cannot_listen(listener, &io::ErrorKind::AddrInUse.into()));
             }
-            fresh.push((address, bind::bind(address, self.workers.len()).map_err(failed)?));
+            let sockets = bind::bind(address, self.workers.len());
+            fresh.push((address, sockets.map_err(|error| cannot_listen(listener, &error))?));
         }
         Ok(fresh)
     }
@@ -151,6 +142,20 @@ impl Publisher {
     /// Connections open now.
     pub fn connections(&self) -> usize {
         self.workers.iter().map(Worker::connections).sum()
+    }
+}
+
+impl Outlet for Publisher {
+    async fn publish(&mut self, assembled: Assembled) -> Result<(), Refused> {
+        let (listeners, clusters) = (assembled.listeners.len(), assembled.clusters.len());
+        self.take(assembled).await?;
+        heap::give_back();
+        tracing::info!(listeners, clusters, "configuration taken");
+        Ok(())
+    }
+
+    fn clusters(&self) -> &Arc<ClusterManager> {
+        &self.clusters
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 
 use super::{ClusterState, Random, Resolve, SystemResolver, ThreadRandom};
 use crate::model::cluster::{Assignment, Cluster, Discovery};
+use crate::model::tls::Secrets;
 use crate::model::{Snapshot, Str};
 
 type Clusters = HashMap<Str, Arc<Entry>, ahash::RandomState>;
@@ -24,6 +25,8 @@ pub struct ClusterManager {
     clusters: Arc<ArcSwap<Clusters>>,
     /// What EDS gave, by the name of the assignment. Its lock orders changes of endpoints and of clusters.
     assignments: Mutex<HashMap<Str, Arc<Assignment>, ahash::RandomState>>,
+    /// Of the workload whose clusters these are.
+    secrets: Arc<Secrets>,
     random: Arc<dyn Random>,
     resolver: Arc<dyn Resolve>,
     workers: usize,
@@ -51,8 +54,16 @@ impl ClusterManager {
     /// A manager whose choices come from `random` and addresses from `resolver`. Names are resolved on the
     /// current runtime.
     pub fn with(workers: usize, random: Arc<dyn Random>, resolver: Arc<dyn Resolve>) -> Self {
-        let (clusters, assignments) = (Arc::default(), Mutex::default());
-        Self { clusters, assignments, random, resolver, workers, runtime: Handle::try_current().ok() }
+        let (clusters, assignments, secrets) = (Arc::default(), Mutex::default(), Arc::default());
+        Self {
+            clusters,
+            assignments,
+            secrets,
+            random,
+            resolver,
+            workers,
+            runtime: Handle::try_current().ok(),
+        }
     }
 
     /// Takes over the clusters of `snapshot`. A cluster with the same content keeps its state; one that
@@ -125,6 +136,11 @@ impl ClusterManager {
         self.assignments().remove(name);
     }
 
+    /// Secrets for TLS that come apart from clusters and listeners.
+    pub fn secrets(&self) -> &Arc<Secrets> {
+        &self.secrets
+    }
+
     fn assignments(&self) -> MutexGuard<'_, HashMap<Str, Arc<Assignment>, ahash::RandomState>> {
         self.assignments.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -146,6 +162,7 @@ impl ClusterManager {
             entry.config.clone(),
             entry.assignment.load_full(),
             previous.map(|previous| &**previous),
+            self.secrets.clone(),
             self.random.clone(),
             self.workers,
         ))

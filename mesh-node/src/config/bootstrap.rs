@@ -1,5 +1,6 @@
 //! Reads an Envoy bootstrap and compiles its static resources.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -7,11 +8,13 @@ use std::sync::Arc;
 use std::{fmt, fs};
 
 use mesh_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
+use mesh_xds::pb::envoy::config::core::v3::Node as NodeProto;
 use mesh_xds::{Node, Problem, Stored};
 
 use super::Cli;
 use crate::model::cluster::Cluster;
 use crate::model::listener::Listener;
+use crate::model::source::{Dynamic, Need};
 use crate::telemetry::log_file::LogFiles;
 use crate::telemetry::stats::Store;
 use crate::xds;
@@ -27,8 +30,13 @@ pub enum Source {
 /// A bootstrap, read and compiled.
 #[derive(Debug)]
 pub struct Loaded {
-    pub listeners: Vec<Arc<Listener>>,
-    pub clusters: Vec<Arc<Cluster>>,
+    /// Each with the resources that it names and that come apart from it.
+    pub listeners: Vec<(Arc<Listener>, Vec<Need>)>,
+    pub clusters: Vec<(Arc<Cluster>, Vec<Need>)>,
+    /// `dynamic_resources`.
+    pub dynamic: Dynamic,
+    /// Who this process is to xDS servers.
+    pub node: NodeProto,
     /// `admin.address`; without it there is no admin server.
     pub admin: Option<SocketAddr>,
     /// The message itself, for `/config_dump`.
@@ -113,10 +121,15 @@ fn compile(name: &str, text: &str, stats: &Store, log_files: &LogFiles) -> Resul
         stats,
         log_files,
         secrets: resources.secrets.iter().map(|s| (s.name.clone(), s.clone())).collect(),
-        clusters: resources.clusters.iter().map(|c| c.name.clone()).collect(),
+        // Clusters that come by CDS are not known yet.
+        clusters: match message.dynamic_resources.as_ref().and_then(|d| d.cds_config.as_ref()) {
+            Some(_) => None,
+            None => Some(resources.clusters.iter().map(|c| c.name.clone()).collect()),
+        },
+        needs: RefCell::default(),
         ignored: xds::Ignored::default(),
     };
-    let admin = xds::bootstrap(&message, &mut context).map_err(&mut refuse).ok().flatten();
+    let bootstrap = xds::bootstrap(&message, &mut context).map_err(&mut refuse).unwrap_or_default();
     let mut seen: HashMap<String, String> = HashMap::new();
     let mut unique =
         |path: &str, kind: &str, name: &str| match seen.insert(format!("{kind} {name}"), path.to_owned()) {
@@ -132,7 +145,7 @@ fn compile(name: &str, text: &str, stats: &Store, log_files: &LogFiles) -> Resul
         let compiled =
             unique(&path, "cluster", &proto.name).and_then(|()| xds::cluster(&path, proto, &mut context));
         match compiled {
-            Ok(cluster) => clusters.push(Arc::new(cluster)),
+            Ok(cluster) => clusters.push((Arc::new(cluster), context.needs.take())),
             Err(error) => refuse(error),
         }
     }
@@ -144,7 +157,7 @@ fn compile(name: &str, text: &str, stats: &Store, log_files: &LogFiles) -> Resul
             // As in Envoy: which of two at one address would serve is undefined.
             .and_then(|l| unique(&path, "address", &l.address.to_string()).map(|()| l));
         match compiled {
-            Ok(listener) => listeners.push(Arc::new(listener)),
+            Ok(listener) => listeners.push((Arc::new(listener), context.needs.take())),
             Err(error) => refuse(error),
         }
     }
@@ -152,7 +165,9 @@ fn compile(name: &str, text: &str, stats: &Store, log_files: &LogFiles) -> Resul
     if !mistakes.is_empty() {
         return Err(BootstrapError(mistakes));
     }
-    Ok(Loaded { listeners, clusters, admin, message: Stored::new(&message), ignored })
+    let xds::Bootstrap { admin, dynamic } = bootstrap;
+    let node = message.node.clone().unwrap_or_default();
+    Ok(Loaded { listeners, clusters, dynamic, node, admin, message: Stored::new(&message), ignored })
 }
 
 /// One line for each field, however many resources set it.

@@ -5,7 +5,6 @@
 pub mod bootstrap;
 pub mod cli;
 pub mod settings;
-pub mod watch;
 
 pub use bootstrap::{BootstrapError, Loaded};
 pub use cli::{Cli, Mode};

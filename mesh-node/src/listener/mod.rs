@@ -12,7 +12,6 @@ mod replay;
 pub mod tls;
 
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -126,7 +125,7 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
         })
     };
     let chosen = |detected: &inspect::Detected| choose(&listener, source, original_dst, detected);
-    let server = || async {
+    let server = async {
         // Where the client says nothing, as raw bytes would go. Most clients do say something at once.
         tokio::time::sleep(CLIENT_FIRST).await;
         let Some(chain) = chosen(&inspect::Detected::default()) else { return std::future::pending().await };
@@ -135,11 +134,7 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
         dialed.server_spoke().await;
         (config.clone(), dialed)
     };
-    let first = {
-        let server = pin!(server());
-        detect::first_bytes(&mut io, &listener, original_dst.port(), server).await
-    };
-    let first = match first {
+    let first = match detect::first_bytes(&mut io, &listener, original_dst.port(), server).await {
         First::Client(first) => first,
         First::Server(bytes, (config, dialed)) => {
             return tcp_proxy::serve(&config, dialed, Replay::new(bytes, io)).await;
@@ -156,7 +151,15 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
     let Some(tls) = &chain.tls else {
         return filter::run(&chain, connection(None, first.detected.server_name), io, ctx).await;
     };
-    match tls::accept(tls, io, chain.transport_socket_connect_timeout, &listener.stats).await {
+    let tls = match ctx.clusters.secrets().downstream(tls) {
+        Ok(tls) => tls,
+        Err(error) => {
+            listener.stats.downstream_context_secrets_not_ready.inc();
+            tracing::debug!(chain = %chain.name, %source, %error, "connection refused");
+            return reset(io.get_ref());
+        }
+    };
+    match tls::accept(&tls, io, chain.transport_socket_connect_timeout, &listener.stats).await {
         Ok((stream, session)) => {
             let server_name = stream.get_ref().1.server_name().map(str::to_owned);
             filter::run(&chain, connection(Some(session), server_name), stream, ctx).await;

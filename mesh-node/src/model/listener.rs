@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Str;
-use super::network::NetworkFilter;
-use super::tls::DownstreamTls;
+use super::network::{NetworkFilter, RouteSource, TcpClusters};
+use super::tls::{DownstreamTls, TlsContext};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::stats::ListenerStats;
 
@@ -20,7 +20,7 @@ pub enum Direction {
 }
 
 /// A compiled `Listener`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Listener {
     pub name: Str,
     pub address: SocketAddr,
@@ -47,7 +47,7 @@ pub struct Listener {
 
 /// Which listener filters run before a filter chain is chosen. Each says on which destination ports it is
 /// disabled (`filter_disabled`).
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct ListenerFilters {
     pub original_dst: bool,
     pub tls_inspector: Option<PortPredicate>,
@@ -71,6 +71,26 @@ pub enum PortPredicate {
     Not(Box<PortPredicate>),
 }
 
+impl Listener {
+    /// Calls `f` with the name of each cluster that its chains send to, other than by named routes.
+    pub fn for_each_cluster(&self, f: &mut dyn FnMut(&Str)) {
+        let chains = self.filter_chains.iter().chain(&self.default_filter_chain);
+        for filter in chains.flat_map(|chain| &chain.filters) {
+            match filter {
+                NetworkFilter::TcpProxy(proxy) => match &proxy.cluster {
+                    TcpClusters::Single(name) => f(name),
+                    TcpClusters::Weighted { clusters, .. } => clusters.iter().for_each(|(name, _)| f(name)),
+                },
+                NetworkFilter::HttpConnectionManager(manager) => {
+                    if let RouteSource::Inline(table) = &manager.routes {
+                        table.for_each_cluster(f);
+                    }
+                }
+            }
+        }
+    }
+}
+
 impl PortPredicate {
     /// Is the filter disabled for a connection to this destination port?
     pub fn matches(&self, port: u16) -> bool {
@@ -90,7 +110,7 @@ impl PortPredicate {
 pub struct FilterChain {
     pub name: Str,
     pub matches: FilterChainMatch,
-    pub tls: Option<Arc<DownstreamTls>>,
+    pub tls: Option<TlsContext<DownstreamTls>>,
     /// Non-terminal filters first, one terminal filter (`tcp_proxy` or HTTP connection manager) last.
     pub filters: Vec<NetworkFilter>,
     /// `transport_socket_connect_timeout`: bound on the TLS handshake.

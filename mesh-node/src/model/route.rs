@@ -10,7 +10,7 @@ use super::domains::Domains;
 use super::format::Format;
 use super::headers::HeaderMutations;
 use super::http_filter::Overrides;
-use super::matcher::{HeaderKey, HeaderMatcher, QueryMatcher};
+use super::matcher::{HeaderMatcher, QueryMatcher};
 
 /// A `RouteConfiguration`.
 #[derive(Debug, Default)]
@@ -26,6 +26,20 @@ pub struct RouteTable {
     pub internal_only_headers: Vec<Str>,
     pub ignore_port_in_host_matching: bool,
     pub most_specific_header_mutations_wins: bool,
+}
+
+impl RouteTable {
+    /// Calls `f` with the name of each cluster that its routes name.
+    pub fn for_each_cluster(&self, f: &mut dyn FnMut(&Str)) {
+        for route in self.virtual_hosts.iter().flat_map(|host| &host.routes) {
+            let Action::Forward(forward) = &route.action else { continue };
+            match &forward.cluster {
+                ClusterChoice::Single(name) => f(name),
+                ClusterChoice::Weighted { clusters, .. } => clusters.iter().for_each(|c| f(&c.name)),
+                ClusterChoice::Header(_) => {}
+            }
+        }
+    }
 }
 
 /// A `VirtualHost`.
@@ -206,35 +220,24 @@ pub struct DirectResponse {
 }
 
 /// `RouteAction.HashPolicy`.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct HashPolicy {
     pub on: HashOn,
     pub terminal: bool,
 }
 
 /// What a hash policy hashes.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub enum HashOn {
-    Header {
-        name: HeaderKey,
-        /// `regex_rewrite`: pattern and substitution, applied to each value wherever the pattern matches.
-        rewrite: Option<(Regex, String)>,
-    },
+    Header(http::HeaderName),
     SourceIp,
     QueryParameter(String),
-    Cookie(HashCookie),
-}
-
-/// `RouteAction.HashPolicy.Cookie`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HashCookie {
-    pub name: String,
-    /// May be empty.
-    pub path: String,
-    /// Given: a cookie that is absent is set, for that many seconds (0: for the session).
-    pub ttl_s: Option<u64>,
-    /// Name and value; the value may be empty.
-    pub attributes: Vec<(String, String)>,
+    /// Name, path and lifetime of a cookie that is set when absent (`ttl` given).
+    Cookie {
+        name: String,
+        path: String,
+        ttl: Option<Duration>,
+    },
 }
 
 /// `RetryPolicy`.

@@ -81,7 +81,13 @@ async fn establish(
     let local = io.local_addr().map_err(refused)?;
     let stream = match &target.host.transport {
         Transport::Raw => UpstreamStream::Raw(io),
-        Transport::Tls(tls) => UpstreamStream::Tls(Box::new(handshake(target, tls, server_name, io).await?)),
+        Transport::Tls(tls) => {
+            let tls = target.cluster.secrets.upstream(tls).map_err(|error| {
+                target.cluster.stats.upstream_context_secrets_not_ready.inc();
+                UpstreamError::with(ErrorKind::TlsFailure, error)
+            })?;
+            UpstreamStream::Tls(Box::new(handshake(target, &tls, server_name, io).await?))
+        }
     };
     Ok((stream, local))
 }

@@ -1,13 +1,14 @@
 //! `envoy.config.cluster.v3.Cluster`.
 
-use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_xds::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds as ThresholdsProto;
+use mesh_xds::pb::envoy::config::cluster::v3::cluster::common_lb_config::LocalityConfigSpecifier;
 use mesh_xds::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, ClusterProtocolSelection, DiscoveryType, DnsLookupFamily, LbConfig,
+    LbPolicy as LbPolicyProto,
 };
 use mesh_xds::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster as Proto};
 use mesh_xds::pb::envoy::config::core::v3::{
@@ -19,14 +20,16 @@ use mesh_xds::pb::envoy::extensions::upstreams::http::v3::http_protocol_options:
 use mesh_xds::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
 
 use super::common::{content_hash, duration_or, enumeration, number, percent, socket, timeout};
+use super::config_source::need;
 use super::error::{At, XdsError};
 use super::http_options::{http1, http2};
 use super::listener::BUFFER_LIMIT_BYTES;
-use super::{Context, endpoint, headers, istio, lb_extension, lb_policy, outlier, support, tls};
+use super::{Context, endpoint, headers, istio, support, tls};
 use crate::model::cluster::{
-    Assignment, Cluster, Discovery, DnsFamily, DnsOptions, EndpointAddress, TcpKeepalive, Thresholds,
-    Transport, TransportSocketMatch, UpstreamProtocol,
+    Assignment, Cluster, Discovery, DnsFamily, DnsOptions, EndpointAddress, LbPolicy, TcpKeepalive,
+    Thresholds, Transport, TransportSocketMatch, UpstreamProtocol,
 };
+use crate::model::source::NeedKind;
 
 /// Envoy's `connect_timeout`, `dns_refresh_rate` and `cleanup_interval`.
 const FIVE_SECONDS: Duration = Duration::from_secs(5);
@@ -39,15 +42,10 @@ const ORIGINAL_DST_HEADER: &str = "x-envoy-original-dst-host";
 
 /// Compiles a cluster; `path` is where it stands, for errors.
 pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<Cluster, XdsError> {
-    let mut known = Cow::Borrowed(proto);
-    if proto.load_balancing_policy.is_some() {
-        known.to_mut().load_balancing_policy.iter_mut().for_each(lb_extension::keep_known);
-    }
-    let proto = &*known;
     support::check(path, proto, &mut context.ignored)?;
     let context = &*context;
     let at = At::root(path);
-    let discovery = discovery(at, proto)?;
+    let discovery = discovery(at, proto, context)?;
     let hosts_allowed = matches!(discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
     let load_assignment = match &proto.load_assignment {
         Some(assignment) => endpoint::convert(at.field("load_assignment"), assignment, hosts_allowed)?,
@@ -55,6 +53,7 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
     };
     check_endpoints(at, &discovery, load_assignment.localities.iter().map(|l| l.endpoints.len()).sum())?;
     let common = proto.common_lb_config.as_ref();
+    let locality = common.and_then(|common| common.locality_config_specifier.as_ref());
     let http = Http::of(at, proto)?;
     let auto_san_validation = http.upstream.as_ref().is_some_and(|u| u.auto_san_validation);
     let mut files = tls::Files::default();
@@ -82,19 +81,10 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
     let at_common = at.field("common_http_protocol_options");
     let stat_name = if proto.alt_stat_name.is_empty() { &proto.name } else { &proto.alt_stat_name };
     let connection = proto.upstream_connection_options.as_ref();
-    let original_dst = matches!(discovery, Discovery::OriginalDst { .. });
-    let balancing = lb_policy::convert(at, proto, original_dst, stat_name, context)?;
     Ok(Cluster {
         name: proto.name.as_str().into(),
         stat_name: stat_name.as_str().into(),
-        lb: balancing.lb,
-        balancing: balancing.balancing,
-        outlier_detection: match &proto.outlier_detection {
-            Some(outlier) => {
-                Some(outlier::convert(at.field("outlier_detection"), outlier, stat_name, context)?)
-            }
-            None => None,
-        },
+        lb: lb_policy(at, proto, &discovery)?,
         discovery,
         load_assignment: Arc::new(load_assignment),
         panic_threshold_percent: percent(
@@ -102,7 +92,7 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
             common.and_then(|common| common.healthy_panic_threshold),
             50.0,
         )?,
-        locality_weighted: balancing.locality_weighted,
+        locality_weighted: matches!(locality, Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_))),
         connect_timeout: duration_or(at.field("connect_timeout"), proto.connect_timeout, FIVE_SECONDS)?,
         bind_source: bind_source(at, proto)?,
         tcp_keepalive: connection.and_then(|options| options.tcp_keepalive.as_ref()).map(keepalive),
@@ -142,7 +132,7 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
     })
 }
 
-fn discovery(at: At<'_>, proto: &Proto) -> Result<Discovery, XdsError> {
+fn discovery(at: At<'_>, proto: &Proto, context: &Context<'_>) -> Result<Discovery, XdsError> {
     let kind = match &proto.cluster_discovery_type {
         Some(ClusterDiscoveryType::Type(kind)) => enumeration(at.field("type"), *kind)?,
         Some(ClusterDiscoveryType::ClusterType(_)) => return Err(at.field("cluster_type").unsupported()),
@@ -153,9 +143,13 @@ fn discovery(at: At<'_>, proto: &Proto) -> Result<Discovery, XdsError> {
         DiscoveryType::StrictDns => Discovery::StrictDns(dns(at, proto)?),
         DiscoveryType::LogicalDns => Discovery::LogicalDns(dns(at, proto)?),
         DiscoveryType::Eds => {
-            let message =
-                "EDS is not supported by mesh-node; use STATIC, STRICT_DNS, LOGICAL_DNS or ORIGINAL_DST";
-            return Err(at.field("type").invalid(message));
+            let at = at.field("eds_cluster_config");
+            let config = proto.eds_cluster_config.as_ref().ok_or_else(|| at.invalid("is required"))?;
+            let service_name = Some(config.service_name.as_str()).filter(|name| !name.is_empty());
+            let service_name = service_name.unwrap_or(&proto.name);
+            let source = config.eds_config.as_ref();
+            need(at.field("eds_config"), NeedKind::Endpoints, service_name, source, context)?;
+            Discovery::Eds { service_name: service_name.into() }
         }
         DiscoveryType::OriginalDst => original_dst(at, proto)?,
     })
@@ -167,6 +161,9 @@ fn check_endpoints(at: At<'_>, discovery: &Discovery, endpoints: usize) -> Resul
         // Envoy: "LOGICAL_DNS clusters must have a single locality_lb_endpoint and a single lb_endpoint".
         (Discovery::LogicalDns(_), n) if n != 1 => {
             Err(at.invalid(format!("a LOGICAL_DNS cluster needs exactly one endpoint, not {n}")))
+        }
+        (Discovery::Eds { .. }, n) if n > 0 => {
+            Err(at.invalid("an EDS cluster takes its endpoints from eds_config; remove it"))
         }
         (Discovery::OriginalDst { .. }, n) if n > 0 => {
             Err(at.invalid("an ORIGINAL_DST cluster takes no endpoints; remove it"))
@@ -219,6 +216,44 @@ fn original_dst(at: At<'_>, proto: &Proto) -> Result<Discovery, XdsError> {
         }
     }
     Ok(Discovery::OriginalDst { http_header, port_override, cleanup_interval })
+}
+
+fn lb_policy(at: At<'_>, proto: &Proto, discovery: &Discovery) -> Result<LbPolicy, XdsError> {
+    let at = at.field("lb_policy");
+    let policy = enumeration(at, proto.lb_policy)?;
+    let original_dst = matches!(discovery, Discovery::OriginalDst { .. });
+    // Envoy's own rule, both ways.
+    if original_dst != (policy == LbPolicyProto::ClusterProvided) {
+        let message = if original_dst {
+            "must be CLUSTER_PROVIDED with type ORIGINAL_DST"
+        } else {
+            "CLUSTER_PROVIDED is only for type ORIGINAL_DST"
+        };
+        return Err(at.invalid(message));
+    }
+    Ok(match policy {
+        LbPolicyProto::RoundRobin => LbPolicy::RoundRobin,
+        LbPolicyProto::LeastRequest => {
+            let config = match &proto.lb_config {
+                Some(LbConfig::LeastRequestLbConfig(config)) => Some(config),
+                _ => None,
+            };
+            let bias = config.and_then(|config| config.active_request_bias.as_ref());
+            LbPolicy::LeastRequest {
+                choices: number(config.and_then(|config| config.choice_count), 2).max(2),
+                active_request_bias: bias.map_or(1.0, |bias| bias.default_value),
+            }
+        }
+        LbPolicyProto::Random => LbPolicy::Random,
+        LbPolicyProto::ClusterProvided => LbPolicy::ClusterProvided,
+        other => {
+            let message = format!(
+                "{} is not supported by mesh-node; use ROUND_ROBIN, LEAST_REQUEST or RANDOM",
+                other.as_str_name()
+            );
+            return Err(at.invalid(message));
+        }
+    })
 }
 
 fn bind_source(at: At<'_>, proto: &Proto) -> Result<Option<SocketAddr>, XdsError> {

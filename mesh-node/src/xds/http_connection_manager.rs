@@ -14,6 +14,7 @@ use mesh_xds::pb::envoy::extensions::filters::network::http_connection_manager::
 use mesh_xds::pb::google::protobuf::BoolValue;
 
 use super::common::{boolean, cidrs, duration_or, enumeration, non_empty, number, timeout};
+use super::config_source::need;
 use super::error::{At, XdsError};
 use super::http_filters::{self, Place};
 use super::http_options::{http1, http2};
@@ -24,6 +25,7 @@ use crate::model::network::{
     ClientCertDetails, Codec, EscapedSlashes, ForwardClientCert, HttpConnectionManager, RouteSource,
     ServerHeader, UnderscoresAction,
 };
+use crate::model::source::NeedKind;
 
 /// Envoy's defaults.
 const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
@@ -46,7 +48,16 @@ pub(super) fn convert(
         Some(RouteSpecifier::RouteConfig(routes)) => {
             RouteSource::Inline(Arc::new(route::convert(at.field("route_config"), routes, context)?))
         }
-        _ => return Err(at.invalid("needs a route_config")),
+        Some(RouteSpecifier::Rds(rds)) => {
+            let at = at.field("rds");
+            let source = rds.config_source.as_ref();
+            if rds.route_config_name.is_empty() {
+                return Err(at.field("route_config_name").invalid("is required"));
+            }
+            need(at.field("config_source"), NeedKind::Routes, &rds.route_config_name, source, context)?;
+            RouteSource::Named(rds.route_config_name.as_str().into())
+        }
+        _ => return Err(at.invalid("needs one of rds, route_config")),
     };
     let internal = proto.internal_address_config.as_ref().map(|config| config.cidr_ranges.as_slice());
     let client_cert = proto.set_current_client_cert_details.unwrap_or_default();

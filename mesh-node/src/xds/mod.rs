@@ -10,21 +10,17 @@ mod access_log;
 mod bootstrap;
 mod cluster;
 mod common;
+mod config_source;
 mod endpoint;
 mod error;
 mod format;
-mod hash_policy;
 mod headers;
 mod http_connection_manager;
 mod http_filters;
 mod http_options;
 mod istio;
-mod lb_extension;
-mod lb_policy;
 mod listener;
 mod matcher;
-mod metadata;
-mod outlier;
 mod path_template;
 mod rbac;
 mod route;
@@ -34,10 +30,12 @@ mod supported;
 mod tcp_proxy;
 mod tls;
 
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 
 use mesh_xds::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 
+use crate::model::source::Need;
 use crate::telemetry::log_file::LogFiles;
 use crate::telemetry::stats::Store;
 
@@ -51,20 +49,26 @@ pub struct Context<'a> {
     pub log_files: &'a LogFiles,
     /// Static secrets by name.
     pub secrets: HashMap<String, Secret>,
-    /// Names of all clusters: static routes and TCP proxies may name no other.
-    pub clusters: BTreeSet<String>,
+    /// Names of all clusters: static routes and TCP proxies may name no other. `None` where clusters come and
+    /// go on their own.
+    pub clusters: Option<BTreeSet<String>>,
+    /// Other resources that those compiled so far name; converters add to it.
+    pub needs: RefCell<Vec<Need>>,
     /// Fields that were given and change nothing; converters add to it.
     pub ignored: Ignored,
 }
 
-pub use bootstrap::convert as bootstrap;
+pub use bootstrap::{Bootstrap, convert as bootstrap};
 pub use cluster::convert as cluster;
+pub use endpoint::assignment;
 pub use listener::convert as listener;
+pub use route::table;
+pub use tls::secret;
 
 impl Context<'_> {
     /// Envoy refuses a static route or `tcp_proxy` to a cluster that does not exist.
     fn known_cluster(&self, at: error::At<'_>, cluster: &str) -> Result<(), XdsError> {
-        if self.clusters.contains(cluster) {
+        if self.clusters.as_ref().is_none_or(|known| known.contains(cluster)) {
             return Ok(());
         }
         Err(XdsError::MissingCluster { path: at.to_string(), cluster: cluster.to_owned() })

@@ -13,7 +13,7 @@ use super::common::{boolean, enumeration, number, runtime_fraction};
 use super::error::{At, XdsError};
 use super::headers::{lists, mutations};
 use super::http_filters::overrides;
-use super::{Context, matcher, route_action};
+use super::{Context, matcher, route_action, support};
 use crate::model::domains::Domains;
 use crate::model::route::{Action, PathMatch, RequireTls, Route, RouteMatch, RouteTable, VirtualHost};
 
@@ -26,6 +26,16 @@ pub(super) struct Table<'a, 'b> {
     /// Must clusters exist?
     pub(super) validate_clusters: bool,
     pub(super) max_body_bytes: usize,
+}
+
+/// Compiles a table that comes apart from its listeners; `path` is where it stands, for errors.
+pub fn table(
+    path: &str,
+    proto: &RouteConfiguration,
+    context: &mut Context<'_>,
+) -> Result<RouteTable, XdsError> {
+    support::check(path, proto, &mut context.ignored)?;
+    convert(At::root(path), proto, context)
 }
 
 pub(super) fn convert(

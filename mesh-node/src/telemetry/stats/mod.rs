@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub use custom::{Custom, http_tags};
 pub use groups::{
-    ClusterManagerStats, ClusterStats, FilesystemStats, HealthCheckStats, HttpStats, ListenerManagerStats,
-    ListenerStats, MaglevStats, OutlierStats, RingHashStats, ServerStats, TcpStats,
+    ClusterManagerStats, ClusterStats, ControlPlaneStats, FilesystemStats, HttpStats, ListenerManagerStats,
+    ListenerStats, ServerStats, SubscriptionStats, TcpStats,
 };
 pub use histogram::{Histogram, Summary};
 pub use prometheus::prometheus;

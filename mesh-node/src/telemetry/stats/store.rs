@@ -11,9 +11,8 @@ use regex::Regex;
 
 use super::custom::{Custom, Each};
 use super::groups::{
-    ClusterManagerStats, ClusterStats, FilesystemStats, Group, HealthCheckStats, HttpStats,
-    ListenerManagerStats, ListenerStats, MaglevStats, OutlierStats, RingHashStats, ServerStats, Stat,
-    TcpStats,
+    ClusterManagerStats, ClusterStats, ControlPlaneStats, FilesystemStats, Group, HttpStats,
+    ListenerManagerStats, ListenerStats, ServerStats, Stat, SubscriptionStats, TcpStats,
 };
 use super::histogram::Summary;
 
@@ -23,11 +22,10 @@ pub struct Store {
     listeners: Family<ListenerStats>,
     http: Family<HttpStats>,
     clusters: Family<ClusterStats>,
-    ring_hash: Family<RingHashStats>,
-    maglev: Family<MaglevStats>,
-    outlier: Family<OutlierStats>,
-    health_check: Family<HealthCheckStats>,
     tcp: Family<TcpStats>,
+    /// By their whole prefix.
+    subscriptions: Family<SubscriptionStats>,
+    control_plane: Arc<ControlPlaneStats>,
     server: Arc<ServerStats>,
     listener_manager: Arc<ListenerManagerStats>,
     cluster_manager: Arc<ClusterManagerStats>,
@@ -121,29 +119,18 @@ impl Store {
         handle(&self.clusters, name)
     }
 
-    /// `cluster.NAME.ring_hash_lb.*`
-    pub fn ring_hash(&self, name: &str) -> Arc<RingHashStats> {
-        handle(&self.ring_hash, name)
-    }
-
-    /// `cluster.NAME.maglev_lb.*`
-    pub fn maglev(&self, name: &str) -> Arc<MaglevStats> {
-        handle(&self.maglev, name)
-    }
-
-    /// `cluster.NAME.outlier_detection.*`
-    pub fn outlier(&self, name: &str) -> Arc<OutlierStats> {
-        handle(&self.outlier, name)
-    }
-
-    /// `cluster.NAME.health_check.*`
-    pub fn health_check(&self, name: &str) -> Arc<HealthCheckStats> {
-        handle(&self.health_check, name)
-    }
-
     /// `tcp.PREFIX.*`, `prefix` being the TCP proxy's `stat_prefix`.
     pub fn tcp(&self, prefix: &str) -> Arc<TcpStats> {
         handle(&self.tcp, prefix)
+    }
+
+    /// `PREFIX.update_success` and its kin, such as `cluster_manager.cds`.
+    pub fn subscription(&self, prefix: &str) -> Arc<SubscriptionStats> {
+        handle(&self.subscriptions, prefix)
+    }
+
+    pub fn control_plane(&self) -> &Arc<ControlPlaneStats> {
+        &self.control_plane
     }
 
     pub fn server(&self) -> &Arc<ServerStats> {
@@ -255,12 +242,10 @@ impl Store {
         visit_family(&self.listeners, "listener", Some("envoy_listener_address"), visit);
         visit_family(&self.http, "http", Some("envoy_http_conn_manager_prefix"), visit);
         visit_family(&self.clusters, "cluster", Some("envoy_cluster_name"), visit);
-        visit_family(&self.ring_hash, "cluster", Some("envoy_cluster_name"), visit);
-        visit_family(&self.maglev, "cluster", Some("envoy_cluster_name"), visit);
-        visit_family(&self.outlier, "cluster", Some("envoy_cluster_name"), visit);
-        visit_family(&self.health_check, "cluster", Some("envoy_cluster_name"), visit);
         visit_family(&self.tcp, "tcp", Some("envoy_tcp_prefix"), visit);
-        let single: [(&str, &dyn Group); 4] = [
+        visit_family(&self.subscriptions, "", None, visit);
+        let single: [(&str, &dyn Group); 5] = [
+            ("control_plane", &*self.control_plane),
             ("server", &*self.server),
             ("listener_manager", &*self.listener_manager),
             ("cluster_manager", &*self.cluster_manager),
@@ -320,6 +305,7 @@ impl Place<'_> {
     fn full_name(&self, stat: &str) -> String {
         match self.label {
             Some(_) => format!("{}.{}.{stat}", self.family, self.member),
+            None if self.family.is_empty() => format!("{}.{stat}", self.member),
             None => format!("{}.{stat}", self.family),
         }
     }
@@ -347,7 +333,8 @@ impl Place<'_> {
         if let Some(label) = self.label {
             labels.push((label.into(), self.member.to_owned()));
         }
-        Tags { name: format!("{}.{stat_name}", self.family), labels }
+        let family = if self.family.is_empty() { self.member } else { self.family };
+        Tags { name: format!("{family}.{stat_name}"), labels }
     }
 }
 

@@ -17,18 +17,21 @@ use mesh_xds::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffe
 use mesh_xds::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
 use mesh_xds::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type as SecretType;
 use mesh_xds::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsCertificate,
-    UpstreamTlsContext,
+    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
+    Secret as SecretProto, TlsCertificate, UpstreamTlsContext,
 };
 use mesh_xds::prost::Message;
 use rustls::{ClientConfig, ServerConfig};
 
-use super::Context;
 use super::common::{boolean, data, non_empty};
+use super::config_source::need;
 use super::error::{At, XdsError};
 use super::listener::extension;
+use super::{Context, support};
+use crate::model::Str;
 use crate::model::cluster::Transport;
-use crate::model::tls::{DownstreamTls, UpstreamTls};
+use crate::model::source::NeedKind;
+use crate::model::tls::{DownstreamTls, Secret, Template, TlsContext, UpstreamTls};
 
 /// What a resource read beside its message, so that its hash changes with it.
 #[derive(Debug, Default)]
@@ -52,7 +55,7 @@ pub(super) fn downstream(
     socket: &TransportSocket,
     context: &Context<'_>,
     files: &mut Files,
-) -> Result<Option<Arc<DownstreamTls>>, XdsError> {
+) -> Result<Option<TlsContext<DownstreamTls>>, XdsError> {
     let Some(ConfigType::TypedConfig(config)) = &socket.config_type else {
         return Err(at.field("typed_config").invalid("is required"));
     };
@@ -66,41 +69,9 @@ pub(super) fn downstream(
     let proto = proto.map_err(|e| at.invalid(e.to_string()))?;
     let common = proto.common_tls_context.unwrap_or_default();
     let require = boolean(proto.require_client_certificate, false);
-    let mut parts = Parts { context, files };
     let at = at.field("common_tls_context");
-    let provider = parameters::provider(at.field("tls_params"), common.tls_params.as_ref(), true)?;
-    let certificates = parts.certificates(at, &common, &provider)?;
-    if certificates.is_empty() {
-        let message = "needs one of tls_certificates, tls_certificate_sds_secret_configs";
-        return Err(at.invalid(message));
-    }
-    let (at_trust, trust) = parts.trust(at, &common)?;
-    let verifier = verify::client(
-        At::root(&at_trust),
-        trust.as_ref(),
-        require,
-        |at, source| parts.read(at, source),
-        &provider,
-    )?;
-    let versions = parameters::versions(at.field("tls_params"), common.tls_params.as_ref())?;
-    let local_uri_sans = certificates[0].uri_sans();
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&versions)
-        .map_err(|e| at.field("tls_params").invalid(e.to_string()))?
-        .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::new(certificates::Certificates::new(certificates)));
-    config.alpn_protocols = alpn(&common);
-    let without_alpn = (!config.alpn_protocols.is_empty()).then(|| {
-        let mut config = config.clone();
-        config.alpn_protocols = Vec::new();
-        Arc::new(config)
-    });
-    Ok(Some(Arc::new(DownstreamTls {
-        config: Arc::new(config),
-        without_alpn,
-        require_client_certificate: require,
-        local_uri_sans,
-    })))
+    contexts(at, common, context, files, move |at, common, parts| server(at, common, require, parts))
+        .map(Some)
 }
 
 /// A transport socket of a cluster. `auto_san`: the peer's certificate must name the server that was asked for.
@@ -125,11 +96,119 @@ pub(super) fn upstream(
     let sni = non_empty(&proto.sni);
     files.note(&proto.encode_to_vec());
     let common = proto.common_tls_context.unwrap_or_default();
-    let mut parts = Parts { context, files };
     let at = at.field("common_tls_context");
+    let client = move |at: At<'_>, common: &CommonTlsContext, parts: &mut Parts<'_>| {
+        client(at, common, sni.clone(), auto_san, parts)
+    };
+    Ok(Transport::Tls(contexts(at, common, context, files, client)?))
+}
+
+/// The context if all its secrets are known, else a template that waits for those that come apart from it.
+fn contexts<T>(
+    at: At<'_>,
+    common: CommonTlsContext,
+    context: &Context<'_>,
+    files: &mut Files,
+    build: impl Fn(At<'_>, &CommonTlsContext, &mut Parts<'_>) -> Result<T, XdsError> + Send + Sync + 'static,
+) -> Result<TlsContext<T>, XdsError> {
+    let mut names: Vec<Str> = Vec::new();
+    for (field, config) in secret_configs(&common) {
+        if config.sds_config.is_none() {
+            continue;
+        }
+        let at = at.field(field);
+        need(at.field("sds_config"), NeedKind::Secret, &config.name, config.sds_config.as_ref(), context)?;
+        if !names.iter().any(|name| **name == *config.name) {
+            names.push(config.name.as_str().into());
+        }
+    }
+    if names.is_empty() {
+        let secret = |name: &str| context.secrets.get(name).cloned();
+        let mut parts = Parts { secret: &secret, files };
+        return Ok(TlsContext::Ready(Arc::new(build(at, &common, &mut parts)?)));
+    }
+    // What does not depend on the secrets is refused now.
+    parameters::versions(at.field("tls_params"), common.tls_params.as_ref())?;
+    let (path, fixed) = (at.to_string(), context.secrets.clone());
+    Ok(TlsContext::Awaits(Arc::new(Template::new(names, move |secrets| {
+        let secret = |name: &str| {
+            let come = secrets.iter().find(|secret| *secret.name == *name);
+            come.and_then(|secret| SecretProto::decode(&*secret.content).ok())
+                .or_else(|| fixed.get(name).cloned())
+        };
+        let mut parts = Parts { secret: &secret, files: &mut Files::default() };
+        build(At::root(&path), &common, &mut parts).map_err(|error| error.to_string())
+    }))))
+}
+
+/// The references to secrets, each with its field.
+fn secret_configs(common: &CommonTlsContext) -> Vec<(&'static str, &SdsSecretConfig)> {
+    let own = &common.tls_certificate_sds_secret_configs;
+    let mut all: Vec<_> = own.iter().map(|c| ("tls_certificate_sds_secret_configs", c)).collect();
+    match &common.validation_context_type {
+        Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => {
+            all.push(("validation_context_sds_secret_config", config));
+        }
+        Some(ValidationContextType::CombinedValidationContext(combined)) => {
+            let config = combined.validation_context_sds_secret_config.as_ref();
+            all.extend(config.map(|config| ("combined_validation_context", config)));
+        }
+        _ => {}
+    }
+    all
+}
+
+fn server(
+    at: At<'_>,
+    common: &CommonTlsContext,
+    require: bool,
+    parts: &mut Parts<'_>,
+) -> Result<DownstreamTls, XdsError> {
+    let provider = parameters::provider(at.field("tls_params"), common.tls_params.as_ref(), true)?;
+    let certificates = parts.certificates(at, common, &provider)?;
+    if certificates.is_empty() {
+        let message = "needs one of tls_certificates, tls_certificate_sds_secret_configs";
+        return Err(at.invalid(message));
+    }
+    let (at_trust, trust) = parts.trust(at, common)?;
+    let verifier = verify::client(
+        At::root(&at_trust),
+        trust.as_ref(),
+        require,
+        |at, source| parts.read(at, source),
+        &provider,
+    )?;
+    let versions = parameters::versions(at.field("tls_params"), common.tls_params.as_ref())?;
+    let local_uri_sans = certificates[0].uri_sans();
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&versions)
+        .map_err(|e| at.field("tls_params").invalid(e.to_string()))?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(certificates::Certificates::new(certificates)));
+    config.alpn_protocols = alpn(common);
+    let without_alpn = (!config.alpn_protocols.is_empty()).then(|| {
+        let mut config = config.clone();
+        config.alpn_protocols = Vec::new();
+        Arc::new(config)
+    });
+    Ok(DownstreamTls {
+        config: Arc::new(config),
+        without_alpn,
+        require_client_certificate: require,
+        local_uri_sans,
+    })
+}
+
+fn client(
+    at: At<'_>,
+    common: &CommonTlsContext,
+    sni: Option<Str>,
+    auto_san: bool,
+    parts: &mut Parts<'_>,
+) -> Result<UpstreamTls, XdsError> {
     let provider = parameters::provider(at.field("tls_params"), common.tls_params.as_ref(), false)?;
-    let certificates = parts.certificates(at, &common, &provider)?;
-    let (at_trust, trust) = parts.trust(at, &common)?;
+    let certificates = parts.certificates(at, common, &provider)?;
+    let (at_trust, trust) = parts.trust(at, common)?;
     let verifier = verify::server(
         At::root(&at_trust),
         trust.as_ref(),
@@ -147,9 +226,30 @@ pub(super) fn upstream(
         Some(certificate) => builder.with_client_cert_resolver(Arc::new(certificate)),
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = alpn(&common);
-    let identity_hash = super::common::content_hash(&common, files.hashes());
-    Ok(Transport::Tls(Arc::new(UpstreamTls { config: Arc::new(config), sni, identity_hash })))
+    config.alpn_protocols = alpn(common);
+    let identity_hash = super::common::content_hash(common, parts.files.hashes());
+    Ok(UpstreamTls { config: Arc::new(config), sni, identity_hash })
+}
+
+/// Compiles a secret that comes by SDS: it is read, so that one that cannot be used is refused, and kept as it
+/// came.
+pub fn secret(path: &str, proto: &SecretProto, context: &mut Context<'_>) -> Result<Secret, XdsError> {
+    support::check(path, proto, &mut context.ignored)?;
+    let at = At::root(path);
+    let none = |_: &str| None;
+    let mut parts = Parts { secret: &none, files: &mut Files::default() };
+    let provider = parameters::provider(at, None, true)?;
+    match &proto.r#type {
+        Some(SecretType::TlsCertificate(certificate)) => {
+            drop(parts.certificate(at.field("tls_certificate"), certificate, &provider)?);
+        }
+        Some(SecretType::ValidationContext(trust)) => {
+            let at = at.field("validation_context");
+            drop(verify::server(at, Some(trust), false, |at, source| parts.read(at, source), &provider)?);
+        }
+        _ => return Err(at.invalid("needs one of tls_certificate, validation_context")),
+    }
+    Ok(Secret { name: proto.name.as_str().into(), content: proto.encode_to_vec().into() })
 }
 
 fn alpn(common: &CommonTlsContext) -> Vec<Vec<u8>> {
@@ -157,12 +257,12 @@ fn alpn(common: &CommonTlsContext) -> Vec<Vec<u8>> {
 }
 
 /// Gathers what a context refers to: files and secrets.
-struct Parts<'a, 'b> {
-    context: &'a Context<'b>,
+struct Parts<'a> {
+    secret: &'a dyn Fn(&str) -> Option<SecretProto>,
     files: &'a mut Files,
 }
 
-impl Parts<'_, '_> {
+impl Parts<'_> {
     fn read(
         &mut self,
         at: At<'_>,
@@ -214,10 +314,10 @@ impl Parts<'_, '_> {
 
     fn secret(&self, at: At<'_>, config: &SdsSecretConfig) -> Result<SecretType, XdsError> {
         let at = at.field("name");
-        let secret = self.context.secrets.get(&config.name).ok_or_else(|| {
+        let secret = (self.secret)(&config.name).ok_or_else(|| {
             at.invalid(format!("unknown secret {:?}; add it to static_resources.secrets", config.name))
         })?;
-        secret.r#type.clone().ok_or_else(|| at.invalid(format!("secret {:?} is empty", config.name)))
+        secret.r#type.ok_or_else(|| at.invalid(format!("secret {:?} is empty", config.name)))
     }
 
     /// The validation context and where it stands.

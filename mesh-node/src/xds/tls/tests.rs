@@ -79,20 +79,26 @@ fn with_context<T>(f: impl FnOnce(&Context<'_>) -> T) -> T {
         secrets: Default::default(),
         clusters: Default::default(),
         ignored: Ignored::default(),
+        needs: Default::default(),
     })
 }
 
 fn server(common: &[&str], rest: &str) -> Arc<DownstreamTls> {
     let socket = socket("DownstreamTlsContext", common, rest);
     with_context(|context| downstream(At::root("S"), &socket, context, &mut Files::default()))
+        .map(|context| ready(context.unwrap()))
         .unwrap_or_else(|e| panic!("{e}"))
-        .unwrap()
+}
+
+fn ready<T: std::fmt::Debug>(context: TlsContext<T>) -> Arc<T> {
+    let TlsContext::Ready(context) = context else { panic!("{context:?}") };
+    context
 }
 
 fn client(common: &[&str], auto_san: bool) -> Arc<UpstreamTls> {
     let socket = socket("UpstreamTlsContext", common, "sni: web.example");
     match with_context(|c| upstream(At::root("C"), &socket, auto_san, c, &mut Files::default())) {
-        Ok(Transport::Tls(tls)) => tls,
+        Ok(Transport::Tls(tls)) => ready(tls),
         other => panic!("{other:?}"),
     }
 }

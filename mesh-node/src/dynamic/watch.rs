@@ -1,7 +1,7 @@
 //! Tells when a file has changed, however it was changed: written in place, renamed over, or reached through
 //! symbolic links that were switched (as Kubernetes does with ConfigMaps).
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,21 +25,32 @@ impl Watch {
             Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
             _ => PathBuf::from("."),
         };
-        let name = file.file_name().map(OsStr::to_owned);
+        Self::of(&folder, file.file_name().map(OsStr::to_owned))
+    }
+
+    /// Watches everything in `folder` (`watched_directory`).
+    ///
+    /// # Errors
+    /// When the folder cannot be watched.
+    pub fn folder(folder: &Path) -> notify::Result<Self> {
+        Self::of(folder, None)
+    }
+
+    fn of(folder: &Path, name: Option<OsString>) -> notify::Result<Self> {
         let changed = Arc::new(Notify::new());
         let told = changed.clone();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // `..data` is the link that Kubernetes switches.
             let ours = |path: &PathBuf| {
                 let of = path.file_name();
-                of == name.as_deref() || of == Some(OsStr::new("..data"))
+                name.is_none() || of == name.as_deref() || of == Some(OsStr::new("..data"))
             };
             match event {
                 Ok(event) if !event.paths.iter().any(ours) || !is_complete(&event) => {}
                 _ => told.notify_one(),
             }
         })?;
-        watcher.watch(&folder, RecursiveMode::NonRecursive)?;
+        watcher.watch(folder, RecursiveMode::NonRecursive)?;
         Ok(Self { changed, _watcher: watcher })
     }
 

@@ -1,0 +1,128 @@
+//! `envoy.config.core.v3.ConfigSource`, and `dynamic_resources` of the bootstrap.
+
+use std::time::Duration;
+
+use mesh_xds::pb::envoy::config::bootstrap::v3::bootstrap::DynamicResources;
+use mesh_xds::pb::envoy::config::core::v3::api_config_source::ApiType;
+use mesh_xds::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
+use mesh_xds::pb::envoy::config::core::v3::grpc_service::TargetSpecifier;
+use mesh_xds::pb::envoy::config::core::v3::{ApiConfigSource, ApiVersion, ConfigSource, GrpcService};
+
+use super::Context;
+use super::common::{enumeration, timeout};
+use super::error::{At, XdsError};
+use crate::model::source::{Dynamic, GrpcServer, GrpcSource, Need, NeedKind, Source};
+
+/// Envoy's `initial_fetch_timeout`.
+const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Notes that the resource being compiled names another one.
+pub(super) fn need(
+    at: At<'_>,
+    kind: NeedKind,
+    name: &str,
+    source: Option<&ConfigSource>,
+    context: &Context<'_>,
+) -> Result<(), XdsError> {
+    let source = source.ok_or_else(|| at.invalid("is required"))?;
+    let (source, patience) = convert(at, source)?;
+    context.needs.borrow_mut().push(Need { kind, name: name.into(), source, patience });
+    Ok(())
+}
+
+/// The source, and for how long its first answer is waited for.
+fn convert(at: At<'_>, proto: &ConfigSource) -> Result<(Source, Option<Duration>), XdsError> {
+    version(at.field("resource_api_version"), proto.resource_api_version)?;
+    let source = match &proto.config_source_specifier {
+        // `self` of a resource that came over ADS is ADS.
+        Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => Source::Ads,
+        Some(ConfigSourceSpecifier::PathConfigSource(file)) => Source::File {
+            path: file.path.as_str().into(),
+            watched: file.watched_directory.as_ref().map(|watched| watched.path.as_str().into()),
+        },
+        Some(ConfigSourceSpecifier::Path(path)) => Source::File { path: path.as_str().into(), watched: None },
+        Some(ConfigSourceSpecifier::ApiConfigSource(api)) => {
+            let at = at.field("api_config_source");
+            match enumeration(at.field("api_type"), api.api_type)? {
+                ApiType::Grpc => Source::Grpc(grpc(at, api, false)?),
+                ApiType::DeltaGrpc => Source::Grpc(grpc(at, api, true)?),
+                // Envoy: the stream of these is that of `ads_config`.
+                ApiType::AggregatedGrpc | ApiType::AggregatedDeltaGrpc => Source::Ads,
+                other => {
+                    let message = format!(
+                        "{} is not supported by mesh-node; use GRPC or DELTA_GRPC",
+                        other.as_str_name()
+                    );
+                    return Err(at.field("api_type").invalid(message));
+                }
+            }
+        }
+        None => return Err(at.invalid("needs one of path_config_source, api_config_source, ads")),
+    };
+    let at_timeout = at.field("initial_fetch_timeout");
+    Ok((source, timeout(at_timeout, proto.initial_fetch_timeout, Some(INITIAL_FETCH_TIMEOUT))?))
+}
+
+/// There is only one version of the protocol left.
+fn version(at: At<'_>, version: i32) -> Result<(), XdsError> {
+    match enumeration(at, version)? {
+        ApiVersion::V2 => Err(at.invalid("must be V3")),
+        ApiVersion::Auto | ApiVersion::V3 => Ok(()),
+    }
+}
+
+fn grpc(at: At<'_>, proto: &ApiConfigSource, delta: bool) -> Result<GrpcSource, XdsError> {
+    version(at.field("transport_api_version"), proto.transport_api_version)?;
+    let at = at.field("grpc_services");
+    if proto.grpc_services.is_empty() {
+        return Err(at.invalid("needs a server"));
+    }
+    let servers = proto.grpc_services.iter().enumerate();
+    let servers = servers.map(|(i, service)| server(at.index(i), service));
+    Ok(GrpcSource { delta, servers: servers.collect::<Result<_, _>>()? })
+}
+
+fn server(at: At<'_>, proto: &GrpcService) -> Result<GrpcServer, XdsError> {
+    let Some(TargetSpecifier::EnvoyGrpc(target)) = &proto.target_specifier else {
+        return Err(at.invalid("needs envoy_grpc with the name of a static cluster"));
+    };
+    let authority = if target.authority.is_empty() { &target.cluster_name } else { &target.authority };
+    Ok(GrpcServer {
+        cluster: target.cluster_name.as_str().into(),
+        authority: authority.as_str().into(),
+        metadata: proto.initial_metadata.iter().map(|h| (h.key.to_lowercase(), h.value.clone())).collect(),
+    })
+}
+
+/// `dynamic_resources`.
+pub(super) fn dynamic(proto: &DynamicResources) -> Result<Dynamic, XdsError> {
+    let at = At::root("dynamic_resources");
+    let of = |name, proto: Option<&ConfigSource>| match proto {
+        Some(proto) => convert(at.field(name), proto).map(Some),
+        None => Ok(None),
+    };
+    let at_ads = at.field("ads_config");
+    let ads = match &proto.ads_config {
+        Some(api) => {
+            let delta = match enumeration(at_ads.field("api_type"), api.api_type)? {
+                ApiType::Grpc | ApiType::AggregatedGrpc => false,
+                ApiType::DeltaGrpc | ApiType::AggregatedDeltaGrpc => true,
+                _ => return Err(at_ads.field("api_type").invalid("must be GRPC or DELTA_GRPC")),
+            };
+            Some(grpc(at_ads, api, delta)?)
+        }
+        None => None,
+    };
+    let dynamic = Dynamic {
+        ads,
+        clusters: of("cds_config", proto.cds_config.as_ref())?,
+        listeners: of("lds_config", proto.lds_config.as_ref())?,
+    };
+    let uses_ads = [&dynamic.clusters, &dynamic.listeners]
+        .into_iter()
+        .any(|source| matches!(source, Some((Source::Ads, _))));
+    if uses_ads && dynamic.ads.is_none() {
+        return Err(at_ads.invalid("is required where ads is the source"));
+    }
+    Ok(dynamic)
+}

@@ -234,7 +234,8 @@ mod tests {
             assert!(sent.is_ok());
         }
         let every_one_is_heard = async {
-            for address in addresses {
+            // The last first: those before are idle.
+            for address in addresses.into_iter().rev() {
                 let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
                 // To the listener itself: accepted and closed.
                 let end = tokio::time::timeout(Duration::from_secs(20), stream.read(&mut [0])).await;

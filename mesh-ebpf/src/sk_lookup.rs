@@ -83,7 +83,10 @@ fn from_proxy(flow: &FlowKey) -> bool {
 fn assign(ctx: &SkLookupContext, settings: &Settings, slot: u32, direction: u16, reason: u16) -> u32 {
     if proxy_alive(settings) && LISTENERS.redirect_sk_lookup(ctx, listener_index(slot, direction), 0).is_ok()
     {
-        count(slot, hook::SK_LOOKUP, reason);
+        // With sockops, the connection is counted when it is one.
+        if settings.flags & settings_flags::SOCKOPS == 0 {
+            count(slot, hook::SK_LOOKUP, reason);
+        }
         return PASS;
     }
     if settings.flags & settings_flags::FAIL_OPEN != 0 {

@@ -1,5 +1,6 @@
 //! Notes the four-tuple of flows that must be known before their first packet is judged: the
-//! proxy's own, which `sk_lookup` and the guard let pass, and the host's. Forgets them at close.
+//! proxy's own, which `sk_lookup` and the guard let pass, and the host's. Forgets them at close. Counts the
+//! connections that the proxy's listeners got.
 
 use aya_ebpf::{
     bindings::{
@@ -9,11 +10,11 @@ use aya_ebpf::{
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use mesh_common::{FlowKey, SocketTag, kind};
+use mesh_common::{FlowKey, SocketTag, hook, kind, reason};
 
 use crate::{
     context::{address, field},
-    maps::{FLOWS, SOCKETS},
+    maps::{FLOWS, SOCKETS, count},
 };
 
 const AF_INET: u32 = 2;
@@ -40,11 +41,14 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
             kind::NETWORK | kind::APPLICATION | kind::HOST => note(&ctx, tag),
             _ => {}
         },
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
-            if tag.kind == kind::INBOUND {
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => match tag.kind {
+            kind::INBOUND => {
                 note(&ctx, tag);
+                count_steered(&ctx, tag, reason::STEERED_INBOUND);
             }
-        }
+            kind::OUTBOUND => count_steered(&ctx, tag, reason::STEERED_OUTBOUND),
+            _ => {}
+        },
         _ => {
             if ctx.arg(1) == TCP_CLOSE {
                 let _ = FLOWS.remove(&key(&ctx, tag));
@@ -60,6 +64,21 @@ fn note(ctx: &SockOpsContext, tag: &SocketTag) {
     // guard refuses the flow, which is the safe side.
     let _ = FLOWS.insert(&key(ctx, tag), &tag.kind, 0);
     let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+}
+
+/// Counts what `sk_lookup` gave to a listener: there, a segment of a connection that is over looks like one
+/// that begins. Connections to the listener's own address came by themselves.
+#[inline(always)]
+fn count_steered(ctx: &SockOpsContext, tag: &SocketTag, reason: u16) {
+    let ops: *const bpf_sock_ops = ctx.ops;
+    // SAFETY: the kernel hands a valid context.
+    let local = unsafe {
+        let v4 = field!(ops, family) == AF_INET;
+        address!(ops, v4, local_ip4, local_ip6)
+    };
+    if !local.is_loopback() {
+        count(tag.slot, hook::SK_LOOKUP, reason);
+    }
 }
 
 /// The flow as the pod sees it: for connections *to* the pod the socket's remote end is the pod's.

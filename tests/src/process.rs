@@ -2,8 +2,9 @@
 //! dropped.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
@@ -72,9 +73,30 @@ pub struct Process {
     child: Child,
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
-    errors: Arc<Mutex<VecDeque<String>>>,
+    errors: Arc<Mutex<Errors>>,
     /// Keeps the namespace and control group of the process as long as the process.
     _home: Option<Box<dyn std::any::Any + Send>>,
+}
+
+/// What a process wrote to standard error.
+#[derive(Default)]
+struct Errors {
+    last: VecDeque<String>,
+    /// Where all of it goes.
+    file: Option<File>,
+}
+
+impl Errors {
+    fn add(&mut self, line: String) {
+        if let Some(file) = &mut self.file {
+            // The report of a failure is worth less than the run.
+            writeln!(file, "{line}").ok();
+        }
+        if self.last.len() == KEPT_LINES {
+            self.last.pop_front();
+        }
+        self.last.push_back(line);
+    }
 }
 
 impl Process {
@@ -91,7 +113,7 @@ impl Process {
         let stderr = child.stderr.take().context("standard error is piped")?;
         let (sender, lines) = channel();
         forward(stdout, move |line| sender.send(line).is_ok());
-        let errors = Arc::new(Mutex::new(VecDeque::new()));
+        let errors = Arc::new(Mutex::new(Errors::default()));
         let kept = errors.clone();
         let echo = std::env::var_os("MESH_TESTS_VERBOSE").is_some();
         let label = name.clone();
@@ -100,10 +122,7 @@ impl Process {
                 eprintln!("[{label}] {line}");
             }
             if let Ok(mut kept) = kept.lock() {
-                if kept.len() == KEPT_LINES {
-                    kept.pop_front();
-                }
-                kept.push_back(line);
+                kept.add(line);
             }
             true
         });
@@ -186,8 +205,18 @@ impl Process {
 
     /// The last lines of standard error.
     pub fn errors(&self) -> String {
-        let kept = self.errors.lock().map(|k| k.iter().cloned().collect::<Vec<_>>()).unwrap_or_default();
+        let kept = self.errors.lock().map(|k| k.last.iter().cloned().collect::<Vec<_>>()).unwrap_or_default();
         kept.join("\n")
+    }
+
+    /// Writes standard error to a file too, which is made anew: the lines that are still kept, and all to come.
+    pub fn log_to(&self, path: &Path) -> Result<()> {
+        let mut file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
+        if let Ok(mut errors) = self.errors.lock() {
+            errors.last.iter().try_for_each(|line| writeln!(file, "{line}"))?;
+            errors.file = Some(file);
+        }
+        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -116,6 +117,13 @@ pub fn run(duration: Duration, mut progress: impl FnMut(Duration, &[(Protocol, T
     Ok(summary)
 }
 
+/// Where the logs of the last run's proxies are: beside the programs, as the files of a run itself go with it.
+pub fn log_folder() -> Result<PathBuf> {
+    let folder = process::binary("mesh-node")?.with_file_name("soak");
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    Ok(folder)
+}
+
 fn tallies(
     loads: &mut [(Protocol, Result<Process>)],
     ask: impl Fn(&mut Process) -> Result<()>,
@@ -138,10 +146,14 @@ impl Cluster {
         let servers = nodes.iter().map(server).collect::<Result<Vec<_>>>()?;
         let pods: Vec<&Pod> = servers.iter().map(|(pod, _)| pod).collect();
         let config = MeshConfig { bootstrap: bootstrap(&pods), ..MeshConfig::default() };
-        let meshes = [
+        let mut meshes = [
             MeshNode::start(&nodes[0], &config, &[&client, pods[0]])?,
             MeshNode::start(&nodes[1], &config, &[pods[1]])?,
         ];
+        let folder = log_folder()?;
+        for (mesh, name) in meshes.iter_mut().zip(["one", "two"]) {
+            mesh.process()?.log_to(&folder.join(format!("node-{name}.log")))?;
+        }
         Ok(Cluster { nodes, meshes, client, servers, _link: link })
     }
 

@@ -1,5 +1,6 @@
 //! Ten minutes of mixed load over two nodes while pods come and go. `MESH_LONG_SECONDS` shortens it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -14,6 +15,7 @@ const GROWTH_DESCRIPTORS: usize = 64;
 #[test]
 fn no_request_fails_and_nothing_grows_while_pods_come_and_go() -> Result<()> {
     mesh_tests::need_root!();
+    let mut logs = Logs { folder: soak::log_folder()?, needed: true };
     let seconds = std::env::var("MESH_LONG_SECONDS").ok().and_then(|v| v.parse().ok()).unwrap_or(600);
     let summary = soak::run(Duration::from_secs(seconds), |elapsed, tallies| {
         let done: u64 = tallies.iter().map(|(_, t)| t.exchanges).sum();
@@ -41,7 +43,22 @@ fn no_request_fails_and_nothing_grows_while_pods_come_and_go() -> Result<()> {
             last.descriptors
         );
     }
+    logs.needed = false;
     Ok(())
+}
+
+/// Says where the proxies' logs are, however the run fails.
+struct Logs {
+    folder: PathBuf,
+    needed: bool,
+}
+
+impl Drop for Logs {
+    fn drop(&mut self) {
+        if self.needed {
+            eprintln!("the logs of mesh-node are in {}", self.folder.display());
+        }
+    }
 }
 
 /// Medians of the middle and of the last third; the first one is warm-up.

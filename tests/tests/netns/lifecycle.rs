@@ -236,6 +236,9 @@ fn one_client_can_close_100_000_connections() -> Result<()> {
     let (tally, taken) = taken_during(&mesh, || stage.client.churn(&targets, 100_000))?;
     assert_eq!(tally.all_ok()?, 100_000);
     assert_eq!(taken, Taken { outbound: 100_000, inbound: 100_000 });
+    for reason in ["steered_outbound", "steered_inbound"] {
+        assert_eq!(mesh.count("sk_lookup", reason)?, 100_000.0, "{reason}: each connection is counted once");
+    }
     mesh.process()?;
     stage.client.call(stage.target(Way::V4))?.ok().context("one more")?;
     Ok(())

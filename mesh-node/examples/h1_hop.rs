@@ -18,8 +18,8 @@ use mesh_node::http::h1;
 use mesh_node::http::service::{HttpService, Refusal, Reset};
 use mesh_node::model::Snapshot;
 use mesh_node::model::cluster::{
-    Assignment, Cluster, Discovery, Endpoint, EndpointAddress, HealthStatus, LbPolicy, Locality, Thresholds,
-    Transport, UpstreamProtocol,
+    Assignment, Balancing, Cluster, Discovery, Endpoint, EndpointAddress, HealthStatus, LbPolicy, Locality,
+    Thresholds, Transport, UpstreamProtocol,
 };
 use mesh_node::upstream::{Target, UpstreamPath, Upstreams};
 use socket2::{Domain, Socket, Type};
@@ -116,6 +116,7 @@ fn cluster(upstream: SocketAddr) -> Cluster {
         health: HealthStatus::Healthy,
         peer: None,
         transport_match: Vec::new(),
+        lb_metadata: Vec::new().into(),
     };
     let name = |text: &str| text.into();
     Cluster {
@@ -134,6 +135,8 @@ fn cluster(upstream: SocketAddr) -> Cluster {
             ..Assignment::default()
         }),
         lb: LbPolicy::RoundRobin,
+        balancing: Balancing::default(),
+        outlier_detection: None,
         panic_threshold_percent: 50.0,
         locality_weighted: false,
         connect_timeout: Duration::from_secs(5),

@@ -10,7 +10,7 @@ use super::AdminState;
 use super::listeners::socket_address;
 use super::query::Query;
 use super::reply::Reply;
-use crate::cluster::{ClusterState, Host, HostCounters};
+use crate::cluster::{ClusterState, HealthFlag, Host, HostCounters};
 use crate::model::cluster::HealthStatus;
 
 pub fn page(state: &dyn AdminState, query: &Query) -> Reply {
@@ -35,6 +35,11 @@ pub fn page(state: &dyn AdminState, query: &Query) -> Reply {
 fn cluster_text(cluster: &Arc<ClusterState>, out: &mut String) {
     let name = cluster.name();
     let _ = writeln!(out, "{name}::observability_name::{}", cluster.config.stat_name);
+    for (average, prefix) in cluster.outlier_averages().iter().flatten().zip(["", "local_origin_"]) {
+        let _ = writeln!(out, "{name}::outlier::{prefix}success_rate_average::{}", average.mean);
+        let threshold = average.threshold;
+        let _ = writeln!(out, "{name}::outlier::{prefix}success_rate_ejection_threshold::{threshold}");
+    }
     for (priority, limits) in ["default", "high"].iter().zip(&cluster.config.circuit_breakers) {
         let limits = [
             ("max_connections", limits.max_connections),
@@ -60,17 +65,18 @@ fn cluster_text(cluster: &Arc<ClusterState>, out: &mut String) {
         {
             let _ = writeln!(out, "{name}::{}::{stat}::{value}", host.address);
         }
+        let (success_rate, local_origin_success_rate) = host.counters.health.success_rates();
         let facts = [
             ("hostname", hostname.to_owned()),
-            ("health_flags", health_flags(&host).to_owned()),
+            ("health_flags", health_text(&host)),
             ("weight", weight(&host).to_string()),
             ("region", locality.region.to_string()),
             ("zone", locality.zone.to_string()),
             ("sub_zone", locality.sub_zone.to_string()),
             ("canary", "false".to_owned()),
             ("priority", host.priority.to_string()),
-            ("success_rate", "-1".to_owned()),
-            ("local_origin_success_rate", "-1".to_owned()),
+            ("success_rate", success_rate.to_string()),
+            ("local_origin_success_rate", local_origin_success_rate.to_string()),
         ];
         for (fact, value) in facts {
             let _ = writeln!(out, "{name}::{}::{fact}::{value}", host.address);
@@ -126,17 +132,31 @@ fn host_json(host: &Host) -> Value {
     let mut status = json!({
         "address": socket_address(host.address),
         "stats": stats,
-        "health_status": { "eds_health_status": eds_health(host) },
+        "health_status": health_json(host),
         "weight": weight(host),
         "locality": locality,
     });
     if let Some(hostname) = &host.hostname {
         status["hostname"] = (&**hostname).into();
     }
+    let (requests, connecting) = host.counters.health.success_rates();
+    for (name, rate) in [("success_rate", requests), ("local_origin_success_rate", connecting)] {
+        if rate >= 0.0 {
+            status[name] = json!({ "value": rate });
+        }
+    }
     if host.priority > 0 {
         status["priority"] = host.priority.into();
     }
     status
+}
+
+fn health_json(host: &Host) -> Value {
+    let mut health = json!({ "eds_health_status": eds_health(host) });
+    for (_, flag) in health_flags(host).into_iter().filter(|(_, name)| !name.is_empty()) {
+        health[flag] = true.into();
+    }
+    health
 }
 
 /// Sorted by name, counters and gauges apart.
@@ -164,21 +184,35 @@ fn numbers(of: &HostCounters) -> Numbers {
     }
 }
 
-fn health(host: &Host) -> HealthStatus {
-    host.endpoint.as_ref().map_or(HealthStatus::Healthy, |endpoint| endpoint.health)
+/// The flags in Envoy's order (`HealthFlag`), and their names as text and JSON have them.
+fn health_flags(host: &Host) -> Vec<(&'static str, &'static str)> {
+    let health = &host.counters.health;
+    let configured = host.configured_health();
+    let flags = [
+        (health.has(HealthFlag::FailedActiveCheck), "/failed_active_hc", "failed_active_health_check"),
+        (health.has(HealthFlag::FailedOutlierCheck), "/failed_outlier_check", "failed_outlier_check"),
+        (configured == HealthStatus::Unhealthy, "/failed_eds_health", ""),
+        (health.has(HealthFlag::DegradedActiveCheck), "/degraded_active_hc", "failed_active_degraded_check"),
+        (configured == HealthStatus::Degraded, "/degraded_eds_health", ""),
+        (health.has(HealthFlag::PendingActiveCheck), "/pending_active_hc", "pending_active_hc"),
+        (
+            health.has(HealthFlag::ExcludedByImmediateFail),
+            "/excluded_via_immediate_hc_fail",
+            "excluded_via_immediate_hc_fail",
+        ),
+        (health.has(HealthFlag::ActiveCheckTimeout), "/active_hc_timeout", "active_hc_timeout"),
+        (configured == HealthStatus::Draining, "/eds_status_draining", ""),
+    ];
+    flags.into_iter().filter(|(set, ..)| *set).map(|(_, text, json)| (text, json)).collect()
 }
 
-fn health_flags(host: &Host) -> &'static str {
-    match health(host) {
-        HealthStatus::Healthy => "healthy",
-        HealthStatus::Degraded => "/degraded_eds_health",
-        HealthStatus::Unhealthy => "/failed_eds_health",
-        HealthStatus::Draining => "/eds_status_draining",
-    }
+fn health_text(host: &Host) -> String {
+    let flags: String = health_flags(host).into_iter().map(|(text, _)| text).collect();
+    if flags.is_empty() { "healthy".to_owned() } else { flags }
 }
 
 fn eds_health(host: &Host) -> &'static str {
-    match health(host) {
+    match host.configured_health() {
         HealthStatus::Healthy => "HEALTHY",
         HealthStatus::Degraded => "DEGRADED",
         HealthStatus::Unhealthy => "UNHEALTHY",

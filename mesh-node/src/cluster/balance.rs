@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::edf::Edf;
-use super::{Host, Random};
-use crate::model::cluster::LbPolicy;
+use super::{Host, Random, clock};
+use crate::model::cluster::{Cluster, LbPolicy, SlowStart};
 
 /// How many picks into a weighted schedule a worker may start.
 const MAX_START: u64 = 1 << 16;
@@ -66,15 +66,21 @@ fn worker_index() -> usize {
 pub(crate) struct Group {
     hosts: Vec<Arc<Host>>,
     equal_weights: bool,
+    /// With slow start: the time until which some host has less than its weight.
+    ramps_until_ms: u64,
     shards: Shards,
 }
 
 impl Group {
-    pub(crate) fn new(hosts: Vec<Arc<Host>>, workers: usize, random: &dyn Random) -> Self {
+    pub(crate) fn new(cluster: &Cluster, hosts: Vec<Arc<Host>>, workers: usize, random: &dyn Random) -> Self {
         let equal_weights = hosts.windows(2).all(|w| w[0].weight() == w[1].weight());
         // Many groups are of one host, where nothing is to be balanced.
         let workers = if hosts.len() < 2 { 1 } else { workers };
-        Self { hosts, equal_weights, shards: Shards::new(workers, random) }
+        let ramps_until_ms = cluster.balancing.slow_start.map_or(0, |slow_start| {
+            let last = hosts.iter().filter_map(|host| host.counters.health.healthy_since()).max();
+            last.map_or(0, |last| last + slow_start.window.as_millis() as u64)
+        });
+        Self { hosts, equal_weights, ramps_until_ms, shards: Shards::new(workers, random) }
     }
 
     pub(crate) fn hosts(&self) -> &[Arc<Host>] {
@@ -82,23 +88,39 @@ impl Group {
     }
 
     /// The next host; `None` when the group is empty.
-    pub(crate) fn pick(&self, policy: &LbPolicy, random: &dyn Random) -> Option<&Arc<Host>> {
+    pub(crate) fn pick(&self, cluster: &Cluster, random: &dyn Random) -> Option<&Arc<Host>> {
         let n = self.hosts.len();
         if n < 2 {
             return self.hosts.first();
         }
-        let index = match policy {
-            LbPolicy::RoundRobin if self.equal_weights => self.shards.in_turn(n),
-            LbPolicy::RoundRobin => {
-                self.shards.by_weight(n, |i| f64::from(self.hosts[i].weight()), random)?
+        let ramp = self.ramp(cluster);
+        let equal = self.equal_weights && ramp.is_none();
+        let weight = |host: &Host| {
+            f64::from(host.weight()) * ramp.map_or(1.0, |(slow_start, now)| ramped(host, slow_start, now))
+        };
+        let index = match &cluster.lb {
+            LbPolicy::RoundRobin if equal => self.shards.in_turn(n),
+            LbPolicy::RoundRobin => self.shards.by_weight(n, |i| weight(&self.hosts[i]), random)?,
+            LbPolicy::LeastRequest { full_scan: true, .. } if equal => self.least_of_all(random),
+            LbPolicy::LeastRequest { choices, .. } if equal => self.least_of(*choices, random),
+            LbPolicy::LeastRequest { active_request_bias: bias, .. } => {
+                let loaded = |host: &Host| loaded_weight(weight(host), host, *bias);
+                self.shards.by_weight(n, |i| loaded(&self.hosts[i]), random)?
             }
-            LbPolicy::LeastRequest { choices, .. } if self.equal_weights => self.least_of(*choices, random),
-            LbPolicy::LeastRequest { active_request_bias, .. } => {
-                self.shards.by_weight(n, |i| loaded_weight(&self.hosts[i], *active_request_bias), random)?
-            }
-            LbPolicy::Random | LbPolicy::ClusterProvided => below(n, random),
+            // A policy that hashes has a table and does not come here.
+            LbPolicy::Random
+            | LbPolicy::ClusterProvided
+            | LbPolicy::RingHash { .. }
+            | LbPolicy::Maglev { .. } => below(n, random),
         };
         self.hosts.get(index)
+    }
+
+    /// The cluster's slow start and the time, while some host has less than its weight.
+    fn ramp(&self, cluster: &Cluster) -> Option<(SlowStart, u64)> {
+        let slow_start = cluster.balancing.slow_start?;
+        let now = clock::now_ms();
+        (now < self.ramps_until_ms).then_some((slow_start, now))
     }
 
     /// The least loaded of `choices` random hosts; of equals the one drawn first. A host may be drawn twice.
@@ -114,6 +136,23 @@ impl Group {
         }
         best
     }
+
+    /// The least loaded of all hosts; of equals one at random.
+    fn least_of_all(&self, random: &dyn Random) -> usize {
+        let (mut best, mut least, mut equals) = (0, u64::MAX, 0);
+        for (index, host) in self.hosts.iter().enumerate() {
+            let active = host.active_requests();
+            if active < least {
+                (best, least, equals) = (index, active, 1);
+            } else if active == least {
+                equals += 1;
+                if below(equals, random) == 0 {
+                    best = index;
+                }
+            }
+        }
+        best
+    }
 }
 
 fn below(n: usize, random: &dyn Random) -> usize {
@@ -121,12 +160,22 @@ fn below(n: usize, random: &dyn Random) -> usize {
 }
 
 /// `weight / (active requests + 1) ^ bias` (Envoy: weighted least request).
-fn loaded_weight(host: &Host, bias: f64) -> f64 {
-    let weight = f64::from(host.weight());
+fn loaded_weight(weight: f64, host: &Host, bias: f64) -> f64 {
     let load = host.active_requests() as f64 + 1.0;
     match bias {
         0.0 => weight,
         1.0 => weight / load,
         bias => weight / load.powf(bias),
     }
+}
+
+/// The part of its weight that a host has at this time (Envoy: `applySlowStartFactor`).
+fn ramped(host: &Host, slow_start: SlowStart, now_ms: u64) -> f64 {
+    let Some(since) = host.counters.health.healthy_since() else { return 1.0 };
+    let (passed, window) = (now_ms.saturating_sub(since), slow_start.window.as_millis() as u64);
+    if passed >= window {
+        return 1.0;
+    }
+    let part = passed.max(1) as f64 / window as f64;
+    part.powf(1.0 / slow_start.aggression).max(slow_start.least)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::{ClusterState, Host, Outcome, RoutingPriority};
+use super::{ClusterState, Host, Outcome, Report, RoutingPriority};
 
 /// One connection to a host, from the attempt to the close.
 #[derive(Debug)]
@@ -89,6 +89,7 @@ impl RequestGuard {
         self.cluster.stats.upstream_rq_active.inc();
         self.host.counters.rq_total.fetch_add(1, Ordering::Relaxed);
         self.host.counters.rq_active.fetch_add(1, Ordering::Relaxed);
+        self.cluster.report(&self.host, Report::Connected);
     }
 
     /// Counts how the request ended, for `/clusters`. At most once per request.

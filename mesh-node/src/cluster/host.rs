@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::clock;
+use super::health::{HealthFlag, HostHealth};
 use crate::drain::Signal;
 use crate::model::Str;
 use crate::model::cluster::{Cluster, Endpoint, EndpointAddress, HealthStatus, Locality, Transport};
@@ -24,8 +26,9 @@ pub struct Host {
     pub transport_name: Option<Str>,
     /// Carried over when the cluster's configuration changes and the address stays.
     pub counters: Arc<HostCounters>,
-    /// Started when the host leaves its cluster, or the cluster is replaced: pooled connections end.
-    pub removed: Signal,
+    /// Started when the host leaves its cluster, or the cluster is replaced: pooled connections end. A host
+    /// whose weight, health or place changes becomes another `Host` with the same signal, and keeps them.
+    pub removed: Arc<Signal>,
     /// Chosen since the last sweep (original destination clusters).
     touched: AtomicBool,
 }
@@ -51,9 +54,10 @@ impl From<&Locality> for LocalityName {
     }
 }
 
-/// What `/clusters` shows of a host.
+/// What is counted and learned of a host.
 #[derive(Debug, Default)]
 pub struct HostCounters {
+    pub health: HostHealth,
     pub cx_active: AtomicU64,
     pub cx_connect_fail: AtomicU64,
     pub cx_total: AtomicU64,
@@ -112,7 +116,7 @@ impl Host {
             transport,
             transport_name,
             counters,
-            removed: Signal::default(),
+            removed: Arc::default(),
             touched: AtomicBool::new(false),
         }
     }
@@ -134,7 +138,7 @@ impl Host {
             transport,
             transport_name,
             counters,
-            removed: Signal::default(),
+            removed: Arc::default(),
             touched: AtomicBool::new(true),
         }
     }
@@ -144,8 +148,29 @@ impl Host {
         self.endpoint.as_ref().map_or(1, |e| e.weight.max(1))
     }
 
-    pub fn health(&self) -> HealthStatus {
+    /// What the endpoint's configuration says of its health.
+    pub fn configured_health(&self) -> HealthStatus {
         self.endpoint.as_ref().map_or(HealthStatus::Healthy, |e| e.health)
+    }
+
+    /// The health that counts: as configured and as found out (Envoy: `coarseHealth`).
+    pub fn health(&self) -> HealthStatus {
+        let health = &self.counters.health;
+        match self.configured_health() {
+            _ if health.has(HealthFlag::FailedActiveCheck) => HealthStatus::Unhealthy,
+            _ if health.has(HealthFlag::FailedOutlierCheck) => HealthStatus::Unhealthy,
+            HealthStatus::Healthy if health.has(HealthFlag::DegradedActiveCheck) => HealthStatus::Degraded,
+            configured => configured,
+        }
+    }
+
+    /// Left out when the share of healthy hosts is counted: hosts that are to leave or were never checked
+    /// (Envoy: `excludeBasedOnHealthFlag`).
+    pub(crate) fn excluded(&self) -> bool {
+        let health = &self.counters.health;
+        self.configured_health() == HealthStatus::Draining
+            || health.has(HealthFlag::PendingActiveCheck)
+            || health.has(HealthFlag::ExcludedByImmediateFail)
     }
 
     /// Requests in flight now, all workers.
@@ -163,6 +188,29 @@ impl Host {
     /// Chosen since this was asked last?
     pub(crate) fn take_touched(&self) -> bool {
         self.touched.swap(false, Ordering::Relaxed)
+    }
+}
+
+impl Host {
+    /// A host that is healthy from the start begins its slow start now, if it did not before.
+    pub(crate) fn note_start(&self, cluster: &Cluster) {
+        let health = &self.counters.health;
+        if cluster.balancing.slow_start.is_some()
+            && health.healthy_since().is_none()
+            && self.health() == HealthStatus::Healthy
+        {
+            health.healthy_from(clock::now_ms());
+        }
+    }
+
+    /// Takes over the connections of a former self, if they are as good for this one.
+    pub(crate) fn succeeding(mut self, former: Option<&Host>) -> Self {
+        let same =
+            |former: &&Host| former.transport_name == self.transport_name && former.hostname == self.hostname;
+        if let Some(former) = former.filter(same) {
+            self.removed = former.removed.clone();
+        }
+        self
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::balance::{Group, Shards};
+use super::consistent::Consistent;
 use super::priority::{Counts, Loads, Source};
 use super::{Host, Random};
 use crate::model::cluster::{Cluster, HealthStatus};
@@ -32,6 +33,18 @@ struct Priority {
     healthy: Balanced,
     degraded: Balanced,
     all: Group,
+    excluded: usize,
+    /// With a policy that hashes: over the healthy hosts, or in panic over all.
+    table: Option<Consistent>,
+}
+
+/// What a choice is made by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Draw {
+    /// The request's hash, or a random number.
+    pub(crate) hash: u64,
+    /// How many choices of the same request were not to its liking.
+    pub(crate) attempt: u32,
 }
 
 /// Hosts that serve, with their localities when those are weighted.
@@ -71,11 +84,17 @@ impl HostSet {
         }
         let lowest = by_priority.keys().next_back().map_or(0, |p| *p as usize + 1);
         let build = Build { cluster, overprovisioning, workers, random };
-        let priorities: Vec<Priority> = (0..lowest as u32)
+        let mut priorities: Vec<Priority> = (0..lowest as u32)
             .map(|p| build.priority(by_priority.get(&p).map_or(&[][..], Vec::as_slice)))
             .collect();
         let counts: Vec<Counts> = priorities.iter().map(Priority::counts).collect();
         let loads = Loads::new(&counts, overprovisioning, cluster.panic_threshold_percent);
+        if cluster.lb.hashes() {
+            for (p, priority) in priorities.iter_mut().enumerate() {
+                let localities = by_priority.get(&(p as u32)).map_or(&[][..], Vec::as_slice);
+                priority.table = build.table(localities, loads.in_panic(p));
+            }
+        }
         Self { loads, priorities, by_address }
     }
 
@@ -94,17 +113,30 @@ impl HostSet {
             all: a.all + b.all,
             healthy: a.healthy + b.healthy,
             degraded: a.degraded + b.degraded,
+            excluded: a.excluded + b.excluded,
         })
     }
 
     /// The next host, and whether its priority is in panic.
-    pub(crate) fn choose(&self, cluster: &Cluster, random: &dyn Random) -> Option<(&Arc<Host>, bool)> {
-        let (host, panic) = match self.loads.choose(random.next())? {
-            Source::Healthy(p) => (self.priorities[p].healthy.pick(cluster, random), false),
-            Source::Degraded(p) => (self.priorities[p].degraded.pick(cluster, random), false),
-            Source::All(p) => (self.priorities[p].all.pick(&cluster.lb, random), true),
+    pub(crate) fn choose(
+        &self,
+        cluster: &Cluster,
+        random: &dyn Random,
+        draw: Draw,
+    ) -> (Option<&Arc<Host>>, bool) {
+        let Some(source) = self.loads.choose(draw.hash) else { return (None, false) };
+        let panic = matches!(source, Source::All(_));
+        let priority = &self.priorities[source.priority()];
+        if let Some(table) = &priority.table {
+            return (table.pick(draw.hash, draw.attempt, cluster), panic);
+        }
+        let host = match source {
+            Source::Healthy(_) => priority.healthy.pick(cluster, random),
+            Source::Degraded(_) => priority.degraded.pick(cluster, random),
+            Source::All(_) if cluster.balancing.fail_on_panic => None,
+            Source::All(_) => priority.all.pick(cluster, random),
         };
-        host.map(|host| (host, panic))
+        (host, panic)
     }
 }
 
@@ -114,6 +146,7 @@ impl Priority {
             all: self.all.hosts().len(),
             healthy: self.healthy.group.hosts().len(),
             degraded: self.degraded.group.hosts().len(),
+            excluded: self.excluded,
         }
     }
 }
@@ -123,10 +156,10 @@ impl Balanced {
         if let Some(l) = &self.localities {
             let chosen = l.shards.by_weight(l.groups.len(), |i| l.weights[i], random);
             if let Some(group) = chosen.map(|i| &l.groups[i]) {
-                return group.pick(&cluster.lb, random);
+                return group.pick(cluster, random);
             }
         }
-        self.group.pick(&cluster.lb, random)
+        self.group.pick(cluster, random)
     }
 }
 
@@ -144,7 +177,22 @@ impl Build<'_> {
             healthy: self.balanced(localities, HealthStatus::Healthy),
             degraded: self.balanced(localities, HealthStatus::Degraded),
             all: self.group(localities.iter().flat_map(|l| &l.hosts).cloned().collect()),
+            excluded: localities.iter().flat_map(|l| &l.hosts).filter(|host| host.excluded()).count(),
+            table: None,
         }
+    }
+
+    fn table(&self, localities: &[LocalityHosts], panic: bool) -> Option<Consistent> {
+        let usable = |l: &LocalityHosts| -> Vec<Arc<Host>> {
+            l.hosts.iter().filter(|h| panic || h.health() == HealthStatus::Healthy).cloned().collect()
+        };
+        let usable: Vec<_> = localities.iter().map(usable).collect();
+        if self.cluster.locality_weighted {
+            let groups: Vec<_> =
+                localities.iter().zip(&usable).map(|(l, h)| (f64::from(l.weight), &**h)).collect();
+            return Consistent::new(self.cluster, &groups);
+        }
+        Consistent::new(self.cluster, &[(1.0, &usable.concat())])
     }
 
     fn balanced(&self, localities: &[LocalityHosts], health: HealthStatus) -> Balanced {
@@ -167,7 +215,7 @@ impl Build<'_> {
     }
 
     fn group(&self, hosts: Vec<Arc<Host>>) -> Group {
-        Group::new(hosts, self.workers, self.random)
+        Group::new(self.cluster, hosts, self.workers, self.random)
     }
 
     /// A locality's weight goes down once fewer of its hosts serve than the overprovisioning factor covers.

@@ -6,23 +6,33 @@
 
 mod balance;
 mod breakers;
+mod clock;
+mod consistent;
 mod discovery;
 mod dns;
 mod edf;
 mod guard;
+mod health;
 mod host;
 mod host_set;
+mod maglev;
 mod manager;
+mod mersenne;
 mod original_dst;
+mod outlier;
 mod priority;
 mod random;
+mod resilience;
+mod ring;
 mod state;
 
 pub use breakers::{Breakers, PriorityBreakers};
 pub use dns::{Answer, Family, Lookups, Resolve, ResolveError, SystemResolver};
 pub use guard::{ConnectionGuard, PendingGuard, RequestGuard, RetryGuard};
+pub use health::{HealthFlag, HostHealth};
 pub use host::{Host, HostCounters, LocalityName, Outcome};
 pub use manager::{ClusterManager, Removed};
+pub use outlier::{Average, Report};
 pub use random::{Random, ThreadRandom};
 pub use state::{ClusterState, LbContext, NoHost, Overflow};
 

@@ -9,6 +9,15 @@ pub(crate) struct Counts {
     pub(crate) all: usize,
     pub(crate) healthy: usize,
     pub(crate) degraded: usize,
+    /// Counted in `all`, but not where shares are computed.
+    pub(crate) excluded: usize,
+}
+
+impl Counts {
+    /// What shares of health are computed of.
+    fn base(&self) -> usize {
+        self.all - self.excluded
+    }
 }
 
 /// Shares of the load, in percent. All shares add up to 100.
@@ -28,6 +37,14 @@ pub(crate) enum Source {
     All(usize),
 }
 
+impl Source {
+    pub(crate) fn priority(self) -> usize {
+        match self {
+            Self::Healthy(p) | Self::Degraded(p) | Self::All(p) => p,
+        }
+    }
+}
+
 impl Loads {
     /// The shares for these priorities, highest first.
     pub(crate) fn new(
@@ -41,7 +58,7 @@ impl Loads {
             return loads;
         }
         let available = |some: fn(&Counts) -> usize| -> Vec<u32> {
-            counts.iter().map(|c| availability(some(c), c.all, overprovisioning_percent)).collect()
+            counts.iter().map(|c| availability(some(c), c.base(), overprovisioning_percent)).collect()
         };
         let (health, degraded) = (available(|c| c.healthy), available(|c| c.degraded));
         let total = (health.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
@@ -90,6 +107,11 @@ impl Loads {
         self.healthy[first] += left;
     }
 
+    /// Does this priority use its hosts whatever their health?
+    pub(crate) fn in_panic(&self, priority: usize) -> bool {
+        self.panic[priority]
+    }
+
     /// The priority that `random` falls on; `None` without any priority.
     pub(crate) fn choose(&self, random: u64) -> Option<Source> {
         let point = (random % 100) as u32;
@@ -127,6 +149,7 @@ fn distribute(load: &mut [u32], available: &[u32], mut left: u32, total: u32) ->
 }
 
 fn in_panic(c: &Counts, threshold: f64) -> bool {
-    let usable = if c.all == 0 { 0.0 } else { 100.0 * (c.healthy + c.degraded) as f64 / c.all as f64 };
+    let base = c.base();
+    let usable = if base == 0 { 0.0 } else { 100.0 * (c.healthy + c.degraded) as f64 / base as f64 };
     usable < threshold
 }

@@ -10,11 +10,12 @@ use tokio::task::AbortHandle;
 
 use super::dns::Resolve;
 use super::host::{LocalityName, Place};
-use super::host_set::{HostSet, LocalityHosts};
+use super::host_set::{Draw, HostSet, LocalityHosts};
 use super::original_dst::OriginalDstHosts;
+use super::outlier::Detector;
 use super::{
     Breakers, ConnectionGuard, Host, HostCounters, PendingGuard, Random, RequestGuard, RetryGuard,
-    RoutingPriority, discovery,
+    RoutingPriority, discovery, resilience,
 };
 use crate::model::Str;
 use crate::model::cluster::{Assignment, Cluster, Discovery, Endpoint, EndpointAddress, Locality};
@@ -36,9 +37,10 @@ pub struct ClusterState {
     /// Names whose first lookup has not ended yet.
     unanswered: watch::Sender<BTreeSet<Str>>,
     tasks: Mutex<Vec<AbortHandle>>,
+    pub(super) detector: Option<Detector>,
     /// What connections to its hosts take their certificates and trust from.
     pub secrets: Arc<Secrets>,
-    random: Arc<dyn Random>,
+    pub(super) random: Arc<dyn Random>,
     workers: usize,
 }
 
@@ -54,6 +56,9 @@ pub struct LbContext<'a> {
     /// `host_selection_retry_max_attempts`: how often the choice is repeated when it falls on `exclude`.
     /// After that an excluded host is taken all the same.
     pub exclude_attempts: u32,
+    /// The request's hash ([`crate::router::hash_key`]), for policies that hash. Without one a random host
+    /// serves.
+    pub hash: Option<u64>,
 }
 
 /// Why no host could be chosen.
@@ -73,8 +78,8 @@ pub enum NoHost {
 pub struct Overflow(pub &'static str);
 
 impl ClusterState {
-    /// State for `config` with the endpoints of `assignment`. Hosts keep the counters that `previous` has for their address, and names the
-    /// addresses it knows: a changed cluster serves before its names are looked up again.
+    /// State for `config` with the endpoints of `assignment`. Hosts keep the counters and the health that
+    /// `previous` has for their address, and names the addresses it knows: a changed cluster serves before its names are looked up again.
     pub(crate) fn new(
         config: Arc<Cluster>,
         assignment: Arc<Assignment>,
@@ -97,6 +102,7 @@ impl ClusterState {
             known: Mutex::new(known),
             unanswered: watch::Sender::new(unanswered),
             tasks: Mutex::default(),
+            detector: config.outlier_detection.clone().map(Detector::new),
             config,
             secrets,
             random,
@@ -108,7 +114,8 @@ impl ClusterState {
 
     /// Begins to keep the hosts up to date, on the current runtime.
     pub(crate) fn start(self: &Arc<Self>, resolver: &Arc<dyn Resolve>) {
-        let tasks = discovery::start(self, resolver, &self.random);
+        let mut tasks = discovery::start(self, resolver, &self.random);
+        tasks.extend(resilience::start_judging(self));
         lock(&self.tasks).extend(tasks);
     }
 
@@ -149,6 +156,11 @@ impl ClusterState {
         self.rebuild(&known, Some(self));
     }
 
+    /// The health of some hosts is another now: they are arranged anew.
+    pub(crate) fn health_changed(&self) {
+        self.rebuild(&lock(&self.known), Some(self));
+    }
+
     /// Makes the hosts of what is configured and known. The hosts of `previous` are kept where nothing
     /// changed, and their counters where the address stays.
     fn rebuild(&self, known: &HashMap<Str, Vec<IpAddr>>, previous: Option<&ClusterState>) {
@@ -160,14 +172,19 @@ impl ClusterState {
             let host = old.by_address(address).or_else(|| old.hosts().next().filter(|_| logical));
             host.map(|host| host.counters.clone()).unwrap_or_default()
         };
+        let own = previous.is_some_and(|p| std::ptr::eq(p, self));
         let host = |locality: &Locality, name: &Arc<LocalityName>, endpoint: &Arc<Endpoint>, address| {
-            let same = old.as_ref().and_then(|old| old.by_address(&address)).filter(|host| {
+            let former = old.as_ref().filter(|_| own).and_then(|old| old.by_address(&address));
+            let same = |host: &&Arc<Host>| {
                 host.priority == locality.priority
+                    && host.locality == *name
                     && host.endpoint.as_ref().is_some_and(|e| Arc::ptr_eq(e, endpoint) || e == endpoint)
-            });
-            same.filter(|_| previous.is_some_and(|p| std::ptr::eq(p, self))).cloned().unwrap_or_else(|| {
+            };
+            former.filter(same).cloned().unwrap_or_else(|| {
                 let place = Place { locality: name.clone(), priority: locality.priority, address };
-                Arc::new(Host::of_endpoint(&self.config, endpoint.clone(), place, counters(&address)))
+                let host = Host::of_endpoint(&self.config, endpoint.clone(), place, counters(&address));
+                host.note_start(&self.config);
+                Arc::new(host.succeeding(former.map(|former| &**former)))
             })
         };
         let assignment = self.assignment.load();
@@ -192,13 +209,18 @@ impl ClusterState {
             Arc::new(HostSet::new(&self.config, localities, overprovisioning, self.workers, &*self.random));
         let counts = new.counts();
         let old = self.hosts.swap(new.clone());
-        let kept = |host: &Arc<Host>| new.by_address(&host.address).is_some_and(|new| Arc::ptr_eq(new, host));
+        let goes_on = |host: &Arc<Host>| {
+            new.by_address(&host.address).is_some_and(|new| Arc::ptr_eq(&new.removed, &host.removed))
+        };
         let mut changed = old.counts().all != counts.all;
-        for gone in old.hosts().filter(|host| !kept(host)) {
+        for gone in old.hosts().filter(|host| !goes_on(host)) {
             changed = true;
             if !matches!(self.config.discovery, Discovery::LogicalDns(_)) {
                 gone.removed.start();
             }
+        }
+        if let Some(detector) = &self.detector {
+            detector.hosts_changed(new.hosts());
         }
         if changed {
             self.stats.membership_change.inc();
@@ -206,6 +228,14 @@ impl ClusterState {
         self.stats.membership_total.set(counts.all as u64);
         self.stats.membership_healthy.set(counts.healthy as u64);
         self.stats.membership_degraded.set(counts.degraded as u64);
+        self.stats.membership_excluded.set(counts.excluded as u64);
+    }
+
+    pub(crate) fn host_count(&self) -> usize {
+        match self.config.discovery {
+            Discovery::OriginalDst { .. } => self.original_dst.len(),
+            _ => self.hosts.load().counts().all,
+        }
     }
 
     /// All hosts now, in order of priority.
@@ -238,17 +268,26 @@ impl ClusterState {
     fn choose_balanced(&self, context: &LbContext<'_>) -> Option<Arc<Host>> {
         let hosts = self.hosts.load();
         let attempts = if context.exclude.is_empty() { 0 } else { context.exclude_attempts };
-        let mut attempt = 0;
+        let hashes = self.config.lb.hashes();
+        let mut draw = Draw { hash: self.draw(context), attempt: 0 };
         loop {
-            let (host, panic) = hosts.choose(&self.config, &*self.random)?;
+            let (host, panic) = hosts.choose(&self.config, &*self.random, draw);
             if panic {
                 self.stats.lb_healthy_panic.inc();
             }
-            if attempt == attempts || !context.exclude.contains(&host.address) {
+            let host = host?;
+            if draw.attempt == attempts || !context.exclude.contains(&host.address) {
                 return Some(host.clone());
             }
-            attempt += 1;
+            draw.attempt += 1;
+            if !hashes {
+                draw.hash = self.random.next();
+            }
         }
+    }
+
+    fn draw(&self, context: &LbContext<'_>) -> u64 {
+        context.hash.filter(|_| self.config.lb.hashes()).unwrap_or_else(|| self.random.next())
     }
 
     fn choose_original_dst(

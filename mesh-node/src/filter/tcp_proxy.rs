@@ -1,6 +1,7 @@
 //! TCP proxy (`envoy.extensions.filters.network.tcp_proxy.v3`): one upstream connection per client connection.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +10,11 @@ use tokio::net::TcpStream;
 
 use super::{Downstream, WorkerContext};
 use crate::budget::Purse;
-use crate::cluster::{ClusterState, LbContext, RoutingPriority};
+use crate::cluster::{ClusterState, LbContext, Report, RoutingPriority};
 use crate::model::Str;
 use crate::model::listener::Direction;
 use crate::model::network::{TcpClusters, TcpProxy};
+use crate::router::address_hash;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
 use crate::upstream::copy::{End, Meters, Moved, copy};
 use crate::upstream::{Connection, ErrorKind, Target, UpstreamPath, connect_within_limits};
@@ -65,7 +67,7 @@ async fn dial(config: &TcpProxy, stream: &mut StreamInfo, ctx: &WorkerContext) -
     };
     for attempt in 1..=config.max_connect_attempts {
         stream.upstream.attempts = attempt;
-        match attempt_once(&cluster, stream).await {
+        match attempt_once(config, &cluster, stream).await {
             Ok(connection) => return Some(connection),
             Err(Worth::Retrying) => {}
             Err(Worth::Nothing) => return None,
@@ -80,9 +82,14 @@ enum Worth {
     Nothing,
 }
 
-async fn attempt_once(cluster: &Arc<ClusterState>, stream: &mut StreamInfo) -> Result<Connection, Worth> {
+async fn attempt_once(
+    config: &TcpProxy,
+    cluster: &Arc<ClusterState>,
+    stream: &mut StreamInfo,
+) -> Result<Connection, Worth> {
     let info = stream.connection.clone();
-    let context = LbContext { original_dst: info.original_dst, ..LbContext::default() };
+    let hash = (config.hash_source_ip && cluster.config.lb.hashes()).then(|| address_hash(info.remote.ip()));
+    let context = LbContext { original_dst: info.original_dst, hash, ..LbContext::default() };
     let Ok(host) = cluster.choose(&context) else {
         stream.flags.set(ResponseFlags::NO_HEALTHY_UPSTREAM);
         return Err(Worth::Nothing);
@@ -101,6 +108,7 @@ async fn attempt_once(cluster: &Arc<ClusterState>, stream: &mut StreamInfo) -> R
     };
     match connect_within_limits(&target, RoutingPriority::Default, None).await {
         Ok(connection) => {
+            cluster.report(&target.host, Report::ConnectedForGood);
             stream.upstream.local = Some(connection.local);
             stream.upstream.transport_failure = None;
             Ok(connection)
@@ -108,6 +116,11 @@ async fn attempt_once(cluster: &Arc<ClusterState>, stream: &mut StreamInfo) -> R
         Err(error) => {
             tracing::debug!(cluster = %cluster.name(), host = %target.host.address, %error, "cannot connect");
             stream.flags.set(error.response_flag());
+            match error.kind {
+                ErrorKind::Overflow => {}
+                ErrorKind::ConnectTimeout => cluster.report(&target.host, Report::Timeout),
+                _ => cluster.report(&target.host, Report::ConnectFailed),
+            }
             let worth = if error.kind == ErrorKind::Overflow { Worth::Nothing } else { Worth::Retrying };
             stream.upstream.transport_failure = error.details;
             Err(worth)
@@ -127,8 +140,11 @@ async fn relay<I: Downstream>(
         Meters { received: &stats.downstream_cx_rx_bytes_total, sent: &stats.downstream_cx_tx_bytes_total };
     let mut moved = Moved::default();
     let purse = stream.connection.workload.as_ref().map(|workload| Purse::of(&workload.limits.buffers));
-    let copying = copy(io, &mut connection.stream, config.idle_timeout, meters, &mut moved, purse.as_deref());
-    let end = within(config.max_downstream_connection_duration, copying).await;
+    let end = {
+        let idle = config.idle_timeout;
+        let copying = pin!(copy(io, &mut connection.stream, idle, meters, &mut moved, purse.as_deref()));
+        within(config.max_downstream_connection_duration, copying).await
+    };
     stream.bytes_received = moved.received;
     stream.bytes_sent = moved.sent;
     match end {

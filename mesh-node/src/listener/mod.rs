@@ -12,6 +12,7 @@ mod replay;
 pub mod tls;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -125,7 +126,7 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
         })
     };
     let chosen = |detected: &inspect::Detected| choose(&listener, source, original_dst, detected);
-    let server = async {
+    let server = || async {
         // Where the client says nothing, as raw bytes would go. Most clients do say something at once.
         tokio::time::sleep(CLIENT_FIRST).await;
         let Some(chain) = chosen(&inspect::Detected::default()) else { return std::future::pending().await };
@@ -134,7 +135,11 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
         dialed.server_spoke().await;
         (config.clone(), dialed)
     };
-    let first = match detect::first_bytes(&mut io, &listener, original_dst.port(), server).await {
+    let first = {
+        let server = pin!(server());
+        detect::first_bytes(&mut io, &listener, original_dst.port(), server).await
+    };
+    let first = match first {
         First::Client(first) => first,
         First::Server(bytes, (config, dialed)) => {
             return tcp_proxy::serve(&config, dialed, Replay::new(bytes, io)).await;

@@ -31,7 +31,8 @@ pub async fn accept<I>(
 where
     I: AsyncRead + AsyncWrite + Unpin,
 {
-    let handshake = handshake(tls, io);
+    // In memory of its own, for no connection needs it for long.
+    let handshake = Box::pin(handshake(tls, io));
     let stream = match tokio::time::timeout(timeout.unwrap_or(HANDSHAKE_TIMEOUT), handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {

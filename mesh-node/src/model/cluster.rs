@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Str;
+use super::metadata::Metadata;
 use super::network::{Http1Options, Http2Options};
-use crate::telemetry::peer::Peer;
+use super::resilience::OutlierDetection;
+use super::route::HashPolicy;
 use super::tls::{TlsContext, UpstreamTls};
-use crate::telemetry::stats::ClusterStats;
+use crate::telemetry::peer::Peer;
+use crate::telemetry::stats::{ClusterStats, MaglevStats, RingHashStats};
 
 /// A compiled `Cluster`.
 #[derive(Debug)]
@@ -21,6 +24,8 @@ pub struct Cluster {
     /// Static endpoints, or hosts to resolve. Empty for EDS, whose endpoints come apart from the cluster.
     pub load_assignment: Arc<Assignment>,
     pub lb: LbPolicy,
+    pub balancing: Balancing,
+    pub outlier_detection: Option<OutlierDetection>,
     /// `common_lb_config.healthy_panic_threshold`, percent; default 50.
     pub panic_threshold_percent: f64,
     /// `common_lb_config.locality_weighted_lb_config` is set: localities share the load by their weights.
@@ -129,8 +134,21 @@ pub enum LbPolicy {
         choices: u32,
         /// `active_request_bias`, default 1.0: how much load counts against a host when weights differ.
         active_request_bias: f64,
+        /// `selection_method: FULL_SCAN`: the least loaded of all hosts.
+        full_scan: bool,
     },
     Random,
+    RingHash {
+        /// `minimum_ring_size`, default 1,024.
+        minimum: u64,
+        /// `maximum_ring_size`, default 8 Mi.
+        maximum: u64,
+        function: HashFunction,
+    },
+    Maglev {
+        /// A prime; default 65,537.
+        table_size: u64,
+    },
     /// Original destination.
     ClusterProvided,
 }
@@ -147,6 +165,54 @@ impl Default for Assignment {
     fn default() -> Self {
         Self { localities: Vec::new(), overprovisioning_factor_percent: 140 }
     }
+}
+
+impl LbPolicy {
+    /// Does a request's hash choose its host?
+    pub fn hashes(&self) -> bool {
+        matches!(self, Self::RingHash { .. } | Self::Maglev { .. })
+    }
+}
+
+/// `RingHashLbConfig.HashFunction`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HashFunction {
+    XxHash,
+    Murmur2,
+}
+
+/// What load balancing policies have beside their name (`common_lb_config`, or the policy's own message).
+#[derive(Debug, Clone, Default)]
+pub struct Balancing {
+    pub hashing: Hashing,
+    pub slow_start: Option<SlowStart>,
+    /// `zone_aware_lb_config.fail_traffic_on_panic`: panic serves nobody. The rest of zone awareness needs the
+    /// bootstrap's `local_cluster_name`.
+    pub fail_on_panic: bool,
+    /// With `RING_HASH`.
+    pub ring_hash_stats: Option<Arc<RingHashStats>>,
+    /// With `MAGLEV`.
+    pub maglev_stats: Option<Arc<MaglevStats>>,
+}
+
+/// `SlowStartConfig`: a host that has just become healthy gets less, more and more over the window.
+#[derive(Debug, Clone, Copy)]
+pub struct SlowStart {
+    pub window: Duration,
+    /// `aggression`, above 0; 1.0 is linear, more is faster at first.
+    pub aggression: f64,
+    /// `min_weight_percent` as a fraction.
+    pub least: f64,
+}
+
+/// `ConsistentHashingLbConfig`.
+#[derive(Debug, Clone, Default)]
+pub struct Hashing {
+    pub use_hostname: bool,
+    /// `hash_balance_factor`, percent of the average load that a host takes; 0: any.
+    pub balance_factor: u32,
+    /// Count instead of the route's, if there are any.
+    pub policies: Vec<HashPolicy>,
 }
 
 /// `LocalityLbEndpoints`.
@@ -174,6 +240,8 @@ pub struct Endpoint {
     pub peer: Option<Arc<Peer>>,
     /// `metadata.filter_metadata["envoy.transport_socket_match"]`, string values.
     pub transport_match: Vec<(String, String)>,
+    /// `metadata.filter_metadata["envoy.lb"]`.
+    pub lb_metadata: Metadata,
 }
 
 /// An endpoint's address: ready, or a host to resolve.

@@ -7,14 +7,17 @@
 pub mod cluster;
 pub mod domains;
 pub mod format;
+pub mod hash;
 pub mod header_lines;
 pub mod headers;
 pub mod http_filter;
 pub mod listener;
 pub mod matcher;
+pub mod metadata;
 pub mod network;
 pub mod rate_limit;
 pub mod rbac;
+pub mod resilience;
 pub mod route;
 pub mod source;
 pub mod tls;

@@ -26,6 +26,8 @@ pub struct TcpProxy {
     pub max_downstream_connection_duration: Option<Duration>,
     /// At least 1.
     pub max_connect_attempts: u32,
+    /// `hash_policy` with `source_ip`: clusters that hash choose by the client's address.
+    pub hash_source_ip: bool,
     pub access_log: Vec<Arc<AccessLog>>,
     pub stats: Arc<TcpStats>,
 }

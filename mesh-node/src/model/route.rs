@@ -10,7 +10,7 @@ use super::domains::Domains;
 use super::format::Format;
 use super::headers::HeaderMutations;
 use super::http_filter::Overrides;
-use super::matcher::{HeaderMatcher, QueryMatcher};
+use super::matcher::{HeaderKey, HeaderMatcher, QueryMatcher};
 
 /// A `RouteConfiguration`.
 #[derive(Debug, Default)]
@@ -220,24 +220,35 @@ pub struct DirectResponse {
 }
 
 /// `RouteAction.HashPolicy`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct HashPolicy {
     pub on: HashOn,
     pub terminal: bool,
 }
 
 /// What a hash policy hashes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum HashOn {
-    Header(http::HeaderName),
+    Header {
+        name: HeaderKey,
+        /// `regex_rewrite`: pattern and substitution, applied to each value wherever the pattern matches.
+        rewrite: Option<(Regex, String)>,
+    },
     SourceIp,
     QueryParameter(String),
-    /// Name, path and lifetime of a cookie that is set when absent (`ttl` given).
-    Cookie {
-        name: String,
-        path: String,
-        ttl: Option<Duration>,
-    },
+    Cookie(HashCookie),
+}
+
+/// `RouteAction.HashPolicy.Cookie`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HashCookie {
+    pub name: String,
+    /// May be empty.
+    pub path: String,
+    /// Given: a cookie that is absent is set, for that many seconds (0: for the session).
+    pub ttl_s: Option<u64>,
+    /// Name and value; the value may be empty.
+    pub attributes: Vec<(String, String)>,
 }
 
 /// `RetryPolicy`.

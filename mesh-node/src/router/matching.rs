@@ -25,7 +25,7 @@ pub fn response_header_matches(matcher: &HeaderMatcher, status: StatusCode, head
     }
 }
 
-fn pseudo_header<'a>(head: &RequestHead<'a>, key: &HeaderKey) -> Option<&'a str> {
+pub(super) fn pseudo_header<'a>(head: &RequestHead<'a>, key: &HeaderKey) -> Option<&'a str> {
     let value = match key {
         HeaderKey::Method => head.method.as_str(),
         HeaderKey::Authority => head.authority,
@@ -102,7 +102,7 @@ pub fn query_matches(matcher: &QueryMatcher, path: &str) -> bool {
 }
 
 /// The first value of a query parameter, not decoded; empty where it has none.
-fn query_parameter<'a>(path: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn query_parameter<'a>(path: &'a str, name: &str) -> Option<&'a str> {
     let (_, query) = path.split_once('?')?;
     query
         .split('&')

@@ -5,6 +5,7 @@
 //! takes chance as an argument. Matching does not allocate in the common case, and its cost does not depend
 //! on how many virtual hosts there are.
 
+mod hash;
 mod headers;
 mod matching;
 mod redirect;
@@ -15,6 +16,7 @@ mod timeout;
 
 use http::{HeaderMap, Method};
 
+pub use hash::{address_hash, hash_key, set_cookie};
 pub use headers::{Evaluate, SetPseudo, apply_request, apply_response};
 pub use matching::{header_matches, query_matches, response_header_matches};
 pub use redirect::{redirect_location, tls_redirect_location};

@@ -37,8 +37,8 @@ struct Shared {
     sweeping: Cell<bool>,
 }
 
-/// What must be equal for connections to be interchangeable. The addresses are those of a `Workload` and a
-/// `Host` whose allocation the group keeps, so they are not given out again while the group lives.
+/// What must be equal for connections to be interchangeable. The addresses are those of a `Workload` and of a
+/// `Host`'s signal, whose allocations the group keeps, so they are not given out again while the group lives.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     workload: usize,
@@ -54,7 +54,7 @@ impl Key {
     pub(super) fn new(target: &Target, server_name: Option<Str>) -> Self {
         Self {
             workload: target.workload.as_ref().map_or(0, |workload| Arc::as_ptr(workload) as usize),
-            host: Arc::as_ptr(&target.host) as usize,
+            host: Arc::as_ptr(&target.host.removed) as usize,
             source: match target.path {
                 UpstreamPath::Network => None,
                 UpstreamPath::Application { source } => Some(source.ip()),

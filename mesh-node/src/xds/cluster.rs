@@ -1,14 +1,13 @@
 //! `envoy.config.cluster.v3.Cluster`.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_xds::pb::envoy::config::cluster::v3::circuit_breakers::Thresholds as ThresholdsProto;
-use mesh_xds::pb::envoy::config::cluster::v3::cluster::common_lb_config::LocalityConfigSpecifier;
 use mesh_xds::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, ClusterProtocolSelection, DiscoveryType, DnsLookupFamily, LbConfig,
-    LbPolicy as LbPolicyProto,
 };
 use mesh_xds::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster as Proto};
 use mesh_xds::pb::envoy::config::core::v3::{
@@ -24,10 +23,10 @@ use super::config_source::need;
 use super::error::{At, XdsError};
 use super::http_options::{http1, http2};
 use super::listener::BUFFER_LIMIT_BYTES;
-use super::{Context, endpoint, headers, istio, support, tls};
+use super::{Context, endpoint, headers, istio, lb_extension, lb_policy, outlier, support, tls};
 use crate::model::cluster::{
-    Assignment, Cluster, Discovery, DnsFamily, DnsOptions, EndpointAddress, LbPolicy, TcpKeepalive,
-    Thresholds, Transport, TransportSocketMatch, UpstreamProtocol,
+    Assignment, Cluster, Discovery, DnsFamily, DnsOptions, EndpointAddress, TcpKeepalive, Thresholds,
+    Transport, TransportSocketMatch, UpstreamProtocol,
 };
 use crate::model::source::NeedKind;
 
@@ -42,6 +41,11 @@ const ORIGINAL_DST_HEADER: &str = "x-envoy-original-dst-host";
 
 /// Compiles a cluster; `path` is where it stands, for errors.
 pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<Cluster, XdsError> {
+    let mut known = Cow::Borrowed(proto);
+    if proto.load_balancing_policy.is_some() {
+        known.to_mut().load_balancing_policy.iter_mut().for_each(lb_extension::keep_known);
+    }
+    let proto = &*known;
     support::check(path, proto, &mut context.ignored)?;
     let context = &*context;
     let at = At::root(path);
@@ -53,7 +57,6 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
     };
     check_endpoints(at, &discovery, load_assignment.localities.iter().map(|l| l.endpoints.len()).sum())?;
     let common = proto.common_lb_config.as_ref();
-    let locality = common.and_then(|common| common.locality_config_specifier.as_ref());
     let http = Http::of(at, proto)?;
     let auto_san_validation = http.upstream.as_ref().is_some_and(|u| u.auto_san_validation);
     let mut files = tls::Files::default();
@@ -81,10 +84,19 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
     let at_common = at.field("common_http_protocol_options");
     let stat_name = if proto.alt_stat_name.is_empty() { &proto.name } else { &proto.alt_stat_name };
     let connection = proto.upstream_connection_options.as_ref();
+    let original_dst = matches!(discovery, Discovery::OriginalDst { .. });
+    let balancing = lb_policy::convert(at, proto, original_dst, stat_name, context)?;
     Ok(Cluster {
         name: proto.name.as_str().into(),
         stat_name: stat_name.as_str().into(),
-        lb: lb_policy(at, proto, &discovery)?,
+        lb: balancing.lb,
+        balancing: balancing.balancing,
+        outlier_detection: match &proto.outlier_detection {
+            Some(outlier) => {
+                Some(outlier::convert(at.field("outlier_detection"), outlier, stat_name, context)?)
+            }
+            None => None,
+        },
         discovery,
         load_assignment: Arc::new(load_assignment),
         panic_threshold_percent: percent(
@@ -92,7 +104,7 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
             common.and_then(|common| common.healthy_panic_threshold),
             50.0,
         )?,
-        locality_weighted: matches!(locality, Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_))),
+        locality_weighted: balancing.locality_weighted,
         connect_timeout: duration_or(at.field("connect_timeout"), proto.connect_timeout, FIVE_SECONDS)?,
         bind_source: bind_source(at, proto)?,
         tcp_keepalive: connection.and_then(|options| options.tcp_keepalive.as_ref()).map(keepalive),
@@ -216,44 +228,6 @@ fn original_dst(at: At<'_>, proto: &Proto) -> Result<Discovery, XdsError> {
         }
     }
     Ok(Discovery::OriginalDst { http_header, port_override, cleanup_interval })
-}
-
-fn lb_policy(at: At<'_>, proto: &Proto, discovery: &Discovery) -> Result<LbPolicy, XdsError> {
-    let at = at.field("lb_policy");
-    let policy = enumeration(at, proto.lb_policy)?;
-    let original_dst = matches!(discovery, Discovery::OriginalDst { .. });
-    // Envoy's own rule, both ways.
-    if original_dst != (policy == LbPolicyProto::ClusterProvided) {
-        let message = if original_dst {
-            "must be CLUSTER_PROVIDED with type ORIGINAL_DST"
-        } else {
-            "CLUSTER_PROVIDED is only for type ORIGINAL_DST"
-        };
-        return Err(at.invalid(message));
-    }
-    Ok(match policy {
-        LbPolicyProto::RoundRobin => LbPolicy::RoundRobin,
-        LbPolicyProto::LeastRequest => {
-            let config = match &proto.lb_config {
-                Some(LbConfig::LeastRequestLbConfig(config)) => Some(config),
-                _ => None,
-            };
-            let bias = config.and_then(|config| config.active_request_bias.as_ref());
-            LbPolicy::LeastRequest {
-                choices: number(config.and_then(|config| config.choice_count), 2).max(2),
-                active_request_bias: bias.map_or(1.0, |bias| bias.default_value),
-            }
-        }
-        LbPolicyProto::Random => LbPolicy::Random,
-        LbPolicyProto::ClusterProvided => LbPolicy::ClusterProvided,
-        other => {
-            let message = format!(
-                "{} is not supported by mesh-node; use ROUND_ROBIN, LEAST_REQUEST or RANDOM",
-                other.as_str_name()
-            );
-            return Err(at.invalid(message));
-        }
-    })
 }
 
 fn bind_source(at: At<'_>, proto: &Proto) -> Result<Option<SocketAddr>, XdsError> {

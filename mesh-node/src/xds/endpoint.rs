@@ -10,7 +10,7 @@ use mesh_xds::pb::google::protobuf::value::Kind;
 
 use super::common::{endpoint_address, enumeration, non_empty, number};
 use super::error::{At, XdsError};
-use super::{Context, istio, support};
+use super::{Context, istio, metadata, support};
 use crate::model::cluster::{Assignment, Endpoint, EndpointAddress, HealthStatus, Locality};
 
 /// Compiles the endpoints of an EDS cluster; `path` is where they stand, for errors.
@@ -79,12 +79,18 @@ fn endpoint(at: At<'_>, proto: &LbEndpoint, hosts_allowed: bool) -> Result<Arc<E
         },
         transport_match: transport_match(proto.metadata.as_ref()),
         peer: istio::peer(proto.metadata.as_ref()),
+        lb_metadata: lb_metadata(proto.metadata.as_ref()),
     }))
 }
 
 fn transport_match(metadata: Option<&Metadata>) -> Vec<(String, String)> {
     let of_socket = metadata.and_then(|m| m.filter_metadata.get("envoy.transport_socket_match"));
     of_socket.map(pairs).unwrap_or_default()
+}
+
+fn lb_metadata(metadata: Option<&Metadata>) -> crate::model::metadata::Metadata {
+    let of_lb = metadata.and_then(|m| m.filter_metadata.get("envoy.lb"));
+    of_lb.map_or_else(|| Vec::new().into(), metadata::fields)
 }
 
 /// The text entries of a struct, sorted: what `transport_socket_matches` compare.

@@ -1,4 +1,4 @@
-//! What a matched route does: forward, redirect, answer; retry and hash policies.
+//! What a matched route does: forward, redirect, answer; retry policies.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,9 +7,8 @@ use mesh_xds::pb::envoy::config::route::v3::redirect_action::{
     PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
 };
 use mesh_xds::pb::envoy::config::route::v3::retry_policy::{RetryHostPredicate, retry_host_predicate};
-use mesh_xds::pb::envoy::config::route::v3::route_action::hash_policy::PolicySpecifier;
 use mesh_xds::pb::envoy::config::route::v3::route_action::{
-    ClusterNotFoundResponseCode, ClusterSpecifier, HashPolicy as HashProto, HostRewriteSpecifier,
+    ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier,
 };
 use mesh_xds::pb::envoy::config::route::v3::weighted_cluster::cluster_weight;
 use mesh_xds::pb::envoy::config::route::v3::{
@@ -19,17 +18,17 @@ use mesh_xds::pb::envoy::config::route::v3::{
 use mesh_xds::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 use mesh_xds::pb::google::protobuf;
 
-use super::common::{data, duration, duration_or, enumeration, number, timeout};
+use super::common::{data, duration_or, enumeration, number, timeout};
 use super::error::{At, XdsError};
 use super::headers::{lists, mutations};
 use super::http_connection_manager::upgrades;
 use super::http_filters::overrides;
 use super::listener::extension;
 use super::route::Table;
-use super::{format, headers, matcher};
+use super::{format, hash_policy, headers, matcher};
 use crate::model::route::{
-    ClusterChoice, DirectResponse, Forward, HashOn, HashPolicy, HostRewrite, PathRewrite, Redirect,
-    RedirectPath, RetryOn, RetryPolicy, WeightedCluster,
+    ClusterChoice, DirectResponse, Forward, HostRewrite, PathRewrite, Redirect, RedirectPath, RetryOn,
+    RetryPolicy, WeightedCluster,
 };
 
 /// Envoy's route timeout.
@@ -46,8 +45,6 @@ pub(super) fn forward(at: At<'_>, proto: &RouteAction, table: &Table<'_, '_>) ->
     let stream = proto.max_stream_duration.unwrap_or_default();
     let not_found = at.field("cluster_not_found_response_code");
     let upgrades = proto.upgrade_configs.iter().map(|u| (u.upgrade_type.as_str(), u.enabled));
-    let at_hash = at.field("hash_policy");
-    let hash_policy = proto.hash_policy.iter().enumerate();
     Ok(Forward {
         cluster: cluster_choice(at, proto, table)?,
         cluster_not_found_status: match enumeration(not_found, proto.cluster_not_found_response_code)? {
@@ -69,9 +66,7 @@ pub(super) fn forward(at: At<'_>, proto: &RouteAction, table: &Table<'_, '_>) ->
         )?,
         retry,
         upgrades: self::upgrades(at.field("upgrade_configs"), upgrades)?,
-        hash_policy: hash_policy
-            .filter_map(|(i, proto)| self::hash_policy(at_hash.index(i), proto).transpose())
-            .collect::<Result<_, _>>()?,
+        hash_policy: hash_policy::convert(at.field("hash_policy"), &proto.hash_policy)?,
         priority_high: proto.priority == 1,
     })
 }
@@ -164,29 +159,6 @@ fn host_rewrite(at: At<'_>, proto: &RouteAction) -> Result<HostRewrite, XdsError
         }
         Some(_) => return Err(at.unsupported()),
     })
-}
-
-/// `None` for a policy that hashes nothing, which Envoy allows.
-fn hash_policy(at: At<'_>, proto: &HashProto) -> Result<Option<HashPolicy>, XdsError> {
-    let on = match &proto.policy_specifier {
-        Some(PolicySpecifier::Header(header)) => {
-            let at = at.field("header");
-            HashOn::Header(headers::name(at.field("header_name"), &header.header_name)?)
-        }
-        Some(PolicySpecifier::Cookie(cookie)) => {
-            let at = at.field("cookie");
-            HashOn::Cookie {
-                name: cookie.name.clone(),
-                path: cookie.path.clone(),
-                ttl: cookie.ttl.map(|ttl| duration(at.field("ttl"), ttl)).transpose()?,
-            }
-        }
-        Some(PolicySpecifier::ConnectionProperties(properties)) if properties.source_ip => HashOn::SourceIp,
-        Some(PolicySpecifier::ConnectionProperties(_)) => return Ok(None),
-        Some(PolicySpecifier::QueryParameter(parameter)) => HashOn::QueryParameter(parameter.name.clone()),
-        _ => return Err(at.invalid("needs one of header, cookie, connection_properties, query_parameter")),
-    };
-    Ok(Some(HashPolicy { on, terminal: proto.terminal }))
 }
 
 pub(super) fn redirect(at: At<'_>, proto: &RedirectAction) -> Result<Redirect, XdsError> {

@@ -287,8 +287,9 @@ pub(super) const ROWS: &[Row] = &[
     ("config.route.v3.RouteAction.UpgradeConfig", "upgrade_type enabled", ""),
     ("config.route.v3.RouteAction.HashPolicy",
      "header cookie connection_properties query_parameter terminal", ""),
-    ("config.route.v3.RouteAction.HashPolicy.Header", "header_name", ""),
-    ("config.route.v3.RouteAction.HashPolicy.Cookie", "name ttl path", ""),
+    ("config.route.v3.RouteAction.HashPolicy.Header", "header_name regex_rewrite", ""),
+    ("config.route.v3.RouteAction.HashPolicy.Cookie", "name ttl path attributes", ""),
+    ("config.route.v3.RouteAction.HashPolicy.CookieAttribute", "name value", ""),
     ("config.route.v3.RouteAction.HashPolicy.ConnectionProperties", "source_ip", ""),
     ("config.route.v3.RouteAction.HashPolicy.QueryParameter", "name", ""),
     ("config.route.v3.WeightedCluster", "clusters", "total_weight runtime_key_prefix"),
@@ -316,21 +317,65 @@ pub(super) const ROWS: &[Row] = &[
       dns_lookup_family cleanup_interval upstream_bind_config common_lb_config transport_socket \
       transport_socket_matches protocol_selection upstream_connection_options \
       close_connections_on_host_health_failure original_dst_lb_config least_request_lb_config \
-      round_robin_lb_config",
+      round_robin_lb_config ring_hash_lb_config maglev_lb_config load_balancing_policy \
+      outlier_detection",
      "metadata wait_for_warm_on_init dns_jitter typed_dns_resolver_config use_tcp_for_dns_lookups \
       stats_matcher per_connection_buffer_high_watermark_timeout ignore_health_on_host_removal \
       track_timeout_budgets track_cluster_stats preconnect_policy lrs_report_endpoint_metrics"),
     ("config.cluster.v3.Cluster.EdsClusterConfig", "eds_config service_name", ""),
     ("config.cluster.v3.Cluster.TransportSocketMatch", "name match transport_socket", ""),
     ("config.cluster.v3.Cluster.RefreshRate", "base_interval max_interval", ""),
-    ("config.cluster.v3.Cluster.CommonLbConfig", "healthy_panic_threshold locality_weighted_lb_config",
-     "update_merge_window ignore_new_hosts_until_first_hc zone_aware_lb_config \
-      close_connections_on_host_set_change consistent_hashing_lb_config override_host_status"),
+    ("config.cluster.v3.Cluster.CommonLbConfig",
+     "healthy_panic_threshold locality_weighted_lb_config zone_aware_lb_config consistent_hashing_lb_config",
+     "update_merge_window ignore_new_hosts_until_first_hc close_connections_on_host_set_change \
+      override_host_status"),
+    ("config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig", "fail_traffic_on_panic",
+     "routing_enabled min_cluster_size"),
+    ("config.cluster.v3.Cluster.CommonLbConfig.ConsistentHashingLbConfig",
+     "use_hostname_for_hashing hash_balance_factor", ""),
     ("config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfig", "", ""),
-    ("config.cluster.v3.Cluster.LeastRequestLbConfig", "choice_count active_request_bias", ""),
-    ("config.cluster.v3.Cluster.RoundRobinLbConfig", "", ""),
+    ("config.cluster.v3.Cluster.LeastRequestLbConfig",
+     "choice_count active_request_bias slow_start_config", ""),
+    ("config.cluster.v3.Cluster.RoundRobinLbConfig", "slow_start_config", ""),
+    ("config.cluster.v3.Cluster.SlowStartConfig", "slow_start_window aggression min_weight_percent", ""),
+    ("config.cluster.v3.Cluster.RingHashLbConfig", "minimum_ring_size hash_function maximum_ring_size", ""),
+    ("config.cluster.v3.Cluster.MaglevLbConfig", "table_size", ""),
+    ("config.cluster.v3.LoadBalancingPolicy", "policies", ""),
+    ("config.cluster.v3.LoadBalancingPolicy.Policy", "typed_extension_config", ""),
+    ("extensions.load_balancing_policies.round_robin.v3.RoundRobin", "slow_start_config locality_lb_config",
+     ""),
+    ("extensions.load_balancing_policies.least_request.v3.LeastRequest",
+     "choice_count active_request_bias slow_start_config locality_lb_config enable_full_scan \
+      selection_method", ""),
+    ("extensions.load_balancing_policies.random.v3.Random", "locality_lb_config", ""),
+    ("extensions.load_balancing_policies.ring_hash.v3.RingHash",
+     "hash_function minimum_ring_size maximum_ring_size use_hostname_for_hashing hash_balance_factor \
+      consistent_hashing_lb_config locality_weighted_lb_config", ""),
+    ("extensions.load_balancing_policies.maglev.v3.Maglev",
+     "table_size consistent_hashing_lb_config locality_weighted_lb_config", ""),
+    ("extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided", "", ""),
+    ("extensions.load_balancing_policies.wrr_locality.v3.WrrLocality", "endpoint_picking_policy", ""),
+    ("extensions.load_balancing_policies.common.v3.SlowStartConfig",
+     "slow_start_window aggression min_weight_percent", ""),
+    ("extensions.load_balancing_policies.common.v3.ConsistentHashingLbConfig",
+     "use_hostname_for_hashing hash_balance_factor hash_policy", ""),
+    ("extensions.load_balancing_policies.common.v3.LocalityLbConfig",
+     "zone_aware_lb_config locality_weighted_lb_config", ""),
+    ("extensions.load_balancing_policies.common.v3.LocalityLbConfig.LocalityWeightedLbConfig", "", ""),
+    ("extensions.load_balancing_policies.common.v3.LocalityLbConfig.ZoneAwareLbConfig",
+     "fail_traffic_on_panic", "routing_enabled min_cluster_size force_locality_direct_routing"),
     ("config.cluster.v3.Cluster.OriginalDstLbConfig",
      "use_http_header http_header_name upstream_port_override", ""),
+    ("config.cluster.v3.OutlierDetection",
+     "consecutive_5xx interval base_ejection_time max_ejection_percent enforcing_consecutive_5xx \
+      enforcing_success_rate success_rate_minimum_hosts success_rate_request_volume \
+      success_rate_stdev_factor consecutive_gateway_failure enforcing_consecutive_gateway_failure \
+      split_external_local_origin_errors consecutive_local_origin_failure \
+      enforcing_consecutive_local_origin_failure enforcing_local_origin_success_rate \
+      failure_percentage_threshold enforcing_failure_percentage \
+      enforcing_failure_percentage_local_origin failure_percentage_minimum_hosts \
+      failure_percentage_request_volume max_ejection_time max_ejection_time_jitter \
+      successful_active_health_check_uneject_host always_eject_one_host", ""),
     ("config.cluster.v3.UpstreamConnectionOptions", "tcp_keepalive",
      "set_local_interface_name_on_upstream_connections happy_eyeballs_config"),
     ("config.cluster.v3.CircuitBreakers", "thresholds", ""),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mesh_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy as Proto;
 use mesh_xds::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
+use mesh_xds::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
 use super::common::{number, timeout};
 use super::error::{At, XdsError};
@@ -26,7 +27,10 @@ pub(super) fn convert(at: At<'_>, proto: &Proto, context: &Context<'_>) -> Resul
             None,
         )?,
         max_connect_attempts: number(proto.max_connect_attempts, 1).max(1),
-        // The only policy that the table of supported fields lets through.
+        hash_source_ip: proto.hash_policy.iter().any(|policy| {
+            // The only policy that the table of supported fields lets through.
+            matches!(policy.policy_specifier, Some(PolicySpecifier::SourceIp(_)))
+        }),
         access_log: access_log::convert(at.field("access_log"), &proto.access_log, context)?,
         stats: context.stats.tcp(&proto.stat_prefix),
     })

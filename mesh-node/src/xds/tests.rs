@@ -1,5 +1,7 @@
 //! What listeners and clusters become, and the exact words about those that are refused.
 
+mod balancing;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -203,8 +205,12 @@ fn a_cluster_that_cannot_be_honoured_is_refused_by_field_and_remedy() {
             "C.eds_cluster_config: is required",
         ),
         (
-            "{name: c, lb_policy: MAGLEV}".to_owned(),
-            "C.lb_policy: MAGLEV is not supported by mesh-node; use ROUND_ROBIN, LEAST_REQUEST or RANDOM",
+            "{name: c, lb_policy: MAGLEV, maglev_lb_config: {table_size: 10}}".to_owned(),
+            "C.maglev_lb_config.table_size: must be a prime of at most 5000011, not 10",
+        ),
+        (
+            "{name: c, lb_policy: RING_HASH, ring_hash_lb_config: {minimum_ring_size: 2, maximum_ring_size: 1}}".to_owned(),
+            "C.ring_hash_lb_config.minimum_ring_size: must not be above maximum_ring_size (2 > 1)",
         ),
         (
             "{name: c, type: ORIGINAL_DST}".to_owned(),
@@ -220,8 +226,8 @@ fn a_cluster_that_cannot_be_honoured_is_refused_by_field_and_remedy() {
             "C.load_assignment: a LOGICAL_DNS cluster needs exactly one endpoint, not 0",
         ),
         (
-            "{name: c, outlier_detection: {consecutive_5xx: 3}}".to_owned(),
-            "C.outlier_detection: this field is not supported by mesh-node; remove it",
+            "{name: c, outlier_detection: {base_ejection_time: 10s, max_ejection_time: 5s}}".to_owned(),
+            "C.outlier_detection.max_ejection_time: must not be below base_ejection_time",
         ),
         (
             "{name: c, transport_socket: {name: tls, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, common_tls_context: {validation_context: {match_typed_subject_alt_names: [{san_type: DNS, matcher: {exact: x}}]}}}}}".to_owned(),

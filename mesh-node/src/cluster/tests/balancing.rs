@@ -56,7 +56,7 @@ fn weighted_round_robin_is_exact_over_a_cycle_and_never_bursts() {
 #[test]
 fn an_endpoint_with_more_requests_in_flight_gets_fewer() {
     let mut config = cluster("c", weighted(&[1, 1]));
-    config.lb = LbPolicy::LeastRequest { choices: 2, active_request_bias: 1.0 };
+    config.lb = LbPolicy::LeastRequest { choices: 2, active_request_bias: 1.0, full_scan: false };
     let state = state(3, config);
     let busy = state.hosts()[0].clone();
     busy.counters.rq_active.store(5, Ordering::Relaxed);
@@ -68,7 +68,7 @@ fn an_endpoint_with_more_requests_in_flight_gets_fewer() {
 #[test]
 fn more_choices_find_the_idle_endpoint_more_often() {
     let mut config = cluster("c", weighted(&[1; 10]));
-    config.lb = LbPolicy::LeastRequest { choices: 5, active_request_bias: 1.0 };
+    config.lb = LbPolicy::LeastRequest { choices: 5, active_request_bias: 1.0, full_scan: false };
     let state = state(3, config);
     for busy in &state.hosts()[1..] {
         busy.counters.rq_active.store(1, Ordering::Relaxed);
@@ -82,7 +82,7 @@ fn more_choices_find_the_idle_endpoint_more_often() {
 fn weighted_least_request_lowers_the_weight_of_a_busy_endpoint() {
     for (bias, busy_weight) in [(1.0, 2.0), (0.0, 4.0), (2.0, 1.0)] {
         let mut config = cluster("c", weighted(&[1, 4]));
-        config.lb = LbPolicy::LeastRequest { choices: 2, active_request_bias: bias };
+        config.lb = LbPolicy::LeastRequest { choices: 2, active_request_bias: bias, full_scan: false };
         let state = state(3, config);
         state.hosts()[1].counters.rq_active.store(1, Ordering::Relaxed);
         let share = share(&tally(&state, 10_000), "10.0.0.2:80");
@@ -135,6 +135,29 @@ fn without_panic_and_without_a_healthy_endpoint_nothing_serves() {
 fn a_cluster_without_endpoints_has_no_healthy_upstream() {
     let state = state(1, cluster("c", Vec::new()));
     assert_eq!(state.choose(&LbContext::default()).unwrap_err().to_string(), "no healthy upstream");
+}
+
+#[test]
+fn panic_fails_where_the_configuration_says_so() {
+    let mut config = cluster("c", priorities(&[&[Healthy, Unhealthy, Unhealthy]]));
+    config.balancing.fail_on_panic = true;
+    let state = state(1, config);
+    assert_eq!(state.choose(&LbContext::default()).unwrap_err(), NoHost::NoHealthyHost);
+    assert_eq!(state.stats.lb_healthy_panic.get(), 1);
+}
+
+#[test]
+fn a_full_scan_finds_the_only_idle_endpoint() {
+    let mut config = cluster("c", weighted(&[1; 10]));
+    config.lb = LbPolicy::LeastRequest { choices: 2, active_request_bias: 1.0, full_scan: true };
+    let state = state(3, config);
+    for busy in &state.hosts()[1..] {
+        busy.counters.rq_active.store(1, Ordering::Relaxed);
+    }
+    assert_eq!(tally(&state, 100).get("10.0.0.1:80"), Some(&100));
+    state.hosts()[0].counters.rq_active.store(1, Ordering::Relaxed);
+    let even = tally(&state, 20_000);
+    assert!((0..10).all(|i| (share(&even, &format!("10.0.0.{}:80", i + 1)) - 0.1).abs() < 0.02), "{even:?}");
 }
 
 #[test]

@@ -2,6 +2,9 @@
 
 mod balancing;
 mod dns;
+mod hashing;
 mod limits;
 mod manager;
+mod outliers;
+mod slow_start;
 pub(crate) mod support;

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::cluster::{Answer, ClusterManager, ClusterState, Family, Lookups, Random, Resolve, ResolveError};
 use crate::model::cluster::{
-    Assignment, Cluster, Discovery, Endpoint, EndpointAddress, HealthStatus, LbPolicy, Locality, Transport,
-    UpstreamProtocol,
+    Assignment, Balancing, Cluster, Discovery, Endpoint, EndpointAddress, HealthStatus, LbPolicy, Locality,
+    Transport, UpstreamProtocol,
 };
 use crate::model::network::{Http1Options, Http2Options};
 use crate::model::{Snapshot, Str};
@@ -68,7 +68,15 @@ pub(crate) fn endpoint(address: &str, weight: u32, health: HealthStatus) -> Arc<
             EndpointAddress::Host(host.into(), port.parse().unwrap())
         }
     };
-    Arc::new(Endpoint { address, hostname: None, weight, health, peer: None, transport_match: Vec::new() })
+    Arc::new(Endpoint {
+        address,
+        hostname: None,
+        weight,
+        health,
+        peer: None,
+        transport_match: Vec::new(),
+        lb_metadata: Vec::new().into(),
+    })
 }
 
 pub(crate) fn locality(priority: u32, weight: u32, endpoints: Vec<Arc<Endpoint>>) -> Locality {
@@ -90,6 +98,10 @@ pub(crate) fn weighted(weights: &[u32]) -> Vec<Locality> {
     vec![locality(0, 0, endpoints.collect())]
 }
 
+pub(crate) fn assigned(localities: Vec<Locality>) -> Arc<Assignment> {
+    Arc::new(Assignment { localities, ..Assignment::default() })
+}
+
 pub(crate) fn cluster(name: &str, load_assignment: Vec<Locality>) -> Cluster {
     Cluster {
         name: name.into(),
@@ -97,6 +109,8 @@ pub(crate) fn cluster(name: &str, load_assignment: Vec<Locality>) -> Cluster {
         discovery: Discovery::Static,
         load_assignment: Arc::new(Assignment { localities: load_assignment, ..Assignment::default() }),
         lb: LbPolicy::RoundRobin,
+        balancing: Balancing::default(),
+        outlier_detection: None,
         panic_threshold_percent: 50.0,
         locality_weighted: false,
         connect_timeout: Duration::from_secs(5),

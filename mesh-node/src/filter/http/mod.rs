@@ -28,6 +28,7 @@ mod xfcc;
 
 use std::cell::Cell;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -421,7 +422,10 @@ impl HttpService for ConnectionManager {
         self.count_stream();
         let owner = Stream::begin(self.clone(), &request);
         let mut timer = self.ctx.timers.timer();
-        let answer = owner.within(&mut timer, self.answer(&owner, request)).await;
+        let answer = {
+            let answer = pin!(self.answer(&owner, request));
+            owner.within(&mut timer, answer).await
+        };
         if owner.client_is_gone() {
             return Err(Reset);
         }

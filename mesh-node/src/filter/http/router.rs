@@ -4,10 +4,11 @@
 mod attempt;
 mod local;
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{CONTENT_LENGTH, UPGRADE};
+use http::header::{CONTENT_LENGTH, SET_COOKIE, UPGRADE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use super::local_reply::LocalReply;
@@ -55,6 +56,8 @@ struct Forwarding<'r> {
     timeouts: Timeouts,
     policy: Option<&'r Arc<RetryPolicy>>,
     plan: Option<RetryPlan>,
+    /// Cookies that the client gets because it lacked what a hash policy hashes.
+    new_cookies: RefCell<Vec<HeaderValue>>,
 }
 
 /// Answers a request by its route.
@@ -112,6 +115,7 @@ async fn to_cluster(routing: Routing<'_>, forward: &Forward, mut request: Reques
         timeouts,
         policy,
         plan,
+        new_cookies: RefCell::default(),
     };
     forwarding.rewrite(&mut request);
     stream.log_request(&request);
@@ -209,6 +213,9 @@ impl Forwarding<'_> {
         if routed.virtual_host.include_attempt_count_in_response {
             let attempts = stream.info.borrow().upstream.attempts;
             response.headers_mut().insert(ATTEMPT_COUNT, HeaderValue::from(attempts));
+        }
+        for cookie in self.new_cookies.take() {
+            response.headers_mut().append(SET_COOKIE, cookie);
         }
         join_lines(response.headers_mut(), single_line_in_response);
         // Known to formats here, and not yet in answers of the proxy's own (as in Envoy).

@@ -120,7 +120,8 @@ async fn serve_http1<IO>(
     let drain = connection.drain.clone();
     let limit = hcm.max_connection_duration;
     let manager = Rc::new(ConnectionManager::new(hcm, connection, ctx));
-    let serving = h1::serve(io, read, options, manager.clone(), drain);
+    // In memory of its own: what a connection waits with is moved several times before it runs.
+    let serving = Box::pin(h1::serve(io, read, options, manager.clone(), drain));
     match until_old(&manager, limit, serving).await {
         h1::End::IdleTimeout => stats.downstream_cx_idle_timeout.inc(),
         end => tracing::trace!(?end, "HTTP/1 connection ended"),
@@ -150,7 +151,7 @@ async fn serve_http2<IO>(
     let drain = connection.drain.clone();
     let limit = hcm.max_connection_duration;
     let manager = Rc::new(ConnectionManager::new(hcm, connection, ctx));
-    let serving = h2::serve(io, read, options, manager.clone(), drain);
+    let serving = Box::pin(h2::serve(io, read, options, manager.clone(), drain));
     if let Err(error) = until_old(&manager, limit, serving).await {
         stats.downstream_cx_protocol_error.inc();
         tracing::debug!(%error, "HTTP/2 connection failed");

@@ -19,7 +19,7 @@ use super::chain;
 use super::request::Request;
 use super::request_headers::{X_REQUEST_ID, is_upgrade};
 use super::timer::Timer;
-use crate::cluster::{ClusterState, Host, Outcome};
+use crate::cluster::{ClusterState, Host, Outcome, Report};
 use crate::http::body::{Body, BodyError};
 use crate::model::format::Format;
 use crate::model::route::Forward;
@@ -296,6 +296,9 @@ impl Stream {
             upstream.cluster.stats.upstream_rq_timeout.inc();
             if let Some(host) = &upstream.host {
                 host.counters.finish(Outcome::Timeout);
+                if !self.response_started.get() {
+                    upstream.cluster.report(host, Report::Timeout);
+                }
             }
         }
     }

@@ -199,6 +199,7 @@ group! {
             upstream_rq_active,
             upstream_rq_pending_active,
             membership_degraded,
+            membership_excluded,
             membership_healthy,
             membership_total,
             default_cx_open as "circuit_breakers.default.cx_open",
@@ -212,6 +213,85 @@ group! {
         }
         histograms { upstream_rq_time, upstream_cx_connect_ms, upstream_cx_length_ms, }
         codes { upstream_rq_codes as "upstream_rq_" }
+    }
+}
+
+group! {
+    /// `cluster.NAME.outlier_detection.*`, of clusters that have it.
+    OutlierStats {
+        counters {
+            // Deprecated in Envoy, and there all the same.
+            ejections_total as "outlier_detection.ejections_total",
+            ejections_consecutive_5xx as "outlier_detection.ejections_consecutive_5xx",
+            ejections_success_rate as "outlier_detection.ejections_success_rate",
+            ejections_overflow as "outlier_detection.ejections_overflow",
+            ejections_enforced_total as "outlier_detection.ejections_enforced_total",
+            ejections_detected_consecutive_5xx as "outlier_detection.ejections_detected_consecutive_5xx",
+            ejections_enforced_consecutive_5xx as "outlier_detection.ejections_enforced_consecutive_5xx",
+            ejections_detected_consecutive_gateway_failure
+                as "outlier_detection.ejections_detected_consecutive_gateway_failure",
+            ejections_enforced_consecutive_gateway_failure
+                as "outlier_detection.ejections_enforced_consecutive_gateway_failure",
+            ejections_detected_consecutive_local_origin_failure
+                as "outlier_detection.ejections_detected_consecutive_local_origin_failure",
+            ejections_enforced_consecutive_local_origin_failure
+                as "outlier_detection.ejections_enforced_consecutive_local_origin_failure",
+            ejections_detected_success_rate as "outlier_detection.ejections_detected_success_rate",
+            ejections_enforced_success_rate as "outlier_detection.ejections_enforced_success_rate",
+            ejections_detected_local_origin_success_rate
+                as "outlier_detection.ejections_detected_local_origin_success_rate",
+            ejections_enforced_local_origin_success_rate
+                as "outlier_detection.ejections_enforced_local_origin_success_rate",
+            ejections_detected_failure_percentage as "outlier_detection.ejections_detected_failure_percentage",
+            ejections_enforced_failure_percentage as "outlier_detection.ejections_enforced_failure_percentage",
+            ejections_detected_local_origin_failure_percentage
+                as "outlier_detection.ejections_detected_local_origin_failure_percentage",
+            ejections_enforced_local_origin_failure_percentage
+                as "outlier_detection.ejections_enforced_local_origin_failure_percentage",
+        }
+        gauges { ejections_active as "outlier_detection.ejections_active", }
+        histograms {}
+    }
+}
+
+group! {
+    /// `cluster.NAME.health_check.*`, of clusters that check.
+    HealthCheckStats {
+        counters {
+            attempt as "health_check.attempt",
+            success as "health_check.success",
+            failure as "health_check.failure",
+            network_failure as "health_check.network_failure",
+            passive_failure as "health_check.passive_failure",
+            verify_cluster as "health_check.verify_cluster",
+        }
+        gauges { healthy as "health_check.healthy", degraded as "health_check.degraded", }
+        histograms {}
+    }
+}
+
+group! {
+    /// `cluster.NAME.ring_hash_lb.*`, of clusters with `RING_HASH`.
+    RingHashStats {
+        counters {}
+        gauges {
+            size as "ring_hash_lb.size",
+            min_hashes_per_host as "ring_hash_lb.min_hashes_per_host",
+            max_hashes_per_host as "ring_hash_lb.max_hashes_per_host",
+        }
+        histograms {}
+    }
+}
+
+group! {
+    /// `cluster.NAME.maglev_lb.*`, of clusters with `MAGLEV`.
+    MaglevStats {
+        counters {}
+        gauges {
+            min_entries_per_host as "maglev_lb.min_entries_per_host",
+            max_entries_per_host as "maglev_lb.max_entries_per_host",
+        }
+        histograms {}
     }
 }
 

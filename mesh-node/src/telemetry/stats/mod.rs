@@ -15,8 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub use custom::{Custom, http_tags};
 pub use groups::{
-    ClusterManagerStats, ClusterStats, ControlPlaneStats, FilesystemStats, HttpStats, ListenerManagerStats,
-    ListenerStats, ServerStats, SubscriptionStats, TcpStats,
+    ClusterManagerStats, ClusterStats, ControlPlaneStats, FilesystemStats, HealthCheckStats, HttpStats,
+    ListenerManagerStats, ListenerStats, MaglevStats, OutlierStats, RingHashStats, ServerStats,
+    SubscriptionStats, TcpStats,
 };
 pub use histogram::{Histogram, Summary};
 pub use prometheus::prometheus;

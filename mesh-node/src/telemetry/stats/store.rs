@@ -11,8 +11,9 @@ use regex::Regex;
 
 use super::custom::{Custom, Each};
 use super::groups::{
-    ClusterManagerStats, ClusterStats, ControlPlaneStats, FilesystemStats, Group, HttpStats,
-    ListenerManagerStats, ListenerStats, ServerStats, Stat, SubscriptionStats, TcpStats,
+    ClusterManagerStats, ClusterStats, ControlPlaneStats, FilesystemStats, Group, HealthCheckStats,
+    HttpStats, ListenerManagerStats, ListenerStats, MaglevStats, OutlierStats, RingHashStats, ServerStats,
+    Stat, SubscriptionStats, TcpStats,
 };
 use super::histogram::Summary;
 
@@ -22,6 +23,10 @@ pub struct Store {
     listeners: Family<ListenerStats>,
     http: Family<HttpStats>,
     clusters: Family<ClusterStats>,
+    ring_hash: Family<RingHashStats>,
+    maglev: Family<MaglevStats>,
+    outlier: Family<OutlierStats>,
+    health_check: Family<HealthCheckStats>,
     tcp: Family<TcpStats>,
     /// By their whole prefix.
     subscriptions: Family<SubscriptionStats>,
@@ -117,6 +122,26 @@ impl Store {
     /// `cluster.NAME.*`, `name` being `alt_stat_name` or the cluster's name.
     pub fn cluster(&self, name: &str) -> Arc<ClusterStats> {
         handle(&self.clusters, name)
+    }
+
+    /// `cluster.NAME.ring_hash_lb.*`
+    pub fn ring_hash(&self, name: &str) -> Arc<RingHashStats> {
+        handle(&self.ring_hash, name)
+    }
+
+    /// `cluster.NAME.maglev_lb.*`
+    pub fn maglev(&self, name: &str) -> Arc<MaglevStats> {
+        handle(&self.maglev, name)
+    }
+
+    /// `cluster.NAME.outlier_detection.*`
+    pub fn outlier(&self, name: &str) -> Arc<OutlierStats> {
+        handle(&self.outlier, name)
+    }
+
+    /// `cluster.NAME.health_check.*`
+    pub fn health_check(&self, name: &str) -> Arc<HealthCheckStats> {
+        handle(&self.health_check, name)
     }
 
     /// `tcp.PREFIX.*`, `prefix` being the TCP proxy's `stat_prefix`.
@@ -242,6 +267,10 @@ impl Store {
         visit_family(&self.listeners, "listener", Some("envoy_listener_address"), visit);
         visit_family(&self.http, "http", Some("envoy_http_conn_manager_prefix"), visit);
         visit_family(&self.clusters, "cluster", Some("envoy_cluster_name"), visit);
+        visit_family(&self.ring_hash, "cluster", Some("envoy_cluster_name"), visit);
+        visit_family(&self.maglev, "cluster", Some("envoy_cluster_name"), visit);
+        visit_family(&self.outlier, "cluster", Some("envoy_cluster_name"), visit);
+        visit_family(&self.health_check, "cluster", Some("envoy_cluster_name"), visit);
         visit_family(&self.tcp, "tcp", Some("envoy_tcp_prefix"), visit);
         visit_family(&self.subscriptions, "", None, visit);
         let single: [(&str, &dyn Group); 5] = [

@@ -13,11 +13,12 @@ use super::super::request::Request;
 use super::super::request_body::{Observed, Replayable};
 use super::super::reset::ResetReason;
 use super::{ATTEMPT_COUNT, EXPECTED_TIMEOUT, Forwarding, local};
-use crate::cluster::{Host, LbContext, Outcome, RetryGuard};
+use crate::cluster::{Host, LbContext, Outcome, Report, RetryGuard};
 use crate::http::body::Body;
 use crate::model::cluster::Discovery;
+use crate::model::hash;
 use crate::model::listener::Direction;
-use crate::model::route::{HostRewrite, RetryPolicy};
+use crate::model::route::{HashCookie, HostRewrite, RetryPolicy};
 use crate::router::{self, RetryPlan, back_off};
 use crate::telemetry::stream_info::ResponseFlags;
 use crate::upstream::{ErrorKind, Target, UpstreamError, UpstreamPath};
@@ -147,8 +148,31 @@ impl Forwarding<'_> {
             original_dst_header: header,
             exclude: if previous_hosts.is_some() { &tries.tried } else { &[] },
             exclude_attempts: previous_hosts.map_or(0, |p| p.host_selection_retry_max_attempts),
+            hash: self.cluster.config.lb.hashes().then(|| self.hash(request)).flatten(),
         };
         self.cluster.choose(&context).ok()
+    }
+
+    /// The hash of the request, by the cluster's own policies or the route's.
+    fn hash(&self, request: &Request) -> Option<u64> {
+        let own = &self.cluster.config.balancing.hashing.policies;
+        let policies = if own.is_empty() { &self.forward.hash_policy } else { own };
+        let client = self.stream().info.borrow().remote.ip();
+        router::hash_key(policies, &request.head(), client, |cookie| self.new_cookie(cookie))
+    }
+
+    /// The value of a cookie that the client is to get: the same for all requests of its connection, so that
+    /// those under way at the same time come to one host.
+    fn new_cookie(&self, cookie: &HashCookie) -> String {
+        let connection = &self.stream().manager.connection;
+        let value = hash::xxhash64(format!("{}{}", connection.remote, connection.local).as_bytes(), 0);
+        let value = format!("{value:016x}");
+        let mut cookies = self.new_cookies.borrow_mut();
+        // Once, however often the request is tried.
+        if let Some(line) = router::set_cookie(cookie, &value).filter(|line| !cookies.contains(line)) {
+            cookies.push(line);
+        }
+        value
     }
 
     /// The message of one try. Only a request that may be tried again is copied.
@@ -186,6 +210,15 @@ impl Forwarding<'_> {
         }
     }
 
+    /// The status of a response as outlier detection sees it: of gRPC its own, if that came with the head.
+    fn status(&self, response: &Response<Body>) -> u16 {
+        let grpc = response.headers().get("grpc-status").filter(|_| self.stream().grpc);
+        match grpc.and_then(|status| status.to_str().ok()?.parse().ok()) {
+            Some(status) => grpc_to_http(status),
+            None => response.status().as_u16(),
+        }
+    }
+
     async fn send(&self, host: Arc<Host>, message: http::Request<Body>) -> Result<Response<Body>, Failure> {
         let stream = self.stream();
         let connection = &stream.manager.connection;
@@ -208,12 +241,14 @@ impl Forwarding<'_> {
                 Err(_) => {
                     self.cluster.stats.upstream_rq_per_try_timeout.inc();
                     target.host.counters.finish(Outcome::Timeout);
+                    self.cluster.report(&target.host, Report::Timeout);
                     return Err(Failure::TimedOut);
                 }
             },
         };
         match answered {
             Ok(exchange) => {
+                self.cluster.report(&target.host, Report::Response(self.status(&exchange.response)));
                 let mut info = stream.info.borrow_mut();
                 info.upstream.local = Some(exchange.local);
                 info.upstream.protocol = Some(exchange.protocol);
@@ -228,6 +263,7 @@ impl Forwarding<'_> {
                     // Envoy: the pool of the host was never asked.
                     upstream.host = None;
                 } else {
+                    self.cluster.report(&target.host, Report::ConnectFailed);
                     upstream.transport_failure = error.details.as_ref().map(|text| text.replace(' ', "_"));
                 }
                 Err(Failure::Reset(error))
@@ -266,6 +302,24 @@ impl Tries {
         let pause = back_off(self.policy.as_deref(), self.retries, fastrand::u64(..));
         self.retries += 1;
         Verdict::Again(pause)
+    }
+}
+
+/// The HTTP status that a gRPC status is closest to (Envoy: `Grpc::Utility::grpcToHttpStatus`).
+fn grpc_to_http(status: u32) -> u16 {
+    match status {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
     }
 }
 

@@ -13,8 +13,8 @@ use crate::cluster::ClusterManager;
 use crate::filter::WorkerContext;
 use crate::filter::http::serve;
 use crate::model::cluster::{
-    Assignment, Cluster, Discovery, Endpoint, EndpointAddress, HealthStatus, LbPolicy, Locality, Thresholds,
-    Transport, UpstreamProtocol,
+    Assignment, Balancing, Cluster, Discovery, Endpoint, EndpointAddress, HealthStatus, LbPolicy, Locality,
+    Thresholds, Transport, UpstreamProtocol,
 };
 use crate::model::domains::Domains;
 use crate::model::format::{Format, Operator, Part, Plain};
@@ -188,6 +188,7 @@ pub fn cluster(name: &str, endpoints: &[SocketAddr]) -> Cluster {
             health: HealthStatus::Healthy,
             peer: None,
             transport_match: Vec::new(),
+            lb_metadata: Vec::new().into(),
         })
     };
     Cluster {
@@ -206,6 +207,8 @@ pub fn cluster(name: &str, endpoints: &[SocketAddr]) -> Cluster {
             ..Assignment::default()
         }),
         lb: LbPolicy::RoundRobin,
+        balancing: Balancing::default(),
+        outlier_detection: None,
         panic_threshold_percent: 50.0,
         locality_weighted: false,
         connect_timeout: Duration::from_secs(5),

@@ -1,0 +1,199 @@
+//! What a cluster's messages make of load balancing.
+
+use super::try_cluster;
+use crate::model::cluster::{Cluster, HashFunction, LbPolicy};
+use crate::model::route::HashOn;
+
+const TYPES: &str = "type.googleapis.com/envoy.extensions.load_balancing_policies";
+
+fn cluster(fields: &str) -> Cluster {
+    try_cluster(&format!("{{name: c, {fields}}}")).unwrap()
+}
+
+/// A cluster with one policy as an extension.
+fn typed(name: &str, message: &str, fields: &str) -> Cluster {
+    cluster(&format!("load_balancing_policy: {{policies: [{}]}}", extension(name, message, fields)))
+}
+
+fn extension(name: &str, message: &str, fields: &str) -> String {
+    let any = format!("{{'@type': {TYPES}.{name}.v3.{message}{fields}}}");
+    format!("{{typed_extension_config: {{name: {name}, typed_config: {any}}}}}")
+}
+
+#[test]
+fn both_forms_of_each_policy_mean_the_same() {
+    let pairs = [
+        (cluster("lb_policy: ROUND_ROBIN"), typed("round_robin", "RoundRobin", "")),
+        (
+            cluster(
+                "lb_policy: LEAST_REQUEST, least_request_lb_config: {choice_count: 5, active_request_bias: {default_value: 0.5, runtime_key: x}}",
+            ),
+            typed(
+                "least_request",
+                "LeastRequest",
+                ", choice_count: 5, active_request_bias: {default_value: 0.5, runtime_key: x}",
+            ),
+        ),
+        (cluster("lb_policy: RANDOM"), typed("random", "Random", "")),
+        (
+            cluster(
+                "lb_policy: RING_HASH, ring_hash_lb_config: {minimum_ring_size: 7, maximum_ring_size: 9, hash_function: MURMUR_HASH_2}",
+            ),
+            typed(
+                "ring_hash",
+                "RingHash",
+                ", minimum_ring_size: 7, maximum_ring_size: 9, hash_function: MURMUR_HASH_2",
+            ),
+        ),
+        (
+            cluster("lb_policy: MAGLEV, maglev_lb_config: {table_size: 1009}"),
+            typed("maglev", "Maglev", ", table_size: 1009"),
+        ),
+        (
+            cluster("type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED"),
+            cluster(&format!(
+                "type: ORIGINAL_DST, load_balancing_policy: {{policies: [{}]}}",
+                extension("cluster_provided", "ClusterProvided", "")
+            )),
+        ),
+    ];
+    for (by_name, by_type) in pairs {
+        assert_eq!(format!("{:?}", by_name.lb), format!("{:?}", by_type.lb));
+    }
+}
+
+#[test]
+fn the_defaults_are_those_of_envoy() {
+    let LbPolicy::RingHash { minimum, maximum, function } = cluster("lb_policy: RING_HASH").lb else {
+        panic!()
+    };
+    assert_eq!((minimum, maximum, function), (1024, 8_388_608, HashFunction::XxHash));
+    let LbPolicy::Maglev { table_size } = cluster("lb_policy: MAGLEV").lb else { panic!() };
+    assert_eq!(table_size, 65_537);
+    let LbPolicy::LeastRequest { choices, active_request_bias, full_scan } =
+        cluster("lb_policy: LEAST_REQUEST").lb
+    else {
+        panic!()
+    };
+    assert_eq!((choices, active_request_bias, full_scan), (2, 1.0, false));
+    for scan in [", selection_method: FULL_SCAN", ", enable_full_scan: true"] {
+        let lb = typed("least_request", "LeastRequest", scan).lb;
+        assert!(matches!(lb, LbPolicy::LeastRequest { full_scan: true, .. }), "{scan}");
+    }
+}
+
+#[test]
+fn settings_of_consistent_hashing_are_taken_from_either_place() {
+    let settings = "consistent_hashing_lb_config: {use_hostname_for_hashing: true, hash_balance_factor: 150}";
+    let all = [
+        cluster(&format!("lb_policy: MAGLEV, common_lb_config: {{{settings}}}")),
+        typed("maglev", "Maglev", &format!(", {settings}")),
+        typed("ring_hash", "RingHash", &format!(", {settings}")),
+        typed("ring_hash", "RingHash", ", use_hostname_for_hashing: true, hash_balance_factor: 150"),
+    ];
+    for cluster in all {
+        let hashing = cluster.balancing.hashing;
+        assert!(hashing.use_hostname && hashing.balance_factor == 150);
+    }
+    let own = ", consistent_hashing_lb_config: {hash_policy: [{connection_properties: {source_ip: true}, terminal: true}]}";
+    let policies = typed("maglev", "Maglev", own).balancing.hashing.policies;
+    assert!(matches!(policies[..], [ref policy] if policy.terminal && matches!(policy.on, HashOn::SourceIp)));
+}
+
+#[test]
+fn localities_are_weighted_where_either_form_says_so() {
+    let weighted = "locality_lb_config: {locality_weighted_lb_config: {}}";
+    assert!(!cluster("lb_policy: RANDOM").locality_weighted);
+    assert!(cluster("common_lb_config: {locality_weighted_lb_config: {}}").locality_weighted);
+    for (name, message) in
+        [("round_robin", "RoundRobin"), ("least_request", "LeastRequest"), ("random", "Random")]
+    {
+        assert!(typed(name, message, &format!(", {weighted}")).locality_weighted, "{name}");
+    }
+    for (name, message) in [("ring_hash", "RingHash"), ("maglev", "Maglev")] {
+        assert!(typed(name, message, ", locality_weighted_lb_config: {}").locality_weighted, "{name}");
+    }
+    let inner = extension("least_request", "LeastRequest", "");
+    let outer =
+        typed("wrr_locality", "WrrLocality", &format!(", endpoint_picking_policy: {{policies: [{inner}]}}"));
+    assert!(outer.locality_weighted && matches!(outer.lb, LbPolicy::LeastRequest { .. }));
+}
+
+#[test]
+fn panic_serves_nobody_where_zone_awareness_says_so() {
+    let zones = "zone_aware_lb_config: {min_cluster_size: 1, fail_traffic_on_panic: true}";
+    assert!(cluster(&format!("common_lb_config: {{{zones}}}")).balancing.fail_on_panic);
+    let typed = typed("random", "Random", &format!(", locality_lb_config: {{{zones}}}"));
+    assert!(typed.balancing.fail_on_panic && !typed.locality_weighted);
+}
+
+#[test]
+fn of_several_policies_the_first_that_is_known_counts() {
+    let unknown = extension("pick_first", "PickFirst", "");
+    let (first, second) = (extension("random", "Random", ""), extension("maglev", "Maglev", ""));
+    let list = |policies: &[&str]| {
+        format!("{{name: c, load_balancing_policy: {{policies: [{}]}}}}", policies.join(", "))
+    };
+    let chosen = try_cluster(&list(&[&unknown, &first, &second])).unwrap();
+    assert!(matches!(chosen.lb, LbPolicy::Random));
+    let none = try_cluster(&list(&[&unknown])).unwrap_err();
+    assert!(none.contains("PickFirst is not supported by mesh-node"), "{none}");
+    let both = "{name: c, common_lb_config: {locality_weighted_lb_config: {}}, load_balancing_policy: {policies: []}}";
+    assert!(try_cluster(both).unwrap_err().contains("cannot be given beside load_balancing_policy"));
+}
+
+#[test]
+fn slow_start_is_taken_from_either_form_and_needs_a_window() {
+    let ramp = "slow_start_config: {slow_start_window: 20s, aggression: {default_value: 2, runtime_key: '('}, min_weight_percent: {value: 25}}";
+    let all = [
+        cluster(&format!("round_robin_lb_config: {{{ramp}}}")),
+        cluster(&format!("lb_policy: LEAST_REQUEST, least_request_lb_config: {{{ramp}}}")),
+        typed("round_robin", "RoundRobin", &format!(", {ramp}")),
+        typed("least_request", "LeastRequest", &format!(", {ramp}")),
+    ];
+    for cluster in all {
+        let slow_start = cluster.balancing.slow_start.unwrap();
+        assert_eq!((slow_start.window.as_secs(), slow_start.aggression, slow_start.least), (20, 2.0, 0.25));
+    }
+    assert!(cluster("round_robin_lb_config: {slow_start_config: {}}").balancing.slow_start.is_none());
+    let backwards = "{name: c, round_robin_lb_config: {slow_start_config: {aggression: {default_value: 0, runtime_key: x}}}}";
+    assert!(try_cluster(backwards).unwrap_err().contains("must be above 0"));
+}
+
+#[test]
+fn outlier_detection_has_envoys_defaults_and_takes_every_field() {
+    let defaults = cluster("outlier_detection: {}").outlier_detection.unwrap();
+    assert_eq!((defaults.interval.as_secs(), defaults.base_ejection_time.as_secs()), (10, 30));
+    assert_eq!((defaults.max_ejection_time.as_secs(), defaults.max_ejection_percent), (300, 10));
+    assert_eq!((defaults.consecutive_5xx.failures, defaults.consecutive_5xx.enforcing), (5, 100));
+    assert_eq!(defaults.consecutive_gateway_failure.enforcing, 0);
+    assert_eq!(defaults.consecutive_local_origin_failure.enforcing, 100);
+    assert_eq!((defaults.success_rate.minimum_hosts, defaults.success_rate.deviations), (5, 1.9));
+    assert_eq!((defaults.failure_percentage.threshold, defaults.failure_percentage.enforcing), (85.0, 0));
+    assert!(defaults.uneject_when_checked && !defaults.split_local_origin && !defaults.always_eject_one_host);
+    let all = cluster(
+        "outlier_detection: {consecutive_5xx: 1, interval: 2s, base_ejection_time: 3s, max_ejection_percent: 4, \
+         enforcing_consecutive_5xx: 5, enforcing_success_rate: 6, success_rate_minimum_hosts: 7, \
+         success_rate_request_volume: 8, success_rate_stdev_factor: 9000, consecutive_gateway_failure: 10, \
+         enforcing_consecutive_gateway_failure: 11, split_external_local_origin_errors: true, \
+         consecutive_local_origin_failure: 12, enforcing_consecutive_local_origin_failure: 13, \
+         enforcing_local_origin_success_rate: 14, failure_percentage_threshold: 15, \
+         enforcing_failure_percentage: 16, enforcing_failure_percentage_local_origin: 17, \
+         failure_percentage_minimum_hosts: 18, failure_percentage_request_volume: 19, max_ejection_time: 20s, \
+         max_ejection_time_jitter: 21s, successful_active_health_check_uneject_host: false, \
+         always_eject_one_host: true}",
+    );
+    let all = format!("{:?}", all.outlier_detection.unwrap());
+    for expected in [
+        "interval: 2s, base_ejection_time: 3s, max_ejection_time: 20s, max_ejection_time_jitter: 21s, \
+         max_ejection_percent: 4, always_eject_one_host: true",
+        "consecutive_5xx: Consecutive { failures: 1, enforcing: 5 }",
+        "consecutive_gateway_failure: Consecutive { failures: 10, enforcing: 11 }",
+        "consecutive_local_origin_failure: Consecutive { failures: 12, enforcing: 13 }",
+        "minimum_hosts: 7, request_volume: 8, deviations: 9.0, enforcing: 6, enforcing_local_origin: 14",
+        "threshold: 15.0, minimum_hosts: 18, request_volume: 19, enforcing: 16, enforcing_local_origin: 17",
+        "uneject_when_checked: false",
+    ] {
+        assert!(all.contains(expected), "{expected} in {all}");
+    }
+}

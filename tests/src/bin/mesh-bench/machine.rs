@@ -42,6 +42,8 @@ pub fn versions(envoy: Option<&FilePath>) -> BTreeMap<String, String> {
     };
     let word = |text: String, number: usize| text.split_whitespace().nth(number).map(str::to_owned);
     let envoy = envoy.and_then(|envoy| output(&envoy.to_string_lossy(), &["--version"]));
+    // PATH  version: REVISION/1.40.0/Clean/RELEASE/BoringSSL; the path has slashes too.
+    let envoy = envoy.and_then(|text| word(text, 2));
     add("envoy", envoy.and_then(|text| text.split('/').nth(1).map(str::to_owned)));
     add("haproxy", output("haproxy", &["-v"]).and_then(|text| word(text, 2)));
     add("nginx", output("nginx", &["-v"]).and_then(|text| text.split('/').nth(1).map(str::to_owned)));

@@ -4,6 +4,7 @@
 mod admin_state;
 mod logging;
 mod publish;
+mod sidecars;
 mod worker;
 
 use std::net::SocketAddr;
@@ -28,6 +29,7 @@ use crate::telemetry::log_file::LogFiles;
 use crate::telemetry::stats::Store;
 use admin_state::{Parts, Request, State};
 use publish::Publisher;
+use sidecars::{PodSidecars, Servings};
 use worker::{Command, Worker};
 
 /// Why the process cannot start. One line for each mistake.
@@ -129,6 +131,8 @@ fn introduce(cli: &Cli, loaded: &mut Loaded) {
 /// The running process.
 struct Node {
     sidecar: Sidecar<Publisher>,
+    /// With a sidecar for each pod.
+    pods: Option<PodSidecars>,
     /// The static resources in force.
     statics: Statics,
     settings: Settings,
@@ -161,17 +165,34 @@ impl Node {
         let workers = start_workers(count, &published, &clusters)?;
         let steers = settings.capture.pods_file.is_some();
         let publisher = Publisher::new(published.clone(), clusters.clone(), workers, steers);
-        let identity = Identity { node: loaded.node, dynamic: loaded.dynamic };
+        let mut identity = Identity { node: loaded.node, dynamic: loaded.dynamic };
         let statics = Statics { clusters: loaded.clusters, listeners: loaded.listeners };
         let compiler = Arc::new(Compiler::new(stats.clone(), log_files.clone()));
-        let assembly = Assembly::new(compiler, identity.dynamic.clone(), statics.clone(), Instant::now());
         let servers = Arc::new(Servers::new(clusters.clone()));
+        let pods = settings.node.virtual_sidecars.then(|| {
+            let whole = identity.clone();
+            // Clusters and listeners are the pods' own; this process has those of the bootstrap.
+            (identity.dynamic.clusters, identity.dynamic.listeners) = (None, None);
+            PodSidecars::new(compiler.clone(), servers.clone(), statics.clone(), whole, count)
+        });
+        let assembly = Assembly::new(compiler, identity.dynamic.clone(), statics.clone(), Instant::now());
         let mut sidecar = Sidecar::new(assembly, &identity, servers, publisher);
         sidecar.start().await?;
         let (requests, inbox) = mpsc::unbounded_channel();
         let assembly = sidecar.assembly().clone();
-        let parts =
-            Parts { stats, log_files, clusters, published, readiness, assembly, settings, level, requests };
+        let servings = pods.as_ref().map(|pods| pods.servings.clone());
+        let parts = Parts {
+            stats,
+            log_files,
+            clusters,
+            published,
+            readiness,
+            assembly,
+            servings,
+            settings,
+            level,
+            requests,
+        };
         let state = Arc::new(State::new(parts, loaded.message));
         for field in &loaded.ignored {
             tracing::warn!(%field, "this field has no effect in mesh-node");
@@ -181,8 +202,18 @@ impl Node {
         }
         let drain_time = Duration::from_secs(settings.node.drain_time_s);
         let (settings, starting) = (settings.clone(), Some(starting));
-        let mut node =
-            Self { sidecar, statics, settings, starting, state, requests: inbox, source, watch, drain_time };
+        let mut node = Self {
+            sidecar,
+            pods,
+            statics,
+            settings,
+            starting,
+            state,
+            requests: inbox,
+            source,
+            watch,
+            drain_time,
+        };
         node.start_when_ready()?;
         Ok(node)
     }
@@ -194,7 +225,8 @@ impl Node {
         }
         let mut pods = 0;
         if self.sidecar.outlet.capture {
-            let capture = start_capture(&self.settings, &self.sidecar.outlet)?;
+            let servings = self.pods.as_ref().map(|pods| pods.servings.clone());
+            let capture = start_capture(&self.settings, &self.sidecar.outlet, servings)?;
             pods = capture.workloads().len();
             // Set here only, and once.
             let _ = self.state.capture.set(capture);
@@ -228,6 +260,7 @@ impl Node {
                     Some(Request::ShutDown) | None => break,
                 },
                 () = changed => self.reload().await,
+                () = pods_changed(self.state.capture.get()) => self.follow_pods(),
                 happened = self.sidecar.next() => {
                     self.sidecar.handle(happened).await;
                     self.start_when_ready()?;
@@ -236,6 +269,12 @@ impl Node {
         }
         self.drain(&mut terminate).await;
         Ok(())
+    }
+
+    fn follow_pods(&mut self) {
+        if let (Some(pods), Some(capture)) = (&mut self.pods, self.state.capture.get()) {
+            pods.set(&capture.workloads());
+        }
     }
 
     /// Takes a changed bootstrap, or says what is wrong with it and goes on with the last good one.
@@ -252,7 +291,12 @@ impl Node {
         let statics = Statics { clusters: loaded.clusters, listeners: loaded.listeners };
         let previous = std::mem::replace(&mut self.statics, statics.clone());
         match self.sidecar.set_statics(statics, previous.clone()).await {
-            Ok(()) => self.state.took(loaded.message),
+            Ok(()) => {
+                self.state.took(loaded.message);
+                if let Some(pods) = &mut self.pods {
+                    pods.set_statics(&self.statics);
+                }
+            }
             Err(error) => {
                 self.statics = previous;
                 tracing::error!("configuration not taken, the last good one serves: {error}");
@@ -298,10 +342,22 @@ async fn listen_admin(address: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|source| StartError::Admin { address, source })
 }
 
-fn start_capture(settings: &Settings, publisher: &Publisher) -> Result<Arc<Capture>, StartError> {
+/// Returns when pods have come or gone; never before any is followed.
+async fn pods_changed(capture: Option<&Arc<Capture>>) {
+    match capture {
+        Some(capture) => capture.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn start_capture(
+    settings: &Settings,
+    publisher: &Publisher,
+    servings: Option<Arc<Servings>>,
+) -> Result<Arc<Capture>, StartError> {
     let (capture, sources) = capture::start(&settings.capture, publisher.workers.len())?;
     for (worker, source) in publisher.workers.iter().zip(sources) {
-        worker.send(Command::Capture(source));
+        worker.send(Command::Capture(source, servings.clone()));
     }
     Ok(Arc::new(capture))
 }

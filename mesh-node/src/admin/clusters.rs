@@ -18,7 +18,9 @@ pub fn page(state: &dyn AdminState, query: &Query) -> Reply {
         Ok(filter) => filter,
         Err(error) => return Reply::bad_request(error),
     };
-    let mut clusters = state.clusters().all();
+    let workload = query.get("workload");
+    let Some(manager) = state.clusters(workload) else { return Reply::no_workload(workload) };
+    let mut clusters = manager.all();
     clusters.retain(|cluster| filter.as_ref().is_none_or(|filter| filter.is_match(cluster.name())));
     clusters.sort_by(|a, b| a.name().cmp(b.name()));
     if query.get("format") == Some("json") {

@@ -83,7 +83,8 @@ pub fn page(state: &dyn AdminState, query: &Query) -> Reply {
         .map(|section| (section, resources(section, &bootstrap).into_iter().filter(wanted).collect()))
         .map(|(section, found): (&Section, Vec<Value>)| (section, elements(section, found, &updated)))
         .collect();
-    let mut dynamic = state.dynamic();
+    let workload = query.get("workload");
+    let Some(mut dynamic) = state.dynamic(workload) else { return Reply::no_workload(workload) };
     if !query.has("include_eds") {
         dynamic.remove("EndpointsConfigDump");
     }

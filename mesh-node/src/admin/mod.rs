@@ -40,13 +40,18 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// What the pages show and trigger; implemented by the composition root.
 pub trait AdminState: Send + Sync + 'static {
     fn store(&self) -> &Store;
-    fn clusters(&self) -> &ClusterManager;
+    /// Of one pod (`NAMESPACE/NAME`) that has a configuration of its own, or those that all share.
+    fn clusters(&self, workload: Option<&str>) -> Option<Arc<ClusterManager>>;
     fn snapshot(&self) -> Arc<Snapshot>;
     fn stage(&self) -> Stage;
     /// The bootstrap as JSON, field names as in the protobuf files, and when it was read.
     fn bootstrap(&self) -> (serde_json::Value, SystemTime);
     /// The dynamic parts of `/config_dump`: by the message of the dump, its fields.
-    fn dynamic(&self) -> BTreeMap<&'static str, serde_json::Map<String, serde_json::Value>>;
+    /// Of one pod or of all, as [`Self::clusters`].
+    fn dynamic(
+        &self,
+        workload: Option<&str>,
+    ) -> Option<BTreeMap<&'static str, serde_json::Map<String, serde_json::Value>>>;
     /// Flags and settings in effect, as an object.
     fn settings(&self) -> serde_json::Value;
     fn uptime(&self) -> Duration;

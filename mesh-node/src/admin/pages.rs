@@ -40,13 +40,17 @@ impl Page {
 const PAGES: [Page; 21] = [
     page("/", "this list with links", home),
     page("/certs", "certificates of the configuration", certs::page),
-    page("/clusters", "clusters and their hosts", clusters::page)
-        .with(&[("filter", "regular expression on the cluster's name"), ("format", "text or json")]),
+    page("/clusters", "clusters and their hosts", clusters::page).with(&[
+        ("filter", "regular expression on the cluster's name"),
+        ("format", "text or json"),
+        ("workload", "NAMESPACE/POD: the clusters of that pod"),
+    ]),
     page("/config_dump", "the configuration in effect; private keys are left out", config_dump::page).with(
         &[
             ("resource", "one repeated field of the dump, such as static_clusters"),
             ("mask", "field mask; applied to each element when resource is given"),
             ("name_regex", "only resources whose name matches"),
+            ("workload", "NAMESPACE/POD: the configuration of that pod"),
             ("include_eds", "endpoints that came by EDS too"),
         ],
     ),

@@ -41,6 +41,13 @@ impl Reply {
         Self::text(body).status(StatusCode::BAD_REQUEST)
     }
 
+    /// There is no such pod, or it has no configuration of its own.
+    pub fn no_workload(name: Option<&str>) -> Self {
+        let name = name.unwrap_or_default();
+        Self::text(format!("no sidecar of {name:?}; /workloads lists the pods\n"))
+            .status(StatusCode::NOT_FOUND)
+    }
+
     pub fn ok() -> Self {
         Self::text("OK\n")
     }

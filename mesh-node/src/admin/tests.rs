@@ -7,7 +7,7 @@ use super::*;
 
 struct Fake {
     store: Store,
-    clusters: ClusterManager,
+    clusters: Arc<ClusterManager>,
     snapshot: Arc<Snapshot>,
     stage: Mutex<Stage>,
     logging: Logging,
@@ -24,8 +24,8 @@ impl AdminState for Fake {
     fn store(&self) -> &Store {
         &self.store
     }
-    fn clusters(&self) -> &ClusterManager {
-        &self.clusters
+    fn clusters(&self, workload: Option<&str>) -> Option<Arc<ClusterManager>> {
+        workload.is_none_or(|name| name == "default/web").then(|| self.clusters.clone())
     }
     fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.clone()
@@ -49,7 +49,13 @@ impl AdminState for Fake {
         });
         (bootstrap, UNIX_EPOCH)
     }
-    fn dynamic(&self) -> BTreeMap<&'static str, serde_json::Map<String, Value>> {
+    fn dynamic(
+        &self,
+        workload: Option<&str>,
+    ) -> Option<BTreeMap<&'static str, serde_json::Map<String, Value>>> {
+        if workload.is_some_and(|name| name != "default/web") {
+            return None;
+        }
         let clusters = json!({
             "version_info": "7",
             "dynamic_active_clusters": [{ "version_info": "7", "cluster": { "name": "pushed" } }],
@@ -57,7 +63,10 @@ impl AdminState for Fake {
         let endpoints =
             json!({ "dynamic_endpoint_configs": [{ "endpoint_config": { "cluster_name": "pushed" } }] });
         let object = |value: Value| value.as_object().unwrap().clone();
-        BTreeMap::from([("ClustersConfigDump", object(clusters)), ("EndpointsConfigDump", object(endpoints))])
+        Some(BTreeMap::from([
+            ("ClustersConfigDump", object(clusters)),
+            ("EndpointsConfigDump", object(endpoints)),
+        ]))
     }
     fn settings(&self) -> Value {
         json!({ "concurrency": 2 })
@@ -106,7 +115,7 @@ impl AdminState for Fake {
 fn fake() -> Fake {
     Fake {
         store: Store::default(),
-        clusters: ClusterManager::new(1),
+        clusters: Arc::new(ClusterManager::new(1)),
         snapshot: Arc::default(),
         stage: Mutex::new(Stage::Live),
         logging: Logging::new("info", |_| {}),
@@ -274,4 +283,27 @@ async fn pages_are_served_over_http() {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nLIVE\n"), "{answer}");
     assert!(answer.contains("content-type: text/plain; charset=UTF-8\r\n"), "{answer}");
     server.abort();
+}
+
+#[test]
+fn what_a_server_pushed_is_shown_beside_what_the_bootstrap_has() {
+    let fake = fake();
+    let page = |uri: &str| get(&fake, uri);
+    let dump = |uri: &str| -> Value { serde_json::from_str(&page(uri).body).unwrap() };
+    let clusters = |dump: &Value| dump["configs"][1].clone();
+    let shown = clusters(&dump("/config_dump"));
+    assert_eq!(shown["version_info"], "7");
+    assert_eq!(shown["dynamic_active_clusters"][0]["cluster"]["name"], "pushed");
+    assert_eq!(shown["static_clusters"].as_array().unwrap().len(), 2);
+    assert!(clusters(&dump("/config_dump?name_regex=back"))["dynamic_active_clusters"][0].is_null());
+    let one = dump("/config_dump?resource=dynamic_active_clusters");
+    assert_eq!(
+        one["configs"][0]["@type"],
+        "type.googleapis.com/envoy.admin.v3.ClustersConfigDump.DynamicCluster"
+    );
+    assert!(!page("/config_dump").body.contains("EndpointsConfigDump"));
+    assert!(page("/config_dump?include_eds").body.contains("EndpointsConfigDump"));
+    assert_eq!(page("/config_dump?workload=default/web").status, 200);
+    assert_eq!(page("/config_dump?workload=default/none").status, 404);
+    assert_eq!(page("/clusters?workload=default/none").status, 404);
 }

@@ -9,6 +9,7 @@ use mesh_xds::Stored;
 use tokio::sync::mpsc;
 
 use super::logging::Level;
+use super::sidecars::{Serving, Servings};
 use crate::admin::{AdminState, KernelCount, Logging, Stage, WorkloadView};
 use crate::capture::Capture;
 use crate::cluster::ClusterManager;
@@ -36,6 +37,8 @@ pub struct State {
     /// Once pods are steered.
     pub capture: Arc<OnceLock<Arc<Capture>>>,
     pub assembly: Arc<Mutex<Assembly>>,
+    /// With a sidecar for each pod.
+    pub servings: Option<Arc<Servings>>,
     pub settings: serde_json::Value,
     pub logging: Logging,
     pub requests: mpsc::UnboundedSender<Request>,
@@ -52,6 +55,7 @@ pub struct Parts<'a> {
     pub published: Published,
     pub readiness: Readiness,
     pub assembly: Arc<Mutex<Assembly>>,
+    pub servings: Option<Arc<Servings>>,
     pub settings: &'a Settings,
     pub level: Level,
     pub requests: mpsc::UnboundedSender<Request>,
@@ -59,8 +63,8 @@ pub struct Parts<'a> {
 
 impl State {
     pub fn new(parts: Parts<'_>, bootstrap: Option<Stored>) -> Self {
-        let Parts { stats, log_files, clusters, published, readiness, assembly, settings, level, requests } =
-            parts;
+        let Parts { stats, log_files, clusters, published, readiness, assembly, .. } = parts;
+        let Parts { servings, settings, level, requests, .. } = parts;
         let capture = Arc::new(OnceLock::<Arc<Capture>>::new());
         let of_kernel = capture.clone();
         let logging = Logging::new(&settings.node.log_level, move |directives| {
@@ -81,6 +85,7 @@ impl State {
             readiness,
             capture,
             assembly,
+            servings,
             settings: settings.to_json(),
             logging,
             requests,
@@ -100,6 +105,13 @@ impl State {
         self.draining.store(draining, Ordering::Relaxed);
     }
 
+    /// The sidecar of a pod by `NAMESPACE/NAME`.
+    fn serving(&self, name: &str) -> Option<Arc<Serving>> {
+        let pods = self.capture.get()?.workloads();
+        let pod = pods.iter().find(|pod| format!("{}/{}", pod.namespace, pod.name) == name)?;
+        self.servings.as_ref()?.get(&pod.uid)
+    }
+
     fn ask(&self, request: Request) {
         if self.requests.send(request).is_err() {
             tracing::debug!(?request, "the process ends already");
@@ -111,8 +123,11 @@ impl AdminState for State {
     fn store(&self) -> &Store {
         &self.stats
     }
-    fn clusters(&self) -> &ClusterManager {
-        &self.clusters
+    fn clusters(&self, workload: Option<&str>) -> Option<Arc<ClusterManager>> {
+        match workload {
+            Some(name) => self.serving(name).map(|serving| serving.clusters.clone()),
+            None => Some(self.clusters.clone()),
+        }
     }
     fn snapshot(&self) -> Arc<Snapshot> {
         self.published.load_full()
@@ -130,8 +145,16 @@ impl AdminState for State {
         let held = self.bootstrap.lock().unwrap_or_else(PoisonError::into_inner);
         (held.0.as_ref().map(Stored::to_json).unwrap_or_default(), held.1)
     }
-    fn dynamic(&self) -> BTreeMap<&'static str, serde_json::Map<String, serde_json::Value>> {
-        self.assembly.lock().unwrap_or_else(PoisonError::into_inner).dump()
+    fn dynamic(
+        &self,
+        workload: Option<&str>,
+    ) -> Option<BTreeMap<&'static str, serde_json::Map<String, serde_json::Value>>> {
+        let dump =
+            |assembly: &Mutex<Assembly>| assembly.lock().unwrap_or_else(PoisonError::into_inner).dump();
+        match workload {
+            Some(name) => self.serving(name).map(|serving| dump(&serving.assembly)),
+            None => Some(dump(&self.assembly)),
+        }
     }
     fn settings(&self) -> serde_json::Value {
         self.settings.clone()

@@ -57,23 +57,12 @@ impl Publisher {
 
     /// An equal listener (by content hash) keeps its identity, so that its connections go on.
     async fn take(&mut self, assembled: Assembled) -> Result<(), Refused> {
-        let previous = self.published.load_full();
-        let listeners = keep_equal(assembled.listeners, &previous);
+        let listeners = keep_equal(assembled.listeners, &self.published.load());
         let wanted: HashSet<SocketAddr> =
             listeners.iter().filter(|l| self.is_bound_here(l)).map(|l| l.address).collect();
         let fresh = self.bind_new(&listeners)?;
-        let mut snapshot = Snapshot::new(previous.version + 1, listeners, assembled.clusters);
-        snapshot.routes = assembled.routes;
-        let removed = self.clusters.apply(&snapshot);
-        // Requests that a new route sends to a new cluster must find its names looked up.
-        if tokio::time::timeout(WARM_UP, self.clusters.warmed()).await.is_err() {
-            tracing::warn!("names of new clusters are not looked up yet; serving without them");
-        }
-        self.published.store(Arc::new(snapshot));
-        tokio::spawn(async move {
-            tokio::time::sleep(REMOVED_CLUSTERS_STAY).await;
-            drop(removed);
-        });
+        let assembled = Assembled { listeners, ..assembled };
+        swap(&self.published, &self.clusters, assembled).await;
         for (address, sockets) in fresh {
             for (worker, socket) in self.workers.iter().zip(sockets) {
                 worker.send(Command::Listen(address, socket));
@@ -84,7 +73,6 @@ impl Publisher {
             self.workers.iter().for_each(|w| w.send(Command::Close(*address)));
         }
         self.bound = wanted;
-        self.drain_replaced(&previous);
         Ok(())
     }
 
@@ -109,15 +97,6 @@ impl Publisher {
 
     fn is_bound_here(&self, listener: &Listener) -> bool {
         listener.bind_to_port && !(self.capture && listener.direction != Direction::Unspecified)
-    }
-
-    fn drain_replaced(&self, previous: &Snapshot) {
-        let current = self.published.load();
-        let serving: HashSet<*const Listener> = current.listeners.iter().map(Arc::as_ptr).collect();
-        for listener in previous.listeners.iter().filter(|l| !serving.contains(&Arc::as_ptr(l))) {
-            tracing::info!(listener = %listener.name, "listener replaced or removed: its connections drain");
-            listener.drain.start();
-        }
     }
 
     /// Tells every connection to end, and stops accepting.
@@ -156,6 +135,30 @@ impl Outlet for Publisher {
 
     fn clusters(&self) -> &Arc<ClusterManager> {
         &self.clusters
+    }
+}
+
+/// Publishes a snapshot: clusters first, then what refers to them, then what is gone drains.
+pub(super) async fn swap(published: &Published, clusters: &ClusterManager, assembled: Assembled) {
+    let previous = published.load_full();
+    let listeners = keep_equal(assembled.listeners, &previous);
+    let mut snapshot = Snapshot::new(previous.version + 1, listeners, assembled.clusters);
+    snapshot.routes = assembled.routes;
+    let removed = clusters.apply(&snapshot);
+    // Requests that a new route sends to a new cluster must find its names looked up.
+    if tokio::time::timeout(WARM_UP, clusters.warmed()).await.is_err() {
+        tracing::warn!("names of new clusters are not looked up yet; serving without them");
+    }
+    let current = Arc::new(snapshot);
+    published.store(current.clone());
+    tokio::spawn(async move {
+        tokio::time::sleep(REMOVED_CLUSTERS_STAY).await;
+        drop(removed);
+    });
+    let serving: HashSet<*const Listener> = current.listeners.iter().map(Arc::as_ptr).collect();
+    for listener in previous.listeners.iter().filter(|l| !serving.contains(&Arc::as_ptr(l))) {
+        tracing::info!(listener = %listener.name, "listener replaced or removed: its connections drain");
+        listener.drain.start();
     }
 }
 

@@ -1,6 +1,6 @@
 //! A worker: one thread, one single-threaded runtime. A connection lives on the worker that accepted it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -14,17 +14,19 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, LocalSet};
 
+use super::sidecars::{Serving, Servings};
 use crate::capture::{CaptureSource, Captured, WorkerCapture};
 use crate::filter::WorkerContext;
 use crate::listener::{self, Accepted};
+use crate::model::Str;
 
 /// After a failed accept (file descriptors used up) the next try waits this long.
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(50);
 
 /// What the main thread asks of a worker.
 pub enum Command {
-    /// Take steered connections from here.
-    Capture(WorkerCapture),
+    /// Take steered connections from here. Each is served by its pod's own sidecar, or by what serves all.
+    Capture(WorkerCapture, Option<Arc<Servings>>),
     /// Accept on this socket. The listener is looked up by address when a connection comes, so a changed
     /// listener keeps its socket.
     Listen(SocketAddr, std::net::TcpListener),
@@ -98,8 +100,9 @@ impl Loop {
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
         while let Some(command) = inbox.recv().await {
             match command {
-                Command::Capture(source) => {
-                    let accepting = accept_captured(source, self.ctx.clone(), self.count.clone());
+                Command::Capture(source, servings) => {
+                    let contexts = Contexts::new(self.ctx.clone(), servings);
+                    let accepting = accept_captured(source, contexts, self.count.clone());
                     self.captured = Some(tokio::task::spawn_local(accepting).abort_handle());
                 }
                 Command::Listen(address, socket) => self.listen(address, socket),
@@ -179,14 +182,51 @@ async fn accepted(
     }
 }
 
-async fn accept_captured(mut source: impl CaptureSource, ctx: Rc<WorkerContext>, count: Arc<AtomicUsize>) {
+async fn accept_captured(mut source: impl CaptureSource, contexts: Rc<Contexts>, count: Arc<AtomicUsize>) {
     while let Some(Captured { io, source, original_dst, direction, workload }) = source.accept().await {
         let accepted = Accepted { io, source, original_dst, direction, workload: Some(workload) };
-        let (ctx, open) = (ctx.clone(), Open::new(&count));
+        let (contexts, open) = (contexts.clone(), Open::new(&count));
         tokio::task::spawn_local(async move {
             let _open = open;
-            listener::serve_captured(accepted, ctx).await;
+            match contexts.of(&accepted).await {
+                Some(ctx) => listener::serve_captured(accepted, ctx).await,
+                None => tracing::warn!("connection closed: its pod has no configuration yet"),
+            }
         });
+    }
+}
+
+/// The contexts of one worker: what serves the pods.
+struct Contexts {
+    common: Rc<WorkerContext>,
+    /// With a sidecar for each pod.
+    servings: Option<Arc<Servings>>,
+    /// By the pod's uid. One that is old is replaced by the next connection.
+    made: RefCell<HashMap<Str, (Arc<Serving>, Rc<WorkerContext>), ahash::RandomState>>,
+}
+
+impl Contexts {
+    fn new(common: Rc<WorkerContext>, servings: Option<Arc<Servings>>) -> Rc<Self> {
+        Rc::new(Self { common, servings, made: RefCell::default() })
+    }
+
+    async fn of(&self, accepted: &Accepted) -> Option<Rc<WorkerContext>> {
+        let (Some(servings), Some(workload)) = (&self.servings, &accepted.workload) else {
+            return Some(self.common.clone());
+        };
+        let serving = servings.of(workload).await?;
+        let mut made = self.made.borrow_mut();
+        if let Some((same, context)) = made.get(&workload.uid)
+            && Arc::ptr_eq(same, &serving)
+        {
+            return Some(context.clone());
+        }
+        // Pods that are gone leave when another one comes.
+        made.retain(|uid, (held, _)| servings.get(uid).is_some_and(|now| Arc::ptr_eq(&now, held)));
+        let context = self.common.serving(serving.published.clone(), serving.clusters.clone());
+        let context = Rc::new(context);
+        made.insert(workload.uid.clone(), (serving, context.clone()));
+        Some(context)
     }
 }
 

@@ -1,7 +1,5 @@
 //! What the kernel programs counted, by pod, hook and reason.
 
-use std::sync::PoisonError;
-
 use mesh_common::{hook, reason};
 
 use super::manager::Roster;
@@ -24,8 +22,7 @@ pub struct Counter {
 pub(super) fn read(maps: &Maps, roster: &Roster) -> std::io::Result<Vec<Counter>> {
     let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
     let pods: std::collections::BTreeMap<u32, String> = roster
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
+        .pods()
         .iter()
         .map(|(slot, workload)| (*slot, format!("{}/{}", workload.namespace, workload.name)))
         .collect();

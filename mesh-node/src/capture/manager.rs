@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use mesh_common::{MAX_PODS, SocketTag};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::bpf::Map;
@@ -35,7 +36,26 @@ pub(super) enum Command {
 }
 
 /// The enrolled pods by slot, for those who only look.
-pub(super) type Roster = Arc<Mutex<BTreeMap<u32, Arc<Workload>>>>;
+#[derive(Debug, Default)]
+pub(super) struct Roster {
+    pods: Mutex<BTreeMap<u32, Arc<Workload>>>,
+    /// One who looks is told of changes.
+    pub(super) changed: Notify,
+}
+
+impl Roster {
+    pub(super) fn pods(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Workload>>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, slot: u32, workload: Option<Arc<Workload>>) {
+        match workload {
+            Some(workload) => drop(self.pods().insert(slot, workload)),
+            None => drop(self.pods().remove(&slot)),
+        }
+        self.changed.notify_one();
+    }
+}
 
 pub(super) struct Manager {
     pub(super) settings: Settings,
@@ -52,7 +72,7 @@ pub(super) struct Manager {
     pub(super) guard: bool,
     pub(super) tc_steering: bool,
     pub(super) sockops: bool,
-    pub(super) roster: Roster,
+    pub(super) roster: Arc<Roster>,
     pub(super) enrolled: BTreeMap<u32, Enrolled>,
     /// Released pods whose listeners stay until then.
     pub(super) lingering: Vec<(Instant, u32)>,
@@ -198,7 +218,7 @@ impl Manager {
             let _ = worker.send(Assignment::Add { slot, workload, listeners });
         }
         tracing::info!(pod = %spec.display_name(), uid = %spec.uid, slot, "enrolled");
-        self.roster.lock().unwrap_or_else(PoisonError::into_inner).insert(slot, pod.workload.clone());
+        self.roster.set(slot, Some(pod.workload.clone()));
         self.enrolled.insert(slot, pod);
         Ok(())
     }
@@ -224,7 +244,7 @@ impl Manager {
         for worker in &self.workers {
             let _ = worker.send(Assignment::Update { slot, workload: pod.workload.clone() });
         }
-        self.roster.lock().unwrap_or_else(PoisonError::into_inner).insert(slot, pod.workload.clone());
+        self.roster.set(slot, Some(pod.workload.clone()));
         tracing::info!(pod = %spec.display_name(), uid = %spec.uid, slot, "updated");
         pod.spec = spec;
     }
@@ -245,7 +265,7 @@ impl Manager {
         for worker in &self.workers {
             let _ = worker.send(Assignment::Remove { slot, linger: LINGER });
         }
-        self.roster.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
+        self.roster.set(slot, None);
         tracing::info!(pod = %pod.spec.display_name(), uid = %pod.spec.uid, slot, "released");
     }
 

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use mesh_common::{LAYOUT, Settings as KernelSettings, SocketTag, action, settings_flags};
@@ -29,7 +29,7 @@ use crate::model::workload::Workload;
 #[derive(Debug)]
 pub struct Capture {
     maps: Arc<Maps>,
-    roster: Roster,
+    roster: Arc<Roster>,
     commands: mpsc::Sender<Command>,
     manager: Option<JoinHandle<()>>,
     _watcher: Option<notify::RecommendedWatcher>,
@@ -38,7 +38,12 @@ pub struct Capture {
 impl Capture {
     /// The enrolled pods.
     pub fn workloads(&self) -> Vec<Arc<Workload>> {
-        self.roster.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.roster.pods().values().cloned().collect()
+    }
+
+    /// Returns when pods may have come or gone since the last call. For one caller.
+    pub async fn changed(&self) {
+        self.roster.changed.notified().await;
     }
 
     /// What the kernel programs counted for the enrolled pods.
@@ -110,7 +115,7 @@ fn try_start(
     let guard = settings.tc_guard && loaded("tc_guard", programs.load_guard());
     let (commands, inbox) = mpsc::channel();
     let maps = Arc::new(maps);
-    let roster = Roster::default();
+    let roster = Arc::<Roster>::default();
     let (mut senders, mut sources, mut pulses) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..workers {
         let (sender, receiver) = unbounded_channel();

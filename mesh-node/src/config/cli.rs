@@ -191,6 +191,7 @@ fn help(name: &str) -> &'static str {
         "max_buffered_bytes" => "Bytes that may be held for one pod; 0 is no limit",
         "log_level" => "trace, debug, info, warn, error, off, or target=level,…",
         "log_format" => "text or json",
+        "virtual_sidecars" => "Each pod is an xDS node of its own, as under Istio: true or false",
         "instance" => "Name of this mesh-node on the host; its folder in bpffs",
         "pods_file" => "Watched file that lists the pods of this node; without it nothing is steered",
         "bpf_object" => "The compiled kernel programs",

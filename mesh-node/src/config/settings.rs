@@ -28,11 +28,19 @@ pub struct NodeSettings {
     /// A `tracing` filter: a level (Envoy's names too), or `target=level,…`.
     pub log_level: String,
     pub log_format: LogFormat,
+    /// Each pod is an xDS node of its own, with its own configuration.
+    pub virtual_sidecars: bool,
 }
 
 impl Default for NodeSettings {
     fn default() -> Self {
-        Self { workers: 0, drain_time_s: 30, log_level: "info".to_owned(), log_format: LogFormat::Text }
+        Self {
+            workers: 0,
+            drain_time_s: 30,
+            log_level: "info".to_owned(),
+            log_format: LogFormat::Text,
+            virtual_sidecars: false,
+        }
     }
 }
 

@@ -261,11 +261,8 @@ impl Assembly {
     pub fn settle(&mut self, now: Instant) -> Vec<Step> {
         let mut steps = std::mem::take(&mut self.ready);
         let mut publish = std::mem::take(&mut self.changed.removed);
-        let mut clusters = std::mem::take(&mut self.clusters);
-        for slot in clusters.values_mut() {
-            publish |= slot.promote(|item, since| self.has_needs(item, since, now));
-        }
-        self.clusters = clusters;
+        let ready = due(&self.clusters, |item, since| self.has_needs(item, since, now));
+        publish |= promote(&mut self.clusters, &ready);
         self.begin(now);
         // Tables of names that are new go in before their listeners, the others after the clusters.
         let mut swaps = Vec::new();
@@ -283,13 +280,10 @@ impl Assembly {
             }
         }
         self.routes = routes;
-        let mut listeners = std::mem::take(&mut self.listeners);
-        for slot in listeners.values_mut() {
-            publish |= slot.promote(|item, since| {
-                self.has_needs(item, since, now) && self.are_there(&item.clusters, since, now)
-            });
-        }
-        self.listeners = listeners;
+        let ready = due(&self.listeners, |item, since| {
+            self.has_needs(item, since, now) && self.are_there(&item.clusters, since, now)
+        });
+        publish |= promote(&mut self.listeners, &ready);
         if publish {
             steps.push(Step::Publish(self.assembled()));
         }
@@ -307,13 +301,22 @@ impl Assembly {
 
     fn has(&self, need: &Need) -> bool {
         // Where nobody can be asked, waiting is of no use.
-        if need.source == Source::Ads && self.dynamic.ads.is_none() {
+        if !self.can_be_asked(&need.source) {
             return true;
         }
         match need.kind {
             NeedKind::Endpoints => self.endpoints.contains_key(&need.name),
             NeedKind::Routes => self.routes.get(&need.name).is_some_and(|routes| routes.active.is_some()),
             NeedKind::Secret => self.secrets.contains_key(&need.name),
+        }
+    }
+
+    /// Is there anybody behind this source? Istio's pods name a cluster of their own agent, which there is not here.
+    fn can_be_asked(&self, source: &Source) -> bool {
+        match source {
+            Source::Ads => self.dynamic.ads.is_some(),
+            Source::Grpc(source) => source.servers.iter().any(|s| self.clusters.contains_key(&s.cluster)),
+            Source::File { .. } => true,
         }
     }
 
@@ -380,7 +383,7 @@ impl Assembly {
             wanted.insert((source.clone(), ResourceType::Listener), Wanted::All);
         }
         for need in self.needs() {
-            if need.source == Source::Ads && self.dynamic.ads.is_none() {
+            if !self.can_be_asked(&need.source) {
                 continue;
             }
             let key = (need.source.clone(), type_of(need.kind));
@@ -475,6 +478,22 @@ fn type_of(kind: NeedKind) -> ResourceType {
         NeedKind::Routes => ResourceType::Route,
         NeedKind::Secret => ResourceType::Secret,
     }
+}
+
+/// Names of those that wait no longer.
+fn due<T>(slots: &BTreeMap<Str, Slot<T>>, ready: impl Fn(&Item<T>, Instant) -> bool) -> Vec<Str> {
+    let waiting = slots.iter().filter_map(|(name, slot)| Some((name, slot.warming.as_ref()?)));
+    waiting.filter(|(_, (item, since))| ready(item, *since)).map(|(name, _)| name.clone()).collect()
+}
+
+/// Puts these into service. False if there are none.
+fn promote<T>(slots: &mut BTreeMap<Str, Slot<T>>, due: &[Str]) -> bool {
+    for name in due {
+        if let Some(slot) = slots.get_mut(name) {
+            slot.promote();
+        }
+    }
+    !due.is_empty()
 }
 
 /// Takes a cluster or listener. True if it is another one than before.

@@ -10,6 +10,9 @@ mod compile;
 mod connect;
 mod dump;
 mod error_state;
+mod node;
+#[cfg(test)]
+mod recordings;
 mod sidecar;
 mod slot;
 mod sources;
@@ -19,6 +22,7 @@ mod watch;
 
 pub use assembly::{Assembled, Assembly, Statics, Step};
 pub use compile::Compiler;
+pub use node::node_of;
 pub use sidecar::{Identity, Outlet, Refused, Sidecar};
 pub use sources::Servers;
 pub use watch::Watch;

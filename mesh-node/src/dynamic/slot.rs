@@ -48,17 +48,10 @@ impl<T> Slot<T> {
         self.warming = Some((item, now));
     }
 
-    /// Puts the warming item into service if `ready` says so. True if it did.
-    pub(super) fn promote(&mut self, ready: impl FnOnce(&Item<T>, Instant) -> bool) -> bool {
-        match self.warming.take() {
-            Some((item, since)) if ready(&item, since) => {
-                self.active = Some(item);
-                true
-            }
-            waiting => {
-                self.warming = waiting;
-                false
-            }
+    /// Puts the warming item into service.
+    pub(super) fn promote(&mut self) {
+        if let Some((item, _)) = self.warming.take() {
+            self.active = Some(item);
         }
     }
 }

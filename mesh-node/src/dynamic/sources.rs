@@ -114,7 +114,8 @@ impl Feeds {
                 continue;
             }
             let key = key(source, *kind);
-            if !self.open.contains_key(&key) {
+            // A file is read again for names that did not count when it was read last.
+            if !matches!(self.open.get(&key), Some(Feed::Stream(_))) {
                 match self.start(&key, *kind) {
                     Ok(feed) => drop(self.open.insert(key.clone(), feed)),
                     Err(problem) => problems.push(format!("{kind}: {problem}")),

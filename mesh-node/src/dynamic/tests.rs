@@ -22,7 +22,7 @@ struct Fixture {
     pushes: u32,
 }
 
-fn compiler() -> Arc<Compiler> {
+pub(super) fn compiler() -> Arc<Compiler> {
     let stats = Arc::new(Store::default());
     let log_files = LogFiles::start(stats.filesystem().clone()).unwrap();
     Arc::new(Compiler::new(stats, log_files))
@@ -329,4 +329,25 @@ fn static_resources_serve_from_the_start_and_are_not_replaced_by_a_server() {
     let rejected = f.clusters(&[("s", "{name: s, connect_timeout: 1s}".to_owned())], &[]);
     assert_eq!(rejected[0].reason, "is a static resource of the bootstrap; use another name");
     assert_eq!(f.settle(), [""; 0]);
+}
+
+#[test]
+fn a_secret_that_nobody_can_be_asked_for_holds_nothing_up() {
+    let mut f = Fixture::new();
+    let secret = "{name: default, sds_config: {api_config_source: {api_type: GRPC, grpc_services: \
+                  [{envoy_grpc: {cluster_name: sds-grpc}}]}}}";
+    let tls = format!(
+        "{{name: t, transport_socket: {{name: tls, typed_config: {{'@type': \
+         type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, \
+         common_tls_context: {{tls_certificate_sds_secret_configs: [{secret}]}}}}}}}}"
+    );
+    assert!(f.clusters(&[("t", tls.clone())], &[]).is_empty());
+    assert_eq!(f.settle(), ["publish t | "]);
+    // Of one that can be asked, the secret is waited for.
+    f.clusters(&[("sds-grpc", "{name: sds-grpc}".to_owned())], &[]);
+    f.settle();
+    f.clusters(&[("t", tls.replace("{name: t,", "{name: t, connect_timeout: 1s,"))], &[]);
+    assert_eq!(f.settle(), [""; 0]);
+    let wanted = f.assembly.wanted();
+    assert!(wanted.keys().any(|(_, kind)| *kind == ResourceType::Secret));
 }

@@ -30,9 +30,9 @@ pub struct WorkerContext {
     /// Connections to endpoints, kept for HTTP requests.
     pub upstreams: Upstreams,
     pub timers: http::Timers,
-    pub date: http::DateCache,
+    pub date: Rc<http::DateCache>,
     /// Peers that were decoded before.
-    pub peers: http::Peers,
+    pub peers: Rc<http::Peers>,
     /// Who streams of no workload speak for: the node of the bootstrap.
     pub node: Arc<LocalPeer>,
     /// This machine's, as Envoy chooses it: what `x-forwarded-for` says in place of a loopback peer.
@@ -47,10 +47,24 @@ impl WorkerContext {
             clusters,
             upstreams: Upstreams::default(),
             timers: http::Timers::default(),
-            date: http::DateCache::default(),
-            peers: http::Peers::default(),
+            date: Rc::default(),
+            peers: Rc::default(),
             node: Arc::default(),
             address: own_address(),
+        }
+    }
+
+    /// The context of the same worker for connections that another configuration serves.
+    pub fn serving(&self, published: Published, clusters: Arc<ClusterManager>) -> Self {
+        Self {
+            published,
+            clusters,
+            upstreams: self.upstreams.clone(),
+            timers: self.timers.clone(),
+            date: self.date.clone(),
+            peers: self.peers.clone(),
+            node: self.node.clone(),
+            address: self.address,
         }
     }
 }

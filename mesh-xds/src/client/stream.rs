@@ -17,6 +17,9 @@ use super::{Backoff, Delta, Problem, Received, Rejected, ResourceType, Server, S
 use crate::pb::envoy::config::core::v3::{ControlPlane, Node};
 use crate::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
 
+const FIRST_NACK_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_NACK_PAUSE: Duration = Duration::from_secs(2);
+
 /// Which form of the protocol is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
@@ -161,6 +164,8 @@ pub fn open(options: StreamOptions, deliver: Deliver) -> Result<Stream, String> 
         wanted: BTreeMap::new(),
         answered: false,
         waiting: false,
+        nacks: 0,
+        hold: None,
     };
     let task = match options.protocol {
         Protocol::Delta => tokio::spawn(run(options, method, owner, Delta::new(machine_node))),
@@ -225,6 +230,10 @@ struct Owner {
     answered: bool,
     /// For the owner's judgement.
     waiting: bool,
+    /// Responses in a row that were not taken whole.
+    nacks: u32,
+    /// Nothing is sent before.
+    hold: Option<Instant>,
 }
 
 /// Nobody owns the stream any more.
@@ -245,6 +254,8 @@ impl Owner {
             Some(Command::Finish(received, rejected)) => {
                 machine.finish(&received, &rejected);
                 self.waiting = false;
+                self.nacks = if rejected.is_empty() { 0 } else { self.nacks.saturating_add(1) };
+                self.hold = nack_pause(self.nacks).map(|pause| Instant::now() + pause);
             }
         }
         Ok(())
@@ -260,6 +271,13 @@ impl Owner {
             self.tell(Event::Expired(kind, name));
         }
     }
+}
+
+/// How long the answer to one more bad response in a row is held back. Some servers answer a NACK at once with the
+/// same bad response, again and again.
+fn nack_pause(nacks: u32) -> Option<Duration> {
+    let doublings = nacks.checked_sub(2)?;
+    Some(FIRST_NACK_PAUSE.saturating_mul(1 << doublings.min(8)).min(LONGEST_NACK_PAUSE))
 }
 
 /// Returns when it is `at`; never without one.
@@ -310,6 +328,7 @@ async fn session<M: Machine>(
     machine: &mut M,
 ) -> Result<String, Gone> {
     machine.connected();
+    (owner.nacks, owner.hold, owner.waiting) = (0, None, false);
     // A stream without a request makes some servers wait, and others give up.
     while !owner.asks_for_something() {
         let command = owner.commands.recv().await;
@@ -336,7 +355,12 @@ async fn session<M: Machine>(
     tokio::pin!(silence);
     let several = options.servers.len() > 1;
     loop {
-        while let Some(request) = machine.next_request() {
+        if owner.hold.is_some_and(|until| until <= Instant::now()) {
+            owner.hold = None;
+        }
+        while owner.hold.is_none()
+            && let Some(request) = machine.next_request()
+        {
             if requests.send(request).is_err() {
                 break;
             }
@@ -362,6 +386,7 @@ async fn session<M: Machine>(
                 return Ok(format!("no answer within {} s", options.silence.as_secs()));
             }
             () = time(owner.ttls.next()) => owner.expire(machine),
+            () = time(owner.hold) => {}
             command = owner.commands.recv() => owner.take(command, machine)?,
         }
     }

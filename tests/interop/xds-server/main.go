@@ -154,10 +154,13 @@ func main() {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			state.Lock()
 			defer state.Unlock()
+			var out []byte
 			for _, line := range of() {
 				text, _ := json.Marshal(line)
-				fmt.Fprintf(w, "%s\n", text)
+				out = append(append(out, text...), '\n')
 			}
+			w.Header().Set("Content-Length", fmt.Sprint(len(out)))
+			w.Write(out)
 		}
 	}
 	http.HandleFunc("/nacks", lines(func() []string { return state.nacks }))

@@ -117,6 +117,7 @@ fn cluster(upstream: SocketAddr) -> Cluster {
         peer: None,
         transport_match: Vec::new(),
         lb_metadata: Vec::new().into(),
+        check: None,
     };
     let name = |text: &str| text.into();
     Cluster {
@@ -137,10 +138,11 @@ fn cluster(upstream: SocketAddr) -> Cluster {
         lb: LbPolicy::RoundRobin,
         balancing: Balancing::default(),
         outlier_detection: None,
+        health_check: None,
         panic_threshold_percent: 50.0,
         locality_weighted: false,
         connect_timeout: Duration::from_secs(5),
-        bind_source: None,
+        bind_sources: Vec::new(),
         tcp_keepalive: None,
         transport_socket_matches: Vec::new(),
         transport_socket: Transport::Raw,
@@ -153,6 +155,7 @@ fn cluster(upstream: SocketAddr) -> Cluster {
         auto_sni: false,
         auto_san_validation: false,
         circuit_breakers: [Thresholds::default(); 2],
+        remaining_stats: None,
         per_connection_buffer_limit_bytes: 1 << 20,
         close_connections_on_host_health_failure: false,
         stats: Arc::default(),

@@ -27,6 +27,7 @@ use crate::model::{Published, Snapshot};
 use crate::readiness::{Guard, Readiness};
 use crate::telemetry::log_file::LogFiles;
 use crate::telemetry::stats::Store;
+use crate::upstream::Prober;
 use admin_state::{Parts, Request, State};
 use publish::Publisher;
 use sidecars::{PodSidecars, Servings};
@@ -155,7 +156,7 @@ impl Node {
         let readiness = Readiness::default();
         let starting = readiness.task("configuration");
         let count = worker_count(settings.node.workers);
-        let clusters = Arc::new(ClusterManager::new(count));
+        let clusters = Arc::new(ClusterManager::new(count).checking_with(Arc::new(Prober::default())));
         let published: Published = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         // What can fail without a trace on the host comes first.
         let admin = match loaded.admin {

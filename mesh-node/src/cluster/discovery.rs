@@ -83,7 +83,7 @@ impl Resolution {
                     cluster.stats.update_success.inc();
                     let ttl = answer.ttl.filter(|ttl| self.options.respect_ttl && !ttl.is_zero());
                     cluster.resolved(&self.name, Some(answer.addresses));
-                    ttl.unwrap_or(self.options.refresh)
+                    ttl.unwrap_or(self.options.refresh) + self.jitter()
                 }
                 Err(error) => {
                     cluster.stats.update_failure.inc();
@@ -95,6 +95,13 @@ impl Resolution {
             };
             drop(cluster);
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn jitter(&self) -> Duration {
+        match self.options.jitter.as_millis() as u64 {
+            0 => Duration::ZERO,
+            ms => Duration::from_millis(self.random.next() % ms),
         }
     }
 

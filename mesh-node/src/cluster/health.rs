@@ -21,6 +21,11 @@ pub enum HealthFlag {
     ExcludedByImmediateFail = 16,
     /// Beside `FailedActiveCheck`: the last check got no answer in time.
     ActiveCheckTimeout = 32,
+    /// Not Envoy's: an active check of the host has ended once.
+    Checked = 64,
+    /// Not Envoy's: the connections of the unhealthy host have been ended
+    /// (`close_connections_on_host_health_failure`).
+    ConnectionsClosed = 128,
 }
 
 /// The health of a host as found out. Carried over while its address stays.
@@ -47,6 +52,12 @@ impl HostHealth {
     /// True if the flag was set before.
     pub(crate) fn clear(&self, flag: HealthFlag) -> bool {
         self.flags.fetch_and(!(flag as u32), Ordering::Relaxed) & flag as u32 != 0
+    }
+
+    /// Forgets what active checks found.
+    pub(crate) fn forget_checks(&self) {
+        let kept = HealthFlag::FailedOutlierCheck as u32 | HealthFlag::ConnectionsClosed as u32;
+        self.flags.fetch_and(kept, Ordering::Relaxed);
     }
 
     pub(crate) fn monitor(&self) -> &Monitor {

@@ -9,6 +9,7 @@ use super::health::{HealthFlag, HostHealth};
 use crate::drain::Signal;
 use crate::model::Str;
 use crate::model::cluster::{Cluster, Endpoint, EndpointAddress, HealthStatus, Locality, Transport};
+use crate::model::resilience::HealthCheck;
 
 /// An address that connections can go to.
 #[derive(Debug)]
@@ -192,9 +193,40 @@ impl Host {
 }
 
 impl Host {
-    /// A host that is healthy from the start begins its slow start now, if it did not before.
+    /// Ends the pooled connections of a host that was found to fail, once for each time it does.
+    pub(crate) fn close_if_failing(&self) {
+        let health = &self.counters.health;
+        let failing = health.has(HealthFlag::FailedActiveCheck) || health.has(HealthFlag::FailedOutlierCheck);
+        if !failing {
+            health.clear(HealthFlag::ConnectionsClosed);
+        } else if health.set(HealthFlag::ConnectionsClosed) {
+            self.removed.start();
+        }
+    }
+
+    /// Are active checks to be made of the host?
+    pub(crate) fn is_checked(&self) -> bool {
+        !self.endpoint.as_ref().and_then(|e| e.check.as_ref()).is_some_and(|check| check.disabled)
+    }
+
+    /// A host that is checked serves once a check succeeded; others begin their slow start now, if they did not
+    /// before. What was found out of the host's address before holds.
     pub(crate) fn note_start(&self, cluster: &Cluster) {
         let health = &self.counters.health;
+        if cluster.outlier_detection.is_none() {
+            health.clear(HealthFlag::FailedOutlierCheck);
+        }
+        match &cluster.health_check {
+            Some(check) if self.is_checked() => {
+                if !health.has(HealthFlag::Checked) {
+                    health.set(HealthFlag::FailedActiveCheck);
+                    if check.ignore_new_hosts {
+                        health.set(HealthFlag::PendingActiveCheck);
+                    }
+                }
+            }
+            _ => health.forget_checks(),
+        }
         if cluster.balancing.slow_start.is_some()
             && health.healthy_since().is_none()
             && self.health() == HealthStatus::Healthy
@@ -203,10 +235,38 @@ impl Host {
         }
     }
 
+    /// The host as active checks see it: their own address and transport, where configured.
+    pub(crate) fn for_checks(&self, cluster: &Cluster, check: &HealthCheck) -> Self {
+        let own = self.endpoint.as_ref().and_then(|e| e.check.as_deref());
+        let mut address = own.and_then(|own| own.address).unwrap_or(self.address);
+        if let Some(port) = own.and_then(|own| own.port) {
+            address.set_port(port);
+        }
+        let (transport, transport_name) = match &check.transport_match {
+            Some(criteria) => transport_of(cluster, criteria),
+            None => (self.transport.clone(), self.transport_name.clone()),
+        };
+        Self {
+            address,
+            hostname: own.and_then(|own| own.hostname.clone()),
+            endpoint: self.endpoint.clone(),
+            priority: self.priority,
+            locality: self.locality.clone(),
+            transport,
+            transport_name,
+            counters: self.counters.clone(),
+            removed: self.removed.clone(),
+            touched: AtomicBool::new(false),
+        }
+    }
+
     /// Takes over the connections of a former self, if they are as good for this one.
     pub(crate) fn succeeding(mut self, former: Option<&Host>) -> Self {
-        let same =
-            |former: &&Host| former.transport_name == self.transport_name && former.hostname == self.hostname;
+        let same = |former: &&Host| {
+            former.transport_name == self.transport_name
+                && former.hostname == self.hostname
+                && !former.removed.started()
+        };
         if let Some(former) = former.filter(same) {
             self.removed = former.removed.clone();
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::balance::{Group, Shards};
 use super::consistent::Consistent;
 use super::priority::{Counts, Loads, Source};
+use super::subset::SubsetTable;
 use super::{Host, Random};
 use crate::model::cluster::{Cluster, HealthStatus};
 
@@ -26,6 +27,8 @@ pub(crate) struct HostSet {
     loads: Loads,
     priorities: Vec<Priority>,
     by_address: HashMap<SocketAddr, Arc<Host>, ahash::RandomState>,
+    /// Of clusters with subsets.
+    subsets: Option<Box<SubsetTable>>,
 }
 
 #[derive(Debug)]
@@ -69,33 +72,18 @@ impl HostSet {
         workers: usize,
         random: &dyn Random,
     ) -> Self {
-        let mut by_address = HashMap::default();
-        let mut by_priority: BTreeMap<u32, Vec<LocalityHosts>> = BTreeMap::new();
-        for mut locality in localities {
-            // An address serves once, in the first place that names it (as Envoy's STATIC and EDS clusters).
-            locality.hosts.retain(|host| {
-                let first = !by_address.contains_key(&host.address);
-                if first {
-                    by_address.insert(host.address, host.clone());
-                }
-                first
-            });
-            by_priority.entry(locality.priority).or_default().push(locality);
-        }
-        let lowest = by_priority.keys().next_back().map_or(0, |p| *p as usize + 1);
-        let build = Build { cluster, overprovisioning, workers, random };
-        let mut priorities: Vec<Priority> = (0..lowest as u32)
-            .map(|p| build.priority(by_priority.get(&p).map_or(&[][..], Vec::as_slice)))
-            .collect();
-        let counts: Vec<Counts> = priorities.iter().map(Priority::counts).collect();
-        let loads = Loads::new(&counts, overprovisioning, cluster.panic_threshold_percent);
-        if cluster.lb.hashes() {
-            for (p, priority) in priorities.iter_mut().enumerate() {
-                let localities = by_priority.get(&(p as u32)).map_or(&[][..], Vec::as_slice);
-                priority.table = build.table(localities, loads.in_panic(p));
-            }
-        }
-        Self { loads, priorities, by_address }
+        let build = Build { cluster, overprovisioning, workers, random, weighted: cluster.locality_weighted };
+        let subsets = cluster.balancing.subsets.as_ref().map(|config| {
+            let weighted = cluster.locality_weighted && config.locality_weight_aware;
+            let of_subset = Build { weighted, ..build };
+            Box::new(SubsetTable::new(config, &localities, |localities| of_subset.host_set(localities)))
+        });
+        Self { subsets, ..build.host_set(localities) }
+    }
+
+    /// The subsets, where the cluster has some.
+    pub(crate) fn subsets(&self) -> Option<&SubsetTable> {
+        self.subsets.as_deref()
     }
 
     /// All hosts, in order of priority.
@@ -163,8 +151,11 @@ impl Balanced {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Build<'a> {
     cluster: &'a Cluster,
+    /// Localities share the load by their weights.
+    weighted: bool,
     /// Percent.
     overprovisioning: u32,
     workers: usize,
@@ -172,6 +163,35 @@ struct Build<'a> {
 }
 
 impl Build<'_> {
+    fn host_set(&self, localities: Vec<LocalityHosts>) -> HostSet {
+        let mut by_address = HashMap::default();
+        let mut by_priority: BTreeMap<u32, Vec<LocalityHosts>> = BTreeMap::new();
+        for mut locality in localities {
+            // An address serves once, in the first place that names it (as Envoy's STATIC and EDS clusters).
+            locality.hosts.retain(|host| {
+                let first = !by_address.contains_key(&host.address);
+                if first {
+                    by_address.insert(host.address, host.clone());
+                }
+                first
+            });
+            by_priority.entry(locality.priority).or_default().push(locality);
+        }
+        let lowest = by_priority.keys().next_back().map_or(0, |p| *p as usize + 1);
+        let mut priorities: Vec<Priority> = (0..lowest as u32)
+            .map(|p| self.priority(by_priority.get(&p).map_or(&[][..], Vec::as_slice)))
+            .collect();
+        let counts: Vec<Counts> = priorities.iter().map(Priority::counts).collect();
+        let loads = Loads::new(&counts, self.overprovisioning, self.cluster.panic_threshold_percent);
+        if self.cluster.lb.hashes() {
+            for (p, priority) in priorities.iter_mut().enumerate() {
+                let localities = by_priority.get(&(p as u32)).map_or(&[][..], Vec::as_slice);
+                priority.table = self.table(localities, loads.in_panic(p));
+            }
+        }
+        HostSet { loads, priorities, by_address, subsets: None }
+    }
+
     fn priority(&self, localities: &[LocalityHosts]) -> Priority {
         Priority {
             healthy: self.balanced(localities, HealthStatus::Healthy),
@@ -187,7 +207,7 @@ impl Build<'_> {
             l.hosts.iter().filter(|h| panic || h.health() == HealthStatus::Healthy).cloned().collect()
         };
         let usable: Vec<_> = localities.iter().map(usable).collect();
-        if self.cluster.locality_weighted {
+        if self.weighted {
             let groups: Vec<_> =
                 localities.iter().zip(&usable).map(|(l, h)| (f64::from(l.weight), &**h)).collect();
             return Consistent::new(self.cluster, &groups);
@@ -199,7 +219,7 @@ impl Build<'_> {
         let of_health = |l: &LocalityHosts| -> Vec<Arc<Host>> {
             l.hosts.iter().filter(|h| h.health() == health).cloned().collect()
         };
-        let weighted = self.cluster.locality_weighted && localities.iter().any(|l| l.weight > 0);
+        let weighted = self.weighted && localities.iter().any(|l| l.weight > 0);
         let localities_of_health: Vec<_> = localities.iter().map(of_health).collect();
         let group = self.group(localities_of_health.concat());
         let localities = weighted.then(|| Localities {

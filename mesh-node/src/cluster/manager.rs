@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 
+use super::checks::{NoProbe, Probe};
 use super::{ClusterState, Random, Resolve, SystemResolver, ThreadRandom};
 use crate::model::cluster::{Assignment, Cluster, Discovery};
 use crate::model::tls::Secrets;
@@ -29,6 +30,7 @@ pub struct ClusterManager {
     secrets: Arc<Secrets>,
     random: Arc<dyn Random>,
     resolver: Arc<dyn Resolve>,
+    prober: Arc<dyn Probe>,
     workers: usize,
     /// Where the clusters' own work runs, whoever asks for them first.
     runtime: Option<Handle>,
@@ -55,15 +57,13 @@ impl ClusterManager {
     /// current runtime.
     pub fn with(workers: usize, random: Arc<dyn Random>, resolver: Arc<dyn Resolve>) -> Self {
         let (clusters, assignments, secrets) = (Arc::default(), Mutex::default(), Arc::default());
-        Self {
-            clusters,
-            assignments,
-            secrets,
-            random,
-            resolver,
-            workers,
-            runtime: Handle::try_current().ok(),
-        }
+        let (prober, runtime) = (Arc::new(NoProbe), Handle::try_current().ok());
+        Self { clusters, assignments, secrets, random, resolver, prober, workers, runtime }
+    }
+
+    /// The same manager with hosts checked by `prober`; without one every check fails.
+    pub fn checking_with(self, prober: Arc<dyn Probe>) -> Self {
+        Self { prober, ..self }
     }
 
     /// Takes over the clusters of `snapshot`. A cluster with the same content keeps its state; one that
@@ -149,7 +149,7 @@ impl ClusterManager {
         let made = entry.state.get_or_init(|| {
             let state = self.fresh(entry, previous);
             let _runtime = self.runtime.as_ref().map(Handle::enter);
-            state.start(&self.resolver);
+            state.start(&self.resolver, &self.prober);
             state
         });
         // Endpoints that came while it was made.
@@ -208,7 +208,7 @@ impl Entry {
 /// Does the cluster do something before anybody asks for it?
 fn works_on_its_own(config: &Cluster) -> bool {
     match config.discovery {
-        Discovery::Static | Discovery::Eds { .. } => false,
+        Discovery::Static | Discovery::Eds { .. } => config.health_check.is_some(),
         Discovery::StrictDns(_) | Discovery::LogicalDns(_) | Discovery::OriginalDst { .. } => true,
     }
 }

@@ -6,6 +6,7 @@
 
 mod balance;
 mod breakers;
+mod checks;
 mod clock;
 mod consistent;
 mod discovery;
@@ -25,8 +26,10 @@ mod random;
 mod resilience;
 mod ring;
 mod state;
+mod subset;
 
 pub use breakers::{Breakers, PriorityBreakers};
+pub use checks::{Finding, Probe, Probing};
 pub use dns::{Answer, Family, Lookups, Resolve, ResolveError, SystemResolver};
 pub use guard::{ConnectionGuard, PendingGuard, RequestGuard, RetryGuard};
 pub use health::{HealthFlag, HostHealth};

@@ -266,6 +266,17 @@ impl Detector {
         changed
     }
 
+    /// An active check of the host succeeded: as good as the end of its ejection, where configured.
+    pub(crate) fn checked(&self, host: &Host) -> Changed {
+        let mut ejected = self.ejected();
+        let out = host.counters.health.has(HealthFlag::FailedOutlierCheck);
+        if !out || !self.config.uneject_when_checked {
+            return false;
+        }
+        self.readmit(host, Instant::now(), &mut ejected);
+        true
+    }
+
     /// The hosts are others now: how many of them are ejected?
     pub(crate) fn hosts_changed<'a>(&self, hosts: impl Iterator<Item = &'a Arc<Host>>) {
         let mut ejected = self.ejected();

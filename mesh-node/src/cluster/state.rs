@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
+use super::checks::{self, Probe};
 use super::dns::Resolve;
 use super::host::{LocalityName, Place};
 use super::host_set::{Draw, HostSet, LocalityHosts};
@@ -19,6 +21,7 @@ use super::{
 };
 use crate::model::Str;
 use crate::model::cluster::{Assignment, Cluster, Discovery, Endpoint, EndpointAddress, Locality};
+use crate::model::metadata::MetadataValue;
 use crate::model::tls::Secrets;
 use crate::telemetry::stats::ClusterStats;
 
@@ -40,6 +43,10 @@ pub struct ClusterState {
     pub(super) detector: Option<Detector>,
     /// What connections to its hosts take their certificates and trust from.
     pub secrets: Arc<Secrets>,
+    /// Told when hosts come and go, for whoever checks them.
+    pub(super) membership: Arc<Notify>,
+    /// True once every host was checked, where hosts are checked.
+    pub(super) first_checks: watch::Sender<bool>,
     pub(super) random: Arc<dyn Random>,
     workers: usize,
 }
@@ -59,6 +66,11 @@ pub struct LbContext<'a> {
     /// The request's hash ([`crate::router::hash_key`]), for policies that hash. Without one a random host
     /// serves.
     pub hash: Option<u64>,
+    /// The host that the request's session belongs to, and whether no other may serve it. It serves unless its
+    /// health is not among `override_host_status`. Retries have none.
+    pub override_host: Option<(SocketAddr, bool)>,
+    /// What the route asks of hosts' metadata (`metadata_match`), sorted by key, for clusters with subsets.
+    pub metadata_match: Option<&'a [(Str, MetadataValue)]>,
 }
 
 /// Why no host could be chosen.
@@ -79,7 +91,8 @@ pub struct Overflow(pub &'static str);
 
 impl ClusterState {
     /// State for `config` with the endpoints of `assignment`. Hosts keep the counters and the health that
-    /// `previous` has for their address, and names the addresses it knows: a changed cluster serves before its names are looked up again.
+    /// `previous` has for their address, and names the addresses it knows: a changed cluster serves before its
+    /// names are looked up again.
     pub(crate) fn new(
         config: Arc<Cluster>,
         assignment: Arc<Assignment>,
@@ -95,7 +108,7 @@ impl ClusterState {
         let empty = HostSet::new(&config, Vec::new(), 0, workers, &*random);
         let state = Self {
             stats: config.stats.clone(),
-            breakers: Breakers::new(config.circuit_breakers, &config.stats),
+            breakers: Breakers::new(&config),
             assignment: ArcSwap::new(assignment),
             hosts: ArcSwap::from_pointee(empty),
             original_dst: OriginalDstHosts::default(),
@@ -103,6 +116,8 @@ impl ClusterState {
             unanswered: watch::Sender::new(unanswered),
             tasks: Mutex::default(),
             detector: config.outlier_detection.clone().map(Detector::new),
+            membership: Arc::default(),
+            first_checks: watch::Sender::new(config.health_check.is_none()),
             config,
             secrets,
             random,
@@ -113,16 +128,23 @@ impl ClusterState {
     }
 
     /// Begins to keep the hosts up to date, on the current runtime.
-    pub(crate) fn start(self: &Arc<Self>, resolver: &Arc<dyn Resolve>) {
+    pub(crate) fn start(self: &Arc<Self>, resolver: &Arc<dyn Resolve>, prober: &Arc<dyn Probe>) {
         let mut tasks = discovery::start(self, resolver, &self.random);
         tasks.extend(resilience::start_judging(self));
+        tasks.extend(checks::start(self, prober));
         lock(&self.tasks).extend(tasks);
     }
 
-    /// Returns when every name has been looked up once, with or without success.
+    /// Returns when every name has been looked up and every host checked once, with or without success.
     pub async fn warmed(&self) {
-        // The sender is ours: it cannot be gone.
+        // The senders are ours: they cannot be gone.
         let _ = self.unanswered.subscribe().wait_for(BTreeSet::is_empty).await;
+        let _ = self.first_checks.subscribe().wait_for(|done| *done).await;
+    }
+
+    /// Has every name been looked up?
+    pub(super) fn answered(&self) -> bool {
+        self.unanswered.borrow().is_empty()
     }
 
     /// A lookup has ended: with these addresses, or without an answer.
@@ -140,6 +162,7 @@ impl ClusterState {
             }
         }
         self.unanswered.send_if_modified(|names| names.remove(name));
+        self.membership.notify_one();
     }
 
     /// EDS has given other endpoints. Hosts that are the same stay, with their connections.
@@ -158,6 +181,9 @@ impl ClusterState {
 
     /// The health of some hosts is another now: they are arranged anew.
     pub(crate) fn health_changed(&self) {
+        if self.config.close_connections_on_host_health_failure {
+            self.hosts.load().hosts().for_each(|host| host.close_if_failing());
+        }
         self.rebuild(&lock(&self.known), Some(self));
     }
 
@@ -176,7 +202,8 @@ impl ClusterState {
         let host = |locality: &Locality, name: &Arc<LocalityName>, endpoint: &Arc<Endpoint>, address| {
             let former = old.as_ref().filter(|_| own).and_then(|old| old.by_address(&address));
             let same = |host: &&Arc<Host>| {
-                host.priority == locality.priority
+                !host.removed.started()
+                    && host.priority == locality.priority
                     && host.locality == *name
                     && host.endpoint.as_ref().is_some_and(|e| Arc::ptr_eq(e, endpoint) || e == endpoint)
             };
@@ -225,6 +252,14 @@ impl ClusterState {
         if changed {
             self.stats.membership_change.inc();
         }
+        self.membership.notify_one();
+        if let Some((subsets, config)) = new.subsets().zip(self.config.balancing.subsets.as_ref()) {
+            let before = old.subsets();
+            let created = before.map_or(subsets.len() as u64, |before| subsets.missing_in(before));
+            config.stats.lb_subsets_created.add(created);
+            config.stats.lb_subsets_removed.add(before.map_or(0, |before| before.missing_in(subsets)));
+            config.stats.lb_subsets_active.set(subsets.len() as u64);
+        }
         self.stats.membership_total.set(counts.all as u64);
         self.stats.membership_healthy.set(counts.healthy as u64);
         self.stats.membership_degraded.set(counts.degraded as u64);
@@ -267,11 +302,19 @@ impl ClusterState {
 
     fn choose_balanced(&self, context: &LbContext<'_>) -> Option<Arc<Host>> {
         let hosts = self.hosts.load();
+        if let Some((address, strict)) = context.override_host {
+            let allowed = self.config.balancing.override_statuses;
+            match hosts.by_address(&address).filter(|host| allowed.has(host.health())) {
+                Some(host) => return Some(host.clone()),
+                None if strict => return None,
+                None => {}
+            }
+        }
         let attempts = if context.exclude.is_empty() { 0 } else { context.exclude_attempts };
         let hashes = self.config.lb.hashes();
         let mut draw = Draw { hash: self.draw(context), attempt: 0 };
         loop {
-            let (host, panic) = hosts.choose(&self.config, &*self.random, draw);
+            let (host, panic) = self.pick(&hosts, context, draw);
             if panic {
                 self.stats.lb_healthy_panic.inc();
             }
@@ -283,6 +326,20 @@ impl ClusterState {
             if !hashes {
                 draw.hash = self.random.next();
             }
+        }
+    }
+
+    /// Chooses among all hosts, or those that the request's metadata asks for.
+    fn pick<'h>(
+        &self,
+        hosts: &'h HostSet,
+        context: &LbContext<'_>,
+        draw: Draw,
+    ) -> (Option<&'h Arc<Host>>, bool) {
+        let among = |hosts: &'h HostSet| hosts.choose(&self.config, &*self.random, draw);
+        match (hosts.subsets(), &self.config.balancing.subsets) {
+            (Some(table), Some(config)) => table.choose(config, hosts, context.metadata_match, &among),
+            _ => among(hosts),
         }
     }
 
@@ -335,6 +392,7 @@ impl ClusterState {
         }
         // Nobody waits for answers that will not come.
         self.unanswered.send_replace(BTreeSet::new());
+        self.first_checks.send_replace(true);
         for host in self.hosts() {
             host.removed.start();
         }
@@ -347,6 +405,11 @@ impl ClusterState {
         priority: RoutingPriority,
     ) -> Result<ConnectionGuard, Overflow> {
         let breakers = self.breakers.of(priority);
+        let of_host = host.counters.cx_active.load(Ordering::Relaxed);
+        if breakers.thresholds.max_connections_per_host.is_some_and(|limit| of_host >= u64::from(limit)) {
+            self.stats.upstream_cx_overflow.inc();
+            return Err(Overflow("max_connections of the host"));
+        }
         if !breakers.connections.take(breakers.thresholds.max_connections) {
             self.stats.upstream_cx_overflow.inc();
             return Err(Overflow("max_connections"));
@@ -372,7 +435,7 @@ impl ClusterState {
         priority: RoutingPriority,
     ) -> Result<RequestGuard, Overflow> {
         let breakers = self.breakers.of(priority);
-        if !breakers.requests.take(breakers.thresholds.max_requests) {
+        if !breakers.take_request() {
             self.stats.upstream_rq_pending_overflow.inc();
             return Err(Overflow("max_requests"));
         }
@@ -398,6 +461,13 @@ impl ClusterState {
         }
         self.stats.upstream_rq_retry.inc();
         Ok(RetryGuard::begin(self.clone(), priority))
+    }
+}
+
+impl Drop for ClusterState {
+    fn drop(&mut self) {
+        // Whoever waits for changes learns that there will be none.
+        self.membership.notify_one();
     }
 }
 

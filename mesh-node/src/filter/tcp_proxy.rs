@@ -89,7 +89,12 @@ async fn attempt_once(
 ) -> Result<Connection, Worth> {
     let info = stream.connection.clone();
     let hash = (config.hash_source_ip && cluster.config.lb.hashes()).then(|| address_hash(info.remote.ip()));
-    let context = LbContext { original_dst: info.original_dst, hash, ..LbContext::default() };
+    let context = LbContext {
+        original_dst: info.original_dst,
+        hash,
+        metadata_match: config.metadata_match.as_deref(),
+        ..LbContext::default()
+    };
     let Ok(host) = cluster.choose(&context) else {
         stream.flags.set(ResponseFlags::NO_HEALTHY_UPSTREAM);
         return Err(Worth::Nothing);

@@ -8,11 +8,11 @@ use std::time::Duration;
 use super::Str;
 use super::metadata::Metadata;
 use super::network::{Http1Options, Http2Options};
-use super::resilience::OutlierDetection;
+use super::resilience::{EndpointCheck, HealthCheck, OutlierDetection};
 use super::route::HashPolicy;
 use super::tls::{TlsContext, UpstreamTls};
 use crate::telemetry::peer::Peer;
-use crate::telemetry::stats::{ClusterStats, MaglevStats, RingHashStats};
+use crate::telemetry::stats::{ClusterStats, MaglevStats, RemainingStats, RingHashStats, SubsetStats};
 
 /// A compiled `Cluster`.
 #[derive(Debug)]
@@ -26,14 +26,15 @@ pub struct Cluster {
     pub lb: LbPolicy,
     pub balancing: Balancing,
     pub outlier_detection: Option<OutlierDetection>,
+    pub health_check: Option<Arc<HealthCheck>>,
     /// `common_lb_config.healthy_panic_threshold`, percent; default 50.
     pub panic_threshold_percent: f64,
     /// `common_lb_config.locality_weighted_lb_config` is set: localities share the load by their weights.
     pub locality_weighted: bool,
     /// Default 5 s.
     pub connect_timeout: Duration,
-    /// `upstream_bind_config.source_address`.
-    pub bind_source: Option<SocketAddr>,
+    /// `upstream_bind_config`: `source_address`, then the extra and additional ones.
+    pub bind_sources: Vec<SocketAddr>,
     pub tcp_keepalive: Option<TcpKeepalive>,
     /// In `transport_socket_matches` order; the first that matches the endpoint wins.
     pub transport_socket_matches: Vec<TransportSocketMatch>,
@@ -50,6 +51,8 @@ pub struct Cluster {
     pub auto_san_validation: bool,
     /// Default and high priority.
     pub circuit_breakers: [Thresholds; 2],
+    /// Where some priority has `track_remaining`.
+    pub remaining_stats: Option<Arc<RemainingStats>>,
     /// Default 1 MiB.
     pub per_connection_buffer_limit_bytes: u32,
     pub close_connections_on_host_health_failure: bool,
@@ -81,6 +84,14 @@ pub struct IstioService {
     pub namespace: Str,
 }
 
+impl Cluster {
+    /// The address that connections to `remote` come from: the first of its family, else the first of all.
+    pub fn bind_source(&self, remote: SocketAddr) -> Option<SocketAddr> {
+        let fits = |source: &&SocketAddr| source.is_ipv4() == remote.is_ipv4();
+        self.bind_sources.iter().find(fits).or(self.bind_sources.first()).copied()
+    }
+}
+
 /// `Cluster.type`.
 #[derive(Debug, Clone)]
 pub enum Discovery {
@@ -109,6 +120,8 @@ pub struct DnsOptions {
     pub refresh: Duration,
     /// `dns_failure_refresh_rate`, base and maximum; `None` keeps to `refresh`.
     pub failure_refresh: Option<(Duration, Duration)>,
+    /// `dns_jitter`: up to so much is added to each wait, at random.
+    pub jitter: Duration,
     /// `respect_dns_ttl`.
     pub respect_ttl: bool,
     pub family: DnsFamily,
@@ -189,6 +202,10 @@ pub struct Balancing {
     /// `zone_aware_lb_config.fail_traffic_on_panic`: panic serves nobody. The rest of zone awareness needs the
     /// bootstrap's `local_cluster_name`.
     pub fail_on_panic: bool,
+    /// `lb_subset_config`.
+    pub subsets: Option<Subsets>,
+    /// `override_host_status`: which hosts a session may insist on.
+    pub override_statuses: Statuses,
     /// With `RING_HASH`.
     pub ring_hash_stats: Option<Arc<RingHashStats>>,
     /// With `MAGLEV`.
@@ -242,6 +259,8 @@ pub struct Endpoint {
     pub transport_match: Vec<(String, String)>,
     /// `metadata.filter_metadata["envoy.lb"]`.
     pub lb_metadata: Metadata,
+    /// `health_check_config`.
+    pub check: Option<Box<EndpointCheck>>,
 }
 
 /// An endpoint's address: ready, or a host to resolve.
@@ -258,6 +277,75 @@ pub enum HealthStatus {
     Degraded,
     Unhealthy,
     Draining,
+}
+
+/// `LbSubsetConfig`: requests may ask for hosts with certain metadata.
+#[derive(Debug, Clone)]
+pub struct Subsets {
+    /// For requests that ask for nothing, or for what there is not.
+    pub fallback: Fallback,
+    pub default_subset: Metadata,
+    pub selectors: Vec<SubsetSelector>,
+    /// Localities keep their weights within a subset.
+    pub locality_weight_aware: bool,
+    /// Where the fallback has no host either, any will do.
+    pub panic_mode_any: bool,
+    /// A host with a list has each of its values.
+    pub list_as_any: bool,
+    /// Of what a request asks for, only the keys of the first selector that fits count.
+    pub allow_redundant_keys: bool,
+    pub stats: Arc<SubsetStats>,
+}
+
+/// `LbSubsetFallbackPolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fallback {
+    None,
+    Any,
+    Default,
+}
+
+/// `LbSubsetSelector`: hosts can be asked for by these keys together.
+#[derive(Debug, Clone)]
+pub struct SubsetSelector {
+    /// Sorted.
+    pub keys: Vec<Str>,
+    pub fallback: SelectorFallback,
+}
+
+/// `LbSubsetSelectorFallbackPolicy`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SelectorFallback {
+    /// The cluster's.
+    NotDefined,
+    None,
+    Any,
+    Default,
+    /// What the request asks for of these keys.
+    Keys(Vec<Str>),
+}
+
+/// A set of [`HealthStatus`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Statuses(u8);
+
+impl Statuses {
+    pub fn has(self, status: HealthStatus) -> bool {
+        self.0 & 1 << status as u8 != 0
+    }
+}
+
+impl FromIterator<HealthStatus> for Statuses {
+    fn from_iter<T: IntoIterator<Item = HealthStatus>>(statuses: T) -> Self {
+        Self(statuses.into_iter().fold(0, |set, status| set | 1 << status as u8))
+    }
+}
+
+impl Default for Statuses {
+    /// What Envoy has where nothing is said: UNKNOWN, HEALTHY and DEGRADED.
+    fn default() -> Self {
+        [HealthStatus::Healthy, HealthStatus::Degraded].into_iter().collect()
+    }
 }
 
 /// `TransportSocketMatch`: all pairs must be in the endpoint's metadata.
@@ -303,6 +391,12 @@ pub struct Thresholds {
     pub max_retries: u32,
     /// Percent of active requests, and the least number of retries always allowed.
     pub retry_budget: Option<(f64, u32)>,
+    /// `retry_budget.budget_interval`: the budget is of the requests that began within this time, ended or not.
+    pub budget_interval: Option<Duration>,
+    /// `per_host_thresholds` of the same priority.
+    pub max_connections_per_host: Option<u32>,
+    /// `track_remaining`: gauges say how much is left.
+    pub track_remaining: bool,
 }
 
 impl Default for Thresholds {
@@ -313,6 +407,9 @@ impl Default for Thresholds {
             max_requests: 1024,
             max_retries: 3,
             retry_budget: None,
+            budget_interval: None,
+            max_connections_per_host: None,
+            track_remaining: false,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Str;
 use super::http_filter::HttpFilter;
+use super::metadata::Metadata;
 use super::route::RouteTable;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::stats::{HttpStats, TcpStats};
@@ -28,6 +29,8 @@ pub struct TcpProxy {
     pub max_connect_attempts: u32,
     /// `hash_policy` with `source_ip`: clusters that hash choose by the client's address.
     pub hash_source_ip: bool,
+    /// `metadata_match.filter_metadata["envoy.lb"]`.
+    pub metadata_match: Option<Metadata>,
     pub access_log: Vec<Arc<AccessLog>>,
     pub stats: Arc<TcpStats>,
 }

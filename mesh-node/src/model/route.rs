@@ -11,6 +11,7 @@ use super::format::Format;
 use super::headers::HeaderMutations;
 use super::http_filter::Overrides;
 use super::matcher::{HeaderKey, HeaderMatcher, QueryMatcher};
+use super::metadata::Metadata;
 
 /// A `RouteConfiguration`.
 #[derive(Debug, Default)]
@@ -135,6 +136,8 @@ pub struct Forward {
     pub retry: Option<Arc<RetryPolicy>>,
     pub upgrades: Vec<(Str, bool)>,
     pub hash_policy: Vec<HashPolicy>,
+    /// `metadata_match.filter_metadata["envoy.lb"]`.
+    pub metadata_match: Option<Metadata>,
     pub priority_high: bool,
 }
 
@@ -160,6 +163,8 @@ pub struct WeightedCluster {
     /// `typed_per_filter_config`
     pub filters: Overrides,
     pub host_rewrite: Option<Str>,
+    /// In place of the route's, whose values it has too where it says nothing else.
+    pub metadata_match: Option<Metadata>,
 }
 
 /// How the path is rewritten before forwarding.

@@ -68,7 +68,8 @@ pub async fn connect_within_limits(
     connect(target, guard, server_name).await
 }
 
-async fn establish(
+/// Connects, TLS included. Takes as long as it takes, and is counted nowhere but in what TLS counts.
+pub(super) async fn establish(
     target: &Target,
     server_name: Option<&str>,
 ) -> Result<(UpstreamStream, SocketAddr), UpstreamError> {
@@ -104,7 +105,7 @@ fn not_connected(error: io::Error) -> UpstreamError {
 /// An unconnected, non-blocking socket for the target.
 fn open(target: &Target) -> io::Result<Socket> {
     let remote = target.host.address;
-    let source = target.cluster.config.bind_source;
+    let source = target.cluster.config.bind_source(remote);
     match (&target.workload, target.path) {
         (Some(workload), UpstreamPath::Network) => workload.sockets.to_network(remote, source),
         (Some(workload), UpstreamPath::Application { source }) => {

@@ -8,6 +8,7 @@ mod error;
 mod exchange;
 mod pool;
 mod pooled;
+mod probe;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use crate::model::workload::Workload;
 pub use connect::{Connection, connect, connect_within_limits};
 pub use error::{ErrorKind, UpstreamError};
 pub use exchange::{Exchange, Upstreams};
+pub use probe::Prober;
 pub use stream::UpstreamStream;
 
 /// Where a connection or request goes, and on whose behalf.

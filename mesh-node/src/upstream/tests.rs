@@ -1,5 +1,7 @@
 //! Requests through the pools to small servers on loopback sockets.
 
+mod probes;
+
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;

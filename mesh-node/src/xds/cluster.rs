@@ -11,7 +11,7 @@ use mesh_xds::pb::envoy::config::cluster::v3::cluster::{
 };
 use mesh_xds::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster as Proto};
 use mesh_xds::pb::envoy::config::core::v3::{
-    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonProto,
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonProto, SocketAddress,
     TcpKeepalive as KeepaliveProto, TransportSocket, UpstreamHttpProtocolOptions,
 };
 use mesh_xds::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
@@ -23,7 +23,9 @@ use super::config_source::need;
 use super::error::{At, XdsError};
 use super::http_options::{http1, http2};
 use super::listener::BUFFER_LIMIT_BYTES;
-use super::{Context, endpoint, headers, istio, lb_extension, lb_policy, outlier, support, tls};
+use super::{
+    Context, endpoint, headers, health_check, istio, lb_extension, lb_policy, outlier, support, tls,
+};
 use crate::model::cluster::{
     Assignment, Cluster, Discovery, DnsFamily, DnsOptions, EndpointAddress, TcpKeepalive, Thresholds,
     Transport, TransportSocketMatch, UpstreamProtocol,
@@ -84,6 +86,8 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
     let at_common = at.field("common_http_protocol_options");
     let stat_name = if proto.alt_stat_name.is_empty() { &proto.name } else { &proto.alt_stat_name };
     let connection = proto.upstream_connection_options.as_ref();
+    let circuit_breakers = circuit_breakers(at, proto.circuit_breakers.as_ref())?;
+    let ignore_new_hosts = common.is_some_and(|common| common.ignore_new_hosts_until_first_hc);
     let original_dst = matches!(discovery, Discovery::OriginalDst { .. });
     let balancing = lb_policy::convert(at, proto, original_dst, stat_name, context)?;
     Ok(Cluster {
@@ -91,6 +95,12 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
         stat_name: stat_name.as_str().into(),
         lb: balancing.lb,
         balancing: balancing.balancing,
+        health_check: health_check::convert(
+            at,
+            &proto.health_checks,
+            (stat_name, http.protocol != UpstreamProtocol::Http1, ignore_new_hosts),
+            context,
+        )?,
         outlier_detection: match &proto.outlier_detection {
             Some(outlier) => {
                 Some(outlier::convert(at.field("outlier_detection"), outlier, stat_name, context)?)
@@ -106,7 +116,7 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
         )?,
         locality_weighted: balancing.locality_weighted,
         connect_timeout: duration_or(at.field("connect_timeout"), proto.connect_timeout, FIVE_SECONDS)?,
-        bind_source: bind_source(at, proto)?,
+        bind_sources: bind_sources(at, proto)?,
         tcp_keepalive: connection.and_then(|options| options.tcp_keepalive.as_ref()).map(keepalive),
         transport_socket_matches,
         transport_socket,
@@ -132,7 +142,11 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
         )?,
         auto_sni: http.upstream.as_ref().is_some_and(|u| u.auto_sni),
         auto_san_validation,
-        circuit_breakers: circuit_breakers(at, proto.circuit_breakers.as_ref())?,
+        remaining_stats: circuit_breakers
+            .iter()
+            .any(|thresholds| thresholds.track_remaining)
+            .then(|| context.stats.remaining(stat_name)),
+        circuit_breakers,
         per_connection_buffer_limit_bytes: number(
             proto.per_connection_buffer_limit_bytes,
             BUFFER_LIMIT_BYTES,
@@ -200,6 +214,7 @@ fn dns(at: At<'_>, proto: &Proto) -> Result<DnsOptions, XdsError> {
     Ok(DnsOptions {
         refresh: duration_or(at.field("dns_refresh_rate"), proto.dns_refresh_rate, FIVE_SECONDS)?,
         failure_refresh,
+        jitter: duration_or(at.field("dns_jitter"), proto.dns_jitter, Duration::ZERO)?,
         respect_ttl: proto.respect_dns_ttl,
         family: match enumeration(at.field("dns_lookup_family"), proto.dns_lookup_family)? {
             DnsLookupFamily::Auto => DnsFamily::Auto,
@@ -230,15 +245,29 @@ fn original_dst(at: At<'_>, proto: &Proto) -> Result<Discovery, XdsError> {
     Ok(Discovery::OriginalDst { http_header, port_override, cleanup_interval })
 }
 
-fn bind_source(at: At<'_>, proto: &Proto) -> Result<Option<SocketAddr>, XdsError> {
-    let Some(address) = proto.upstream_bind_config.as_ref().and_then(|bind| bind.source_address.as_ref())
-    else {
-        return Ok(None);
-    };
+/// All source addresses, in the order in which they are preferred.
+fn bind_sources(at: At<'_>, proto: &Proto) -> Result<Vec<SocketAddr>, XdsError> {
     let at = at.field("upstream_bind_config");
-    let at = at.field("source_address");
+    let Some(bind) = &proto.upstream_bind_config else { return Ok(Vec::new()) };
+    let (at_extra, at_more) = (at.field("extra_source_addresses"), at.field("additional_source_addresses"));
+    let mut sources = Vec::new();
+    if let Some(address) = &bind.source_address {
+        sources.push(source(at.field("source_address"), address)?);
+    }
+    for (i, extra) in bind.extra_source_addresses.iter().enumerate() {
+        let at = at_extra.index(i);
+        let at = at.field("address");
+        sources.push(source(at, extra.address.as_ref().ok_or_else(|| at.invalid("is required"))?)?);
+    }
+    for (i, address) in bind.additional_source_addresses.iter().enumerate() {
+        sources.push(source(at_more.index(i), address)?);
+    }
+    Ok(sources)
+}
+
+fn source(at: At<'_>, address: &SocketAddress) -> Result<SocketAddr, XdsError> {
     match socket(at, address)? {
-        EndpointAddress::Socket(address) => Ok(Some(address)),
+        EndpointAddress::Socket(address) => Ok(address),
         EndpointAddress::Host(host, _) => {
             Err(at.field("address").invalid(format!("must be an IP address, not {host:?}")))
         }
@@ -255,8 +284,8 @@ fn keepalive(proto: &KeepaliveProto) -> TcpKeepalive {
 }
 
 fn circuit_breakers(at: At<'_>, proto: Option<&CircuitBreakers>) -> Result<[Thresholds; 2], XdsError> {
-    let at = at.field("circuit_breakers");
-    let at = at.field("thresholds");
+    let at_breakers = at.field("circuit_breakers");
+    let at = at_breakers.field("thresholds");
     let mut thresholds = [Thresholds::default(); 2];
     let given = proto.map(|breakers| breakers.thresholds.as_slice()).unwrap_or_default();
     for (i, proto) in given.iter().enumerate() {
@@ -265,6 +294,26 @@ fn circuit_breakers(at: At<'_>, proto: Option<&CircuitBreakers>) -> Result<[Thre
             return Err(at.index(i).field("priority").invalid("must be DEFAULT or HIGH"));
         };
         *of_priority = with(at.index(i), *of_priority, proto)?;
+    }
+    let per_host = proto.map(|breakers| breakers.per_host_thresholds.as_slice()).unwrap_or_default();
+    for (i, proto) in per_host.iter().enumerate() {
+        let priority = usize::try_from(proto.priority).unwrap_or(usize::MAX);
+        let at = at_breakers.field("per_host_thresholds");
+        let Some(of_priority) = thresholds.get_mut(priority) else {
+            return Err(at.index(i).field("priority").invalid("must be DEFAULT or HIGH"));
+        };
+        // Envoy: "per_host_thresholds currently only supports max_connections".
+        let only = ThresholdsProto {
+            priority: proto.priority,
+            max_connections: proto.max_connections,
+            ..Default::default()
+        };
+        if *proto != only {
+            return Err(at
+                .index(i)
+                .invalid("only max_connections is possible for each host; remove the others"));
+        }
+        of_priority.max_connections_per_host = proto.max_connections.map(|v| v.value);
     }
     Ok(thresholds)
 }
@@ -283,6 +332,12 @@ fn with(at: At<'_>, defaults: Thresholds, proto: &ThresholdsProto) -> Result<Thr
             }
             None => None,
         },
+        budget_interval: match &proto.retry_budget {
+            Some(budget) => timeout(at.field("retry_budget.budget_interval"), budget.budget_interval, None)?,
+            None => None,
+        },
+        max_connections_per_host: None,
+        track_remaining: proto.track_remaining,
     })
 }
 

@@ -10,7 +10,7 @@ use mesh_xds::pb::google::protobuf::value::Kind;
 
 use super::common::{endpoint_address, enumeration, non_empty, number};
 use super::error::{At, XdsError};
-use super::{Context, istio, metadata, support};
+use super::{Context, health_check, istio, metadata, support};
 use crate::model::cluster::{Assignment, Endpoint, EndpointAddress, HealthStatus, Locality};
 
 /// Compiles the endpoints of an EDS cluster; `path` is where they stand, for errors.
@@ -71,16 +71,27 @@ fn endpoint(at: At<'_>, proto: &LbEndpoint, hosts_allowed: bool) -> Result<Arc<E
         address,
         hostname: non_empty(&inner.hostname),
         weight: number(proto.load_balancing_weight, 1).max(1),
-        health: match enumeration(at.field("health_status"), proto.health_status)? {
-            HealthProto::Unknown | HealthProto::Healthy => HealthStatus::Healthy,
-            HealthProto::Degraded => HealthStatus::Degraded,
-            HealthProto::Draining => HealthStatus::Draining,
-            HealthProto::Unhealthy | HealthProto::Timeout => HealthStatus::Unhealthy,
-        },
+        health: health(at.field("health_status"), proto.health_status)?,
         transport_match: transport_match(proto.metadata.as_ref()),
         peer: istio::peer(proto.metadata.as_ref()),
         lb_metadata: lb_metadata(proto.metadata.as_ref()),
+        check: match &inner.health_check_config {
+            Some(check) => {
+                Some(health_check::endpoint_check(at_endpoint.field("health_check_config"), check)?)
+            }
+            None => None,
+        },
     }))
+}
+
+/// UNKNOWN is as good as HEALTHY, TIMEOUT as bad as UNHEALTHY.
+pub(super) fn health(at: At<'_>, status: i32) -> Result<HealthStatus, XdsError> {
+    Ok(match enumeration(at, status)? {
+        HealthProto::Unknown | HealthProto::Healthy => HealthStatus::Healthy,
+        HealthProto::Degraded => HealthStatus::Degraded,
+        HealthProto::Draining => HealthStatus::Draining,
+        HealthProto::Unhealthy | HealthProto::Timeout => HealthStatus::Unhealthy,
+    })
 }
 
 fn transport_match(metadata: Option<&Metadata>) -> Vec<(String, String)> {

@@ -13,14 +13,15 @@ use mesh_xds::pb::envoy::extensions::load_balancing_policies::random::v3::Random
 use mesh_xds::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::RingHash;
 use mesh_xds::pb::envoy::extensions::load_balancing_policies::ring_hash::v3::ring_hash::HashFunction as FunctionProto;
 use mesh_xds::pb::envoy::extensions::load_balancing_policies::round_robin::v3::RoundRobin;
+use mesh_xds::pb::envoy::extensions::load_balancing_policies::subset::v3::Subset;
 use mesh_xds::pb::envoy::extensions::load_balancing_policies::wrr_locality::v3::WrrLocality;
 use mesh_xds::pb::google::protobuf::Any;
 use mesh_xds::prost::{Message, Name};
 
 use super::common::{boolean, enumeration, number};
 use super::error::{At, XdsError};
-use super::hash_policy;
 use super::lb_policy::{Converted, least_request, maglev, ramp, ring_hash};
+use super::{hash_policy, subset};
 use crate::model::cluster::{HashFunction, Hashing, LbPolicy, SlowStart};
 
 /// Leaves of each list the policies that are known, so that those before them are no errors; a list without
@@ -37,13 +38,14 @@ pub(super) fn keep_known(policy: &mut LoadBalancingPolicy) {
     }
 }
 
-const KNOWN: [&str; 7] = [
+const KNOWN: [&str; 8] = [
     ".cluster_provided.v3.ClusterProvided",
     ".least_request.v3.LeastRequest",
     ".maglev.v3.Maglev",
     ".random.v3.Random",
     ".ring_hash.v3.RingHash",
     ".round_robin.v3.RoundRobin",
+    ".subset.v3.Subset",
     ".wrr_locality.v3.WrrLocality",
 ];
 
@@ -92,6 +94,13 @@ fn policy(at: At<'_>, any: &Any) -> Result<Option<Converted>, XdsError> {
         let mut converted = Converted::new(maglev(at, config.table_size)?);
         converted.balancing.hashing = hashing(at, config.consistent_hashing_lb_config.as_ref())?;
         converted.locality_weighted = config.locality_weighted_lb_config.is_some();
+        return Ok(Some(converted));
+    }
+    if let Some(config) = unpack::<Subset>(at, any)? {
+        let at_inner = at.field("subset_lb_policy");
+        let inner = config.subset_lb_policy.as_ref().ok_or_else(|| at_inner.invalid("is required"))?;
+        let mut converted = convert(at_inner, inner)?;
+        converted.balancing.subsets = Some(subset::of_extension(at, &config)?);
         return Ok(Some(converted));
     }
     if let Some(config) = unpack::<WrrLocality>(at, any)? {

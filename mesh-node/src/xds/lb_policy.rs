@@ -15,7 +15,7 @@ use mesh_xds::pb::google::protobuf;
 
 use super::common::{duration, enumeration, number, percent};
 use super::error::{At, XdsError};
-use super::{Context, lb_extension};
+use super::{Context, endpoint, lb_extension, subset};
 use crate::model::cluster::{Balancing, HashFunction, Hashing, LbPolicy, SlowStart};
 
 /// Envoy's defaults and bounds of ring and table sizes.
@@ -53,6 +53,11 @@ pub(super) fn convert(
         }
         None => of_enum(at, proto)?,
     };
+    if let Some(set) = proto.common_lb_config.as_ref().and_then(|c| c.override_host_status.as_ref()) {
+        let at = at.field("common_lb_config.override_host_status.statuses");
+        let statuses = set.statuses.iter().enumerate().map(|(i, s)| endpoint::health(at.index(i), *s));
+        converted.balancing.override_statuses = statuses.collect::<Result<_, _>>()?;
+    }
     // Envoy's own rule, both ways.
     if original_dst != matches!(converted.lb, LbPolicy::ClusterProvided) {
         let message = if original_dst {
@@ -61,6 +66,9 @@ pub(super) fn convert(
             "CLUSTER_PROVIDED is only for type ORIGINAL_DST"
         };
         return Err(at.field("lb_policy").invalid(message));
+    }
+    if let Some(subsets) = &mut converted.balancing.subsets {
+        subsets.stats = context.stats.subsets(stat_name);
     }
     match converted.lb {
         LbPolicy::RingHash { .. } => {
@@ -75,6 +83,9 @@ pub(super) fn convert(
 /// Envoy: "load_balancing_policy cannot be combined with" what the policies have in messages of their own.
 fn exclusive(at: At<'_>, proto: &Proto) -> Result<(), XdsError> {
     let message = "cannot be given beside load_balancing_policy; move it into the policy";
+    if proto.lb_subset_config.is_some() {
+        return Err(at.field("lb_subset_config").invalid(message));
+    }
     let common = proto.common_lb_config.as_ref();
     if common.is_some_and(|common| common.locality_config_specifier.is_some()) {
         return Err(at.field("common_lb_config").invalid(format!("locality settings: {message}")));
@@ -129,6 +140,9 @@ fn of_enum(at: At<'_>, proto: &Proto) -> Result<Converted, XdsError> {
         Some(LbConfig::LeastRequestLbConfig(config)) => slow_start(at, config.slow_start_config.as_ref())?,
         _ => None,
     };
+    if let Some(subsets) = &proto.lb_subset_config {
+        converted.balancing.subsets = Some(subset::convert(at.field("lb_subset_config"), subsets)?);
+    }
     if let Some(common) = &proto.common_lb_config {
         of_common(common, &mut converted);
     }

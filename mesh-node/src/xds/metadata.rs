@@ -1,9 +1,24 @@
 //! `google.protobuf.Struct` as metadata that can be compared.
 
+use mesh_xds::pb::envoy::config::core::v3::Metadata as MetadataProto;
 use mesh_xds::pb::google::protobuf::value::Kind;
 use mesh_xds::pb::google::protobuf::{Struct, Value};
 
-use crate::model::metadata::{Metadata, MetadataValue};
+use crate::model::metadata::{Metadata, MetadataValue, find};
+
+/// What a message asks of hosts: its `envoy.lb` metadata, over that of the level above.
+pub(super) fn criteria(own: Option<&MetadataProto>, above: Option<&Metadata>) -> Option<Metadata> {
+    let own = own.and_then(|metadata| metadata.filter_metadata.get("envoy.lb")).map(fields);
+    match (own, above) {
+        (Some(own), Some(above)) => {
+            let inherited = above.iter().filter(|(key, _)| find(&own, key).is_none());
+            let mut all: Vec<_> = own.iter().chain(inherited).cloned().collect();
+            all.sort_by(|(a, _), (b, _)| a.cmp(b));
+            Some(all.into())
+        }
+        (own, above) => own.or_else(|| above.cloned()),
+    }
+}
 
 /// The fields of a struct, sorted.
 pub(super) fn fields(proto: &Struct) -> Metadata {

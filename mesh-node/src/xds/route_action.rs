@@ -25,7 +25,8 @@ use super::http_connection_manager::upgrades;
 use super::http_filters::overrides;
 use super::listener::extension;
 use super::route::Table;
-use super::{format, hash_policy, headers, matcher};
+use super::{format, hash_policy, headers, matcher, metadata};
+use crate::model::metadata::Metadata;
 use crate::model::route::{
     ClusterChoice, DirectResponse, Forward, HostRewrite, PathRewrite, Redirect, RedirectPath, RetryOn,
     RetryPolicy, WeightedCluster,
@@ -66,6 +67,7 @@ pub(super) fn forward(at: At<'_>, proto: &RouteAction, table: &Table<'_, '_>) ->
         )?,
         retry,
         upgrades: self::upgrades(at.field("upgrade_configs"), upgrades)?,
+        metadata_match: metadata::criteria(proto.metadata_match.as_ref(), None),
         hash_policy: hash_policy::convert(at.field("hash_policy"), &proto.hash_policy)?,
         priority_high: proto.priority == 1,
     })
@@ -86,7 +88,8 @@ fn cluster_choice(at: At<'_>, proto: &RouteAction, table: &Table<'_, '_>) -> Res
             Ok(ClusterChoice::Header(headers::name(at.field("cluster_header"), name)?))
         }
         Some(ClusterSpecifier::WeightedClusters(weighted)) => {
-            self::weighted(at.field("weighted_clusters"), weighted, table)
+            let route = metadata::criteria(proto.metadata_match.as_ref(), None);
+            self::weighted(at.field("weighted_clusters"), weighted, route.as_ref(), table)
         }
         Some(_) => Err(at.unsupported()),
         None => Err(at.invalid("needs one of cluster, cluster_header, weighted_clusters")),
@@ -97,7 +100,12 @@ fn known_cluster(at: At<'_>, name: &str, table: &Table<'_, '_>) -> Result<(), Xd
     if table.validate_clusters { table.context.known_cluster(at, name) } else { Ok(()) }
 }
 
-fn weighted(at: At<'_>, proto: &WeightedProto, table: &Table<'_, '_>) -> Result<ClusterChoice, XdsError> {
+fn weighted(
+    at: At<'_>,
+    proto: &WeightedProto,
+    metadata_match: Option<&Metadata>,
+    table: &Table<'_, '_>,
+) -> Result<ClusterChoice, XdsError> {
     let at_clusters = at.field("clusters");
     let mut sum = 0u32;
     let mut clusters = Vec::with_capacity(proto.clusters.len());
@@ -112,6 +120,7 @@ fn weighted(at: At<'_>, proto: &WeightedProto, table: &Table<'_, '_>) -> Result<
             name: cluster.name.as_str().into(),
             weight,
             headers: mutations(at, lists!(cluster))?,
+            metadata_match: metadata::criteria(cluster.metadata_match.as_ref(), metadata_match),
             filters: overrides(at, &cluster.typed_per_filter_config, table.context)?,
             host_rewrite: cluster
                 .host_rewrite_specifier

@@ -65,7 +65,9 @@ pub(super) const ROWS: &[Row] = &[
     ("config.core.v3.RuntimeFractionalPercent", "default_value", "runtime_key"),
     ("config.core.v3.RuntimeDouble", "default_value", "runtime_key"),
     ("config.core.v3.TcpKeepalive", "keepalive_probes keepalive_time keepalive_interval", ""),
-    ("config.core.v3.BindConfig", "source_address", ""),
+    ("config.core.v3.BindConfig",
+     "source_address extra_source_addresses additional_source_addresses", ""),
+    ("config.core.v3.ExtraSourceAddress", "address", ""),
     ("config.core.v3.HeaderValueOption", "header append append_action keep_empty_value", ""),
     ("config.core.v3.HeaderValue", "key value", ""),
     ("config.core.v3.SubstitutionFormatString",
@@ -110,8 +112,8 @@ pub(super) const ROWS: &[Row] = &[
 
     ("extensions.filters.network.tcp_proxy.v3.TcpProxy",
      "stat_prefix cluster weighted_clusters idle_timeout access_log max_connect_attempts hash_policy \
-      max_downstream_connection_duration",
-     "metadata_match access_log_flush_interval flush_access_log_on_connected access_log_options \
+      max_downstream_connection_duration metadata_match",
+     "access_log_flush_interval flush_access_log_on_connected access_log_options \
       backoff_options check_drain_close max_downstream_connection_duration_jitter_percentage"),
     ("extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster", "clusters", ""),
     ("extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster.ClusterWeight", "name weight",
@@ -280,9 +282,8 @@ pub(super) const ROWS: &[Row] = &[
      "cluster cluster_header weighted_clusters cluster_not_found_response_code prefix_rewrite regex_rewrite \
       host_rewrite_literal auto_host_rewrite host_rewrite_header host_rewrite_path_regex \
       append_x_forwarded_host timeout idle_timeout retry_policy priority hash_policy max_grpc_timeout \
-      grpc_timeout_offset \
-      upgrade_configs max_stream_duration",
-     "metadata_match rate_limits include_vh_rate_limits cors early_data_policy flush_timeout"),
+      grpc_timeout_offset metadata_match upgrade_configs max_stream_duration",
+     "rate_limits include_vh_rate_limits cors early_data_policy flush_timeout"),
     ("config.route.v3.RouteAction.MaxStreamDuration", "max_stream_duration grpc_timeout_header_max", ""),
     ("config.route.v3.RouteAction.UpgradeConfig", "upgrade_type enabled", ""),
     ("config.route.v3.RouteAction.HashPolicy",
@@ -295,8 +296,8 @@ pub(super) const ROWS: &[Row] = &[
     ("config.route.v3.WeightedCluster", "clusters", "total_weight runtime_key_prefix"),
     ("config.route.v3.WeightedCluster.ClusterWeight",
      "name weight request_headers_to_add request_headers_to_remove response_headers_to_add \
-      response_headers_to_remove host_rewrite_literal",
-     "metadata_match typed_per_filter_config"),
+      response_headers_to_remove host_rewrite_literal metadata_match",
+     "typed_per_filter_config"),
     ("config.route.v3.RedirectAction",
      "https_redirect scheme_redirect host_redirect port_redirect path_redirect prefix_rewrite regex_rewrite \
       response_code strip_query", ""),
@@ -313,22 +314,22 @@ pub(super) const ROWS: &[Row] = &[
      "name alt_stat_name type eds_cluster_config connect_timeout per_connection_buffer_limit_bytes lb_policy load_assignment \
       max_requests_per_connection circuit_breakers upstream_http_protocol_options \
       common_http_protocol_options http_protocol_options http2_protocol_options \
-      typed_extension_protocol_options dns_refresh_rate dns_failure_refresh_rate respect_dns_ttl \
+      typed_extension_protocol_options dns_refresh_rate dns_jitter dns_failure_refresh_rate respect_dns_ttl \
       dns_lookup_family cleanup_interval upstream_bind_config common_lb_config transport_socket \
       transport_socket_matches protocol_selection upstream_connection_options \
       close_connections_on_host_health_failure original_dst_lb_config least_request_lb_config \
       round_robin_lb_config ring_hash_lb_config maglev_lb_config load_balancing_policy \
-      outlier_detection",
-     "metadata wait_for_warm_on_init dns_jitter typed_dns_resolver_config use_tcp_for_dns_lookups \
+      outlier_detection health_checks lb_subset_config",
+     "metadata wait_for_warm_on_init typed_dns_resolver_config use_tcp_for_dns_lookups \
       stats_matcher per_connection_buffer_high_watermark_timeout ignore_health_on_host_removal \
       track_timeout_budgets track_cluster_stats preconnect_policy lrs_report_endpoint_metrics"),
     ("config.cluster.v3.Cluster.EdsClusterConfig", "eds_config service_name", ""),
     ("config.cluster.v3.Cluster.TransportSocketMatch", "name match transport_socket", ""),
     ("config.cluster.v3.Cluster.RefreshRate", "base_interval max_interval", ""),
     ("config.cluster.v3.Cluster.CommonLbConfig",
-     "healthy_panic_threshold locality_weighted_lb_config zone_aware_lb_config consistent_hashing_lb_config",
-     "update_merge_window ignore_new_hosts_until_first_hc close_connections_on_host_set_change \
-      override_host_status"),
+     "healthy_panic_threshold locality_weighted_lb_config zone_aware_lb_config consistent_hashing_lb_config \
+      override_host_status ignore_new_hosts_until_first_hc",
+     "update_merge_window close_connections_on_host_set_change"),
     ("config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig", "fail_traffic_on_panic",
      "routing_enabled min_cluster_size"),
     ("config.cluster.v3.Cluster.CommonLbConfig.ConsistentHashingLbConfig",
@@ -354,6 +355,11 @@ pub(super) const ROWS: &[Row] = &[
     ("extensions.load_balancing_policies.maglev.v3.Maglev",
      "table_size consistent_hashing_lb_config locality_weighted_lb_config", ""),
     ("extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided", "", ""),
+    ("extensions.load_balancing_policies.subset.v3.Subset",
+     "fallback_policy default_subset subset_selectors allow_redundant_keys locality_weight_aware \
+      panic_mode_any list_as_any subset_lb_policy", ""),
+    ("extensions.load_balancing_policies.subset.v3.Subset.LbSubsetSelector",
+     "keys fallback_policy fallback_keys_subset", ""),
     ("extensions.load_balancing_policies.wrr_locality.v3.WrrLocality", "endpoint_picking_policy", ""),
     ("extensions.load_balancing_policies.common.v3.SlowStartConfig",
      "slow_start_window aggression min_weight_percent", ""),
@@ -366,6 +372,10 @@ pub(super) const ROWS: &[Row] = &[
      "fail_traffic_on_panic", "routing_enabled min_cluster_size force_locality_direct_routing"),
     ("config.cluster.v3.Cluster.OriginalDstLbConfig",
      "use_http_header http_header_name upstream_port_override", ""),
+    ("config.cluster.v3.Cluster.LbSubsetConfig",
+     "fallback_policy default_subset subset_selectors locality_weight_aware panic_mode_any list_as_any", ""),
+    ("config.cluster.v3.Cluster.LbSubsetConfig.LbSubsetSelector",
+     "keys fallback_policy fallback_keys_subset", ""),
     ("config.cluster.v3.OutlierDetection",
      "consecutive_5xx interval base_ejection_time max_ejection_percent enforcing_consecutive_5xx \
       enforcing_success_rate success_rate_minimum_hosts success_rate_request_volume \
@@ -378,18 +388,34 @@ pub(super) const ROWS: &[Row] = &[
       successful_active_health_check_uneject_host always_eject_one_host", ""),
     ("config.cluster.v3.UpstreamConnectionOptions", "tcp_keepalive",
      "set_local_interface_name_on_upstream_connections happy_eyeballs_config"),
-    ("config.cluster.v3.CircuitBreakers", "thresholds", ""),
+    ("config.cluster.v3.CircuitBreakers", "thresholds per_host_thresholds", ""),
     ("config.cluster.v3.CircuitBreakers.Thresholds",
-     "priority max_connections max_pending_requests max_requests max_retries retry_budget",
-     "track_remaining max_connection_pools"),
-    ("config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget", "budget_percent min_retry_concurrency",
-     "budget_interval"),
+     "priority max_connections max_pending_requests max_requests max_retries retry_budget track_remaining",
+     "max_connection_pools"),
+    ("config.cluster.v3.CircuitBreakers.Thresholds.RetryBudget",
+     "budget_percent min_retry_concurrency budget_interval", ""),
     ("config.endpoint.v3.ClusterLoadAssignment", "cluster_name endpoints policy", ""),
     ("config.endpoint.v3.ClusterLoadAssignment.Policy", "overprovisioning_factor", "endpoint_stale_after"),
     ("config.endpoint.v3.LocalityLbEndpoints", "locality lb_endpoints load_balancing_weight priority",
      "metadata proximity"),
     ("config.endpoint.v3.LbEndpoint", "health_status metadata load_balancing_weight endpoint", ""),
-    ("config.endpoint.v3.Endpoint", "address hostname", "health_check_config observability_name"),
+    ("config.endpoint.v3.Endpoint", "address hostname health_check_config", "observability_name"),
+    ("config.endpoint.v3.Endpoint.HealthCheckConfig",
+     "port_value hostname address disable_active_health_check", ""),
+    ("config.core.v3.HealthStatusSet", "statuses", ""),
+    ("config.core.v3.HealthCheck",
+     "timeout interval initial_jitter interval_jitter interval_jitter_percent unhealthy_threshold \
+      healthy_threshold no_traffic_interval no_traffic_healthy_interval unhealthy_interval \
+      unhealthy_edge_interval healthy_edge_interval transport_socket_match_criteria http_health_check \
+      tcp_health_check grpc_health_check",
+     "reuse_connection event_log_path event_logger event_service always_log_health_check_failures \
+      always_log_health_check_success"),
+    ("config.core.v3.HealthCheck.HttpHealthCheck",
+     "host path send receive response_buffer_size request_headers_to_add request_headers_to_remove \
+      expected_statuses retriable_statuses codec_client_type service_name_matcher method", ""),
+    ("config.core.v3.HealthCheck.TcpHealthCheck", "send receive", ""),
+    ("config.core.v3.HealthCheck.GrpcHealthCheck", "service_name authority initial_metadata", ""),
+    ("config.core.v3.HealthCheck.Payload", "text binary", ""),
     ("extensions.upstreams.http.v3.HttpProtocolOptions",
      "common_http_protocol_options upstream_http_protocol_options explicit_http_config \
       use_downstream_protocol_config auto_config", ""),

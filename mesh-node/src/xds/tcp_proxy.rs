@@ -9,7 +9,7 @@ use mesh_xds::pb::envoy::r#type::v3::hash_policy::PolicySpecifier;
 
 use super::common::{number, timeout};
 use super::error::{At, XdsError};
-use super::{Context, access_log};
+use super::{Context, access_log, metadata};
 use crate::model::network::{TcpClusters, TcpProxy};
 
 /// Envoy's `idle_timeout` of TCP connections.
@@ -27,6 +27,7 @@ pub(super) fn convert(at: At<'_>, proto: &Proto, context: &Context<'_>) -> Resul
             None,
         )?,
         max_connect_attempts: number(proto.max_connect_attempts, 1).max(1),
+        metadata_match: metadata::criteria(proto.metadata_match.as_ref(), None),
         hash_source_ip: proto.hash_policy.iter().any(|policy| {
             // The only policy that the table of supported fields lets through.
             matches!(policy.policy_specifier, Some(PolicySpecifier::SourceIp(_)))

@@ -11,7 +11,13 @@ use crate::model::cluster::{Cluster, Discovery, DnsFamily, DnsOptions, HealthSta
 const REFRESH: Duration = Duration::from_secs(5);
 
 fn options() -> DnsOptions {
-    DnsOptions { refresh: REFRESH, failure_refresh: None, respect_ttl: false, family: DnsFamily::V4Only }
+    DnsOptions {
+        refresh: REFRESH,
+        jitter: Duration::ZERO,
+        failure_refresh: None,
+        respect_ttl: false,
+        family: DnsFamily::V4Only,
+    }
 }
 
 fn strict(names: &[&str], options: DnsOptions) -> Cluster {
@@ -182,4 +188,26 @@ async fn the_system_resolver_reads_the_hosts_file() {
     let resolver = SystemResolver::default();
     let answer = resolver.lookup("localhost", crate::cluster::Family::V4).await.unwrap();
     assert_eq!(answer.addresses, ["127.0.0.1".parse::<std::net::IpAddr>().unwrap()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn jitter_keeps_clusters_from_asking_all_at_once() {
+    let resolver = Arc::<Scripted>::default();
+    resolver.set("a.test", &["10.0.0.1"], 60);
+    let jittered = DnsOptions { jitter: Duration::from_secs(5), ..options() };
+    let (_manager, state) = started(&resolver, strict(&["a.test:80"], jittered)).await;
+    let begun = tokio::time::Instant::now();
+    let mut waits = Vec::new();
+    let mut attempts = state.stats.update_attempt.get();
+    let mut last = begun;
+    while waits.len() < 20 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if state.stats.update_attempt.get() > attempts {
+            attempts = state.stats.update_attempt.get();
+            waits.push(last.elapsed().as_millis());
+            last = tokio::time::Instant::now();
+        }
+    }
+    assert!(waits.iter().all(|ms| (4_800..10_300).contains(ms)), "{waits:?}");
+    assert!(waits.iter().any(|ms| *ms > 7_000), "{waits:?}");
 }

@@ -103,3 +103,53 @@ fn the_clusters_page_counts_requests_by_outcome() {
     assert_eq!(state.stats.upstream_cx_connect_timeout.get(), 1);
     assert_eq!(state.stats.upstream_rq_total.get(), 3);
 }
+
+#[test]
+fn connections_to_each_host_can_have_a_limit_of_their_own() {
+    let mut config = cluster("c", weighted(&[1, 1]));
+    config.circuit_breakers[0].max_connections_per_host = Some(1);
+    let state = state(1, config);
+    let [a, b] = [0, 1].map(|i| state.hosts()[i].clone());
+    let _held = state.connection(&a, DEFAULT).unwrap();
+    assert!(state.connection(&a, DEFAULT).is_err());
+    assert!(state.connection(&b, DEFAULT).is_ok());
+    assert_eq!(state.stats.upstream_cx_overflow.get(), 1);
+    assert_eq!(state.breakers.of(DEFAULT).connections.count(), 1);
+}
+
+#[test]
+fn what_breakers_leave_is_told_where_asked_for() {
+    let mut config = cluster("c", weighted(&[1]));
+    let stats = std::sync::Arc::<crate::telemetry::stats::RemainingStats>::default();
+    config.remaining_stats = Some(stats.clone());
+    config.circuit_breakers[0] =
+        Thresholds { max_requests: 5, max_retries: 2, track_remaining: true, ..Thresholds::default() };
+    let state = state(1, config);
+    let host = state.hosts()[0].clone();
+    let left = || (stats.default_rq.get(), stats.default_cx.get(), stats.default_retries.get());
+    assert_eq!(left(), (5, 1024, 2));
+    let held = (state.request(&host, DEFAULT), state.connection(&host, DEFAULT), state.retry(DEFAULT));
+    assert_eq!(left(), (4, 1023, 1));
+    drop(held);
+    assert_eq!(left(), (5, 1024, 2));
+    assert_eq!(stats.high_rq.get(), 0, "the other priority was not asked for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_budget_can_count_what_began_within_an_interval() {
+    let budget = Thresholds {
+        retry_budget: Some((50.0, 0)),
+        budget_interval: Some(std::time::Duration::from_millis(800)),
+        ..Thresholds::default()
+    };
+    let state = with(budget);
+    let host = state.hosts()[0].clone();
+    assert!(state.retry(DEFAULT).is_err());
+    // Four requests that have ended allow two retries, until the interval is over.
+    (0..4).for_each(|_| drop(state.request(&host, DEFAULT)));
+    let held = (state.retry(DEFAULT).unwrap(), state.retry(DEFAULT).unwrap());
+    assert!(state.retry(DEFAULT).is_err());
+    drop(held);
+    tokio::time::advance(std::time::Duration::from_millis(1000)).await;
+    assert!(state.retry(DEFAULT).is_err());
+}

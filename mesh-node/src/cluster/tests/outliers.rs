@@ -9,7 +9,7 @@ use crate::model::cluster::HealthStatus;
 use crate::model::resilience::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
 
 /// Envoy's defaults, but any share of hosts may be ejected.
-fn detection() -> OutlierDetection {
+pub(super) fn detection() -> OutlierDetection {
     OutlierDetection {
         interval: Duration::from_secs(10),
         base_ejection_time: Duration::from_secs(30),
@@ -235,6 +235,25 @@ async fn a_host_that_fails_too_often_is_taken_out_where_that_is_enforced() {
         pass(&state, 10).await;
         assert_eq!(ejected(&state), expected);
         assert_eq!(stats(&state).ejections_detected_failure_percentage.get(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_to_a_host_that_fails_end_where_that_is_configured() {
+    for closes in [true, false] {
+        let mut config = cluster("c", weighted(&[1, 1]));
+        config.outlier_detection = Some(detection());
+        config.close_connections_on_host_health_failure = closes;
+        let state = state(1, config);
+        let host = state.hosts()[0].clone();
+        times(&state, &host, 5, Report::Response(500));
+        assert_eq!(host.removed.started(), closes);
+        // The host that is there now can have connections again, once it recovers.
+        let now = state.hosts()[0].clone();
+        assert!(!now.removed.started() && now.address == host.address);
+        assert_eq!(Arc::ptr_eq(&now, &host), !closes);
+        pass(&state, 30).await;
+        assert_eq!((ejected(&state), state.hosts()[0].removed.started()), (0, false));
     }
 }
 

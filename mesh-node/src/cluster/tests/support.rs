@@ -76,6 +76,7 @@ pub(crate) fn endpoint(address: &str, weight: u32, health: HealthStatus) -> Arc<
         peer: None,
         transport_match: Vec::new(),
         lb_metadata: Vec::new().into(),
+        check: None,
     })
 }
 
@@ -111,10 +112,11 @@ pub(crate) fn cluster(name: &str, load_assignment: Vec<Locality>) -> Cluster {
         lb: LbPolicy::RoundRobin,
         balancing: Balancing::default(),
         outlier_detection: None,
+        health_check: None,
         panic_threshold_percent: 50.0,
         locality_weighted: false,
         connect_timeout: Duration::from_secs(5),
-        bind_source: None,
+        bind_sources: Vec::new(),
         tcp_keepalive: None,
         transport_socket_matches: Vec::new(),
         transport_socket: Transport::Raw,
@@ -127,6 +129,7 @@ pub(crate) fn cluster(name: &str, load_assignment: Vec<Locality>) -> Cluster {
         auto_sni: false,
         auto_san_validation: false,
         circuit_breakers: Default::default(),
+        remaining_stats: None,
         per_connection_buffer_limit_bytes: 1 << 20,
         close_connections_on_host_health_failure: false,
         stats: Arc::default(),

@@ -63,6 +63,7 @@ fn levels(most_specific_wins: bool) -> (RouteTable, WeightedCluster) {
     (
         table,
         WeightedCluster {
+            metadata_match: None,
             name: "c".into(),
             weight: 1,
             headers: level("w"),

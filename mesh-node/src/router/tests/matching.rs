@@ -258,6 +258,7 @@ fn weighted(weights: &[u32]) -> RouteTable {
         .iter()
         .enumerate()
         .map(|(i, weight)| WeightedCluster {
+            metadata_match: None,
             name: i.to_string().into(),
             weight: *weight,
             headers: Default::default(),

@@ -53,6 +53,7 @@ fn a_regex_rewrites_every_occurrence_in_the_path_and_none_in_the_query() {
 #[test]
 fn the_host_is_rewritten_as_the_route_says() {
     let weighted = WeightedCluster {
+        metadata_match: None,
         filters: Vec::new(),
         name: "c".into(),
         weight: 1,

@@ -105,6 +105,7 @@ pub(crate) fn forward() -> Forward {
         retry: None,
         upgrades: Vec::new(),
         hash_policy: Vec::new(),
+        metadata_match: None,
         priority_high: false,
     }
 }

@@ -271,6 +271,39 @@ group! {
 }
 
 group! {
+    /// `cluster.NAME.circuit_breakers.*.remaining_*`, of clusters with `track_remaining`.
+    RemainingStats {
+        counters {}
+        gauges {
+            default_cx as "circuit_breakers.default.remaining_cx",
+            default_pending as "circuit_breakers.default.remaining_pending",
+            default_rq as "circuit_breakers.default.remaining_rq",
+            default_retries as "circuit_breakers.default.remaining_retries",
+            high_cx as "circuit_breakers.high.remaining_cx",
+            high_pending as "circuit_breakers.high.remaining_pending",
+            high_rq as "circuit_breakers.high.remaining_rq",
+            high_retries as "circuit_breakers.high.remaining_retries",
+        }
+        histograms {}
+    }
+}
+
+group! {
+    /// `cluster.NAME.lb_subsets_*`, of clusters with subsets.
+    SubsetStats {
+        counters {
+            lb_subsets_created,
+            lb_subsets_removed,
+            lb_subsets_selected,
+            lb_subsets_fallback,
+            lb_subsets_fallback_panic,
+        }
+        gauges { lb_subsets_active, }
+        histograms {}
+    }
+}
+
+group! {
     /// `cluster.NAME.ring_hash_lb.*`, of clusters with `RING_HASH`.
     RingHashStats {
         counters {}

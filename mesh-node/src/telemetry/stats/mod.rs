@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub use custom::{Custom, http_tags};
 pub use groups::{
     ClusterManagerStats, ClusterStats, ControlPlaneStats, FilesystemStats, HealthCheckStats, HttpStats,
-    ListenerManagerStats, ListenerStats, MaglevStats, OutlierStats, RingHashStats, ServerStats,
-    SubscriptionStats, TcpStats,
+    ListenerManagerStats, ListenerStats, MaglevStats, OutlierStats, RemainingStats, RingHashStats,
+    ServerStats, SubscriptionStats, SubsetStats, TcpStats,
 };
 pub use histogram::{Histogram, Summary};
 pub use prometheus::prometheus;

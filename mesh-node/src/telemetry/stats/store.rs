@@ -12,8 +12,8 @@ use regex::Regex;
 use super::custom::{Custom, Each};
 use super::groups::{
     ClusterManagerStats, ClusterStats, ControlPlaneStats, FilesystemStats, Group, HealthCheckStats,
-    HttpStats, ListenerManagerStats, ListenerStats, MaglevStats, OutlierStats, RingHashStats, ServerStats,
-    Stat, SubscriptionStats, TcpStats,
+    HttpStats, ListenerManagerStats, ListenerStats, MaglevStats, OutlierStats, RemainingStats, RingHashStats,
+    ServerStats, Stat, SubscriptionStats, SubsetStats, TcpStats,
 };
 use super::histogram::Summary;
 
@@ -26,6 +26,8 @@ pub struct Store {
     ring_hash: Family<RingHashStats>,
     maglev: Family<MaglevStats>,
     outlier: Family<OutlierStats>,
+    subsets: Family<SubsetStats>,
+    remaining: Family<RemainingStats>,
     health_check: Family<HealthCheckStats>,
     tcp: Family<TcpStats>,
     /// By their whole prefix.
@@ -132,6 +134,16 @@ impl Store {
     /// `cluster.NAME.maglev_lb.*`
     pub fn maglev(&self, name: &str) -> Arc<MaglevStats> {
         handle(&self.maglev, name)
+    }
+
+    /// `cluster.NAME.circuit_breakers.*.remaining_*`
+    pub fn remaining(&self, name: &str) -> Arc<RemainingStats> {
+        handle(&self.remaining, name)
+    }
+
+    /// `cluster.NAME.lb_subsets_*`
+    pub fn subsets(&self, name: &str) -> Arc<SubsetStats> {
+        handle(&self.subsets, name)
     }
 
     /// `cluster.NAME.outlier_detection.*`
@@ -269,6 +281,8 @@ impl Store {
         visit_family(&self.clusters, "cluster", Some("envoy_cluster_name"), visit);
         visit_family(&self.ring_hash, "cluster", Some("envoy_cluster_name"), visit);
         visit_family(&self.maglev, "cluster", Some("envoy_cluster_name"), visit);
+        visit_family(&self.remaining, "cluster", Some("envoy_cluster_name"), visit);
+        visit_family(&self.subsets, "cluster", Some("envoy_cluster_name"), visit);
         visit_family(&self.outlier, "cluster", Some("envoy_cluster_name"), visit);
         visit_family(&self.health_check, "cluster", Some("envoy_cluster_name"), visit);
         visit_family(&self.tcp, "tcp", Some("envoy_tcp_prefix"), visit);

@@ -1,7 +1,7 @@
 //! What a cluster's messages make of load balancing.
 
 use super::try_cluster;
-use crate::model::cluster::{Cluster, HashFunction, LbPolicy};
+use crate::model::cluster::{Cluster, Fallback, HashFunction, HealthStatus, LbPolicy, SelectorFallback};
 use crate::model::route::HashOn;
 
 const TYPES: &str = "type.googleapis.com/envoy.extensions.load_balancing_policies";
@@ -196,4 +196,141 @@ fn outlier_detection_has_envoys_defaults_and_takes_every_field() {
     ] {
         assert!(all.contains(expected), "{expected} in {all}");
     }
+}
+
+#[test]
+fn health_checks_have_envoys_defaults_and_take_every_field() {
+    let base = "timeout: 1s, interval: 2s, unhealthy_threshold: 3, healthy_threshold: 4";
+    let check = |fields: &str| {
+        format!("{:?}", cluster(&format!("health_checks: [{{{base}, {fields}}}]")).health_check.unwrap())
+    };
+    let plain = check("http_health_check: {path: /up}");
+    for expected in [
+        "host: None, path: \"/up\", method: GET, body: [], receive: [], response_buffer_bytes: 1024, expected: [(200, 201)], retriable: []",
+        "timeout: 1s, unhealthy_threshold: 3, healthy_threshold: 4",
+        "interval: 2s, jitter: 0ns, jitter_percent: 0, no_traffic: 60s, no_traffic_healthy: 60s, unhealthy: 2s, unhealthy_edge: 2s, healthy_edge: 2s",
+    ] {
+        assert!(plain.contains(expected), "{expected} in {plain}");
+    }
+    let all = check(
+        "initial_jitter: 5s, interval_jitter: 6s, interval_jitter_percent: 7, no_traffic_interval: 8s, \
+         no_traffic_healthy_interval: 9s, unhealthy_interval: 10s, unhealthy_edge_interval: 11s, \
+         healthy_edge_interval: 12s, transport_socket_match_criteria: {a: b}, \
+         http_health_check: {host: h, path: /x, method: POST, send: {text: 6162}, receive: [{text: '63'}, {binary: ZGU=}], \
+         response_buffer_size: 9, expected_statuses: [{start: 200, end: 300}], \
+         retriable_statuses: [{start: 503, end: 504}], request_headers_to_add: [{header: {key: x-a, value: b}}], \
+         request_headers_to_remove: [user-agent], codec_client_type: HTTP2, service_name_matcher: {prefix: s}}",
+    );
+    for expected in [
+        "initial_jitter: 5s, interval: 2s, jitter: 6s, jitter_percent: 7, no_traffic: 8s, no_traffic_healthy: 9s, unhealthy: 10s, unhealthy_edge: 11s, healthy_edge: 12s",
+        "transport_match: Some([(\"a\", \"b\")])",
+        "host: Some(\"h\"), path: \"/x\", method: POST, body: [97, 98], receive: [[99], [100, 101]], response_buffer_bytes: 9",
+        "expected: [(200, 300)], retriable: [(503, 504)], add: {\"x-a\": \"b\"}, remove: [\"user-agent\"], http2: true",
+        "Prefix(\"s\")",
+    ] {
+        assert!(all.contains(expected), "{expected} in {all}");
+    }
+    let tcp = check("tcp_health_check: {send: {text: '00'}, receive: [{text: ff}]}");
+    assert!(tcp.contains("Tcp { send: [0], receive: [[255]] }"), "{tcp}");
+    let h2 = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {'@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {http2_protocol_options: {}}}}";
+    let grpc = cluster(&format!(
+        "{h2}, health_checks: [{{{base}, grpc_health_check: {{service_name: s, authority: a, initial_metadata: [{{header: {{key: k, value: v}}}}]}}}}]"
+    ));
+    let grpc = format!("{:?}", grpc.health_check.unwrap());
+    assert!(
+        grpc.contains("Grpc { service: \"s\", authority: Some(\"a\"), metadata: {\"k\": \"v\"} }"),
+        "{grpc}"
+    );
+    let ignoring = cluster(&format!(
+        "common_lb_config: {{ignore_new_hosts_until_first_hc: true}}, health_checks: [{{{base}, tcp_health_check: {{}}}}]"
+    ));
+    assert!(ignoring.health_check.unwrap().ignore_new_hosts);
+}
+
+#[test]
+fn a_health_check_that_cannot_be_made_is_refused() {
+    let base = "timeout: 1s, interval: 2s, unhealthy_threshold: 3, healthy_threshold: 4";
+    for (fields, expected) in [
+        ("grpc_health_check: {}", "grpc_health_check: needs a cluster that speaks HTTP/2"),
+        ("http_health_check: {path: no}", "http_health_check.path: \"no\" is not a path"),
+        (
+            "http_health_check: {path: /, expected_statuses: [{start: 300, end: 200}]}",
+            "expected_statuses[0]: must be a range",
+        ),
+        ("tcp_health_check: {send: {text: xyz}}", "send.text: \"xyz\" is not hexadecimal"),
+        (
+            "http_health_check: {path: /, request_headers_to_add: [{header: {key: a, value: '%PROTOCOL%'}}]}",
+            "request_headers_to_add[0].header: must be a constant text",
+        ),
+    ] {
+        let error = try_cluster(&format!("{{name: c, health_checks: [{{{base}, {fields}}}]}}")).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+    let two = format!(
+        "{{name: c, health_checks: [{{{base}, tcp_health_check: {{}}}}, {{{base}, tcp_health_check: {{}}}}]}}"
+    );
+    assert!(try_cluster(&two).unwrap_err().contains("several health checks"));
+}
+
+#[test]
+fn endpoints_say_how_they_are_checked_and_clusters_which_hosts_sessions_keep() {
+    let endpoint = "{endpoint: {address: {socket_address: {address: 10.0.0.1, port_value: 1}}, health_check_config: {port_value: 2, hostname: h, disable_active_health_check: true}}}";
+    let cluster = cluster(&format!(
+        "common_lb_config: {{override_host_status: {{statuses: [DRAINING]}}}}, load_assignment: {{cluster_name: c, endpoints: [{{lb_endpoints: [{endpoint}]}}]}}"
+    ));
+    let check = cluster.load_assignment.localities[0].endpoints[0].check.clone().unwrap();
+    assert_eq!((check.port, check.hostname.as_deref(), check.disabled), (Some(2), Some("h"), true));
+    let statuses = cluster.balancing.override_statuses;
+    assert!(statuses.has(HealthStatus::Draining) && !statuses.has(HealthStatus::Healthy));
+}
+
+#[test]
+fn limits_of_hosts_budget_intervals_and_more_source_addresses_are_taken() {
+    let limits = cluster(
+        "circuit_breakers: {thresholds: [{track_remaining: true, retry_budget: {budget_interval: 0.1s}}], \
+         per_host_thresholds: [{max_connections: 3}]}",
+    );
+    let [default, high] = limits.circuit_breakers;
+    assert!(default.track_remaining && limits.remaining_stats.is_some());
+    assert_eq!(default.budget_interval.unwrap().as_millis(), 100);
+    assert_eq!((default.max_connections_per_host, high.max_connections_per_host), (Some(3), None));
+    let more = "{name: c, circuit_breakers: {per_host_thresholds: [{max_requests: 3}]}}";
+    assert!(try_cluster(more).unwrap_err().contains("only max_connections is possible"));
+    let bound = cluster(
+        "upstream_bind_config: {source_address: {address: 10.0.0.1, port_value: 0}, \
+         extra_source_addresses: [{address: {address: '::1', port_value: 0}}]}",
+    );
+    let source = |remote: &str| bound.bind_source(remote.parse().unwrap()).unwrap().ip().to_string();
+    assert_eq!((source("10.9.9.9:1"), source("[::2]:1")), ("10.0.0.1".to_owned(), "::1".to_owned()));
+}
+
+#[test]
+fn subsets_are_taken_with_their_fallbacks() {
+    let config = cluster(
+        "lb_subset_config: {fallback_policy: DEFAULT_SUBSET, default_subset: {stage: prod, n: 1}, panic_mode_any: true, \
+         list_as_any: true, locality_weight_aware: true, subset_selectors: [{keys: [b, a], fallback_policy: KEYS_SUBSET, \
+         fallback_keys_subset: [a]}, {keys: [c]}]}",
+    );
+    let subsets = config.balancing.subsets.unwrap();
+    assert_eq!(subsets.fallback, Fallback::Default);
+    assert_eq!(subsets.default_subset.len(), 2);
+    assert!(subsets.panic_mode_any && subsets.list_as_any && subsets.locality_weight_aware);
+    assert_eq!(subsets.selectors[0].keys, ["a".into(), "b".into()]);
+    assert_eq!(subsets.selectors[0].fallback, SelectorFallback::Keys(vec!["a".into()]));
+    assert_eq!(subsets.selectors[1].fallback, SelectorFallback::NotDefined);
+    let inner = extension("random", "Random", "");
+    let by_type = typed(
+        "subset",
+        "Subset",
+        &format!(
+            ", fallback_policy: ANY_ENDPOINT, allow_redundant_keys: true, subset_selectors: [{{keys: [a]}}], subset_lb_policy: {{policies: [{inner}]}}"
+        ),
+    );
+    assert!(matches!(by_type.lb, LbPolicy::Random));
+    let by_type = by_type.balancing.subsets.unwrap();
+    assert!(
+        by_type.fallback == Fallback::Any && by_type.allow_redundant_keys && by_type.selectors.len() == 1
+    );
+    let all = "{name: c, lb_subset_config: {subset_selectors: [{keys: [a], fallback_policy: KEYS_SUBSET, fallback_keys_subset: [a]}]}}";
+    assert!(try_cluster(all).unwrap_err().contains("must be some of the selector's keys, and not all"));
 }

@@ -23,6 +23,9 @@ use crate::router::{self, RetryPlan, back_off};
 use crate::telemetry::stream_info::ResponseFlags;
 use crate::upstream::{ErrorKind, Target, UpstreamError, UpstreamPath};
 
+/// A response header by which a host asks for no more requests.
+const IMMEDIATE_FAIL: &str = "x-envoy-immediate-health-check-fail";
+
 /// Where the bodies of tries come from.
 enum Source {
     Empty,
@@ -148,6 +151,11 @@ impl Forwarding<'_> {
             original_dst_header: header,
             exclude: if previous_hosts.is_some() { &tries.tried } else { &[] },
             exclude_attempts: previous_hosts.map_or(0, |p| p.host_selection_retry_max_attempts),
+            metadata_match: match self.routing.routed.weighted {
+                Some(weighted) => weighted.metadata_match.as_deref(),
+                None => self.forward.metadata_match.as_deref(),
+            },
+            override_host: self.stream().chain.session_host().filter(|_| tries.tried.is_empty()),
             hash: self.cluster.config.lb.hashes().then(|| self.hash(request)).flatten(),
         };
         self.cluster.choose(&context).ok()
@@ -249,6 +257,9 @@ impl Forwarding<'_> {
         match answered {
             Ok(exchange) => {
                 self.cluster.report(&target.host, Report::Response(self.status(&exchange.response)));
+                if exchange.response.headers().contains_key(IMMEDIATE_FAIL) {
+                    self.cluster.fail_at_once(&target.host);
+                }
                 let mut info = stream.info.borrow_mut();
                 info.upstream.local = Some(exchange.local);
                 info.upstream.protocol = Some(exchange.protocol);

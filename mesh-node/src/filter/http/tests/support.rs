@@ -116,6 +116,7 @@ pub fn forward_to(cluster: &str) -> Forward {
         retry: None,
         upgrades: Vec::new(),
         hash_policy: Vec::new(),
+        metadata_match: None,
         priority_high: false,
     }
 }
@@ -189,6 +190,7 @@ pub fn cluster(name: &str, endpoints: &[SocketAddr]) -> Cluster {
             peer: None,
             transport_match: Vec::new(),
             lb_metadata: Vec::new().into(),
+            check: None,
         })
     };
     Cluster {
@@ -209,10 +211,11 @@ pub fn cluster(name: &str, endpoints: &[SocketAddr]) -> Cluster {
         lb: LbPolicy::RoundRobin,
         balancing: Balancing::default(),
         outlier_detection: None,
+        health_check: None,
         panic_threshold_percent: 50.0,
         locality_weighted: false,
         connect_timeout: Duration::from_secs(5),
-        bind_source: None,
+        bind_sources: Vec::new(),
         tcp_keepalive: None,
         transport_socket_matches: Vec::new(),
         transport_socket: Transport::Raw,
@@ -225,6 +228,7 @@ pub fn cluster(name: &str, endpoints: &[SocketAddr]) -> Cluster {
         auto_sni: false,
         auto_san_validation: false,
         circuit_breakers: [Thresholds::default(), Thresholds::default()],
+        remaining_stats: None,
         per_connection_buffer_limit_bytes: 1 << 20,
         close_connections_on_host_health_failure: false,
         stats: Arc::default(),

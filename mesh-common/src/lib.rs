@@ -4,9 +4,11 @@
 //! in width. It must not depend on anything, nor hold logic beyond conversions both sides need.
 #![no_std]
 
+pub mod accel;
+
 /// Changes whenever a type below does. User space compares it with what a pinned map holds, and
 /// replaces maps of another layout instead of reading them.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Pods of one node that can be enrolled at a time; slots are `1..MAX_PODS`.
 pub const MAX_PODS: u32 = 1024;
@@ -95,6 +97,8 @@ pub mod kind {
     pub const HOST: u32 = 5;
     /// A socket that asks the connect hook for its network namespace's cookie.
     pub const LEARN: u32 = 6;
+    /// The connecting end of a flow of the self-test: accelerated without asking.
+    pub const TEST: u32 = 7;
 }
 
 /// Storage of one socket. Only a holder of the map can write it, so a pod cannot imitate it.
@@ -125,6 +129,8 @@ pub mod pod_flags {
     pub const PORTS: u32 = 1 << 3;
     /// The pod has excluded CIDRs.
     pub const CIDRS: u32 = 1 << 4;
+    /// New flows between the pod's applications and the proxy are accelerated.
+    pub const ACCELERATE: u32 = 1 << 5;
 }
 
 /// An address of a pod.
@@ -205,6 +211,8 @@ pub mod settings_flags {
     pub const SOCKOPS: u32 = 1 << 2;
     /// The connect hook steers; otherwise it only tells the host's sockets.
     pub const CONNECT: u32 = 1 << 3;
+    /// New flows are accelerated, in pods that have it on.
+    pub const ACCELERATE: u32 = 1 << 4;
 }
 
 pub mod action {
@@ -220,7 +228,9 @@ pub mod hook {
     pub const SOCKOPS: u16 = 2;
     pub const TC_STEER: u16 = 3;
     pub const TC_GUARD: u16 = 4;
-    pub const NAMES: [&str; 5] = ["connect", "sk_lookup", "sockops", "tc_steer", "tc_guard"];
+    /// Acceleration, whichever program saw it.
+    pub const ACCEL: u16 = 5;
+    pub const NAMES: [&str; 6] = ["connect", "sk_lookup", "sockops", "tc_steer", "tc_guard", "accel"];
 }
 
 /// Why a connection (or, in the guard, a packet) was counted.
@@ -259,7 +269,29 @@ pub mod reason {
     pub const HEADERS: u16 = 15;
     /// The kernel refused something a program needed.
     pub const FAILED: u16 = 16;
-    pub const NAMES: [&str; 17] = [
+    /// A flow that is accelerated.
+    pub const ACCELERATED: u16 = 17;
+    /// A flow on TCP: its owner's sockets are being learned.
+    pub const TCP_LEARNING: u16 = 18;
+    /// A flow on TCP: its owner was seen with blocking sockets.
+    pub const TCP_BLOCKING: u16 = 19;
+    /// A flow on TCP: its owner puts a protocol on its sockets (kTLS, MPTCP).
+    pub const TCP_PROTOCOL: u16 = 20;
+    /// A flow on TCP: its owner sends without copying and waits for completions.
+    pub const TCP_ZEROCOPY: u16 = 21;
+    /// A flow on TCP: its owner sets the low-water mark of reading.
+    pub const TCP_LOW_WATERMARK: u16 = 22;
+    /// A flow on TCP: its pod splices from sockets.
+    pub const TCP_SPLICE: u16 = 23;
+    /// A direction that was accelerated and went to TCP: more waited at its reader than may.
+    pub const LEFT_STREAM: u16 = 24;
+    /// The same: the other end was not there to take it.
+    pub const LEFT_NO_PEER: u16 = 25;
+    /// The same: the reader has become what is never accelerated.
+    pub const LEFT_READER: u16 = 26;
+    /// A direction that was never accelerated: bytes were on TCP before both ends were known.
+    pub const LEFT_UNCLEAN: u16 = 27;
+    pub const NAMES: [&str; 28] = [
         "steered_outbound",
         "steered_inbound",
         "passed_excluded",
@@ -277,6 +309,17 @@ pub mod reason {
         "fragment",
         "headers",
         "failed",
+        "accelerated",
+        "tcp_learning",
+        "tcp_blocking",
+        "tcp_protocol",
+        "tcp_zerocopy",
+        "tcp_low_watermark",
+        "tcp_splice",
+        "left_stream",
+        "left_no_peer",
+        "left_reader",
+        "left_unclean",
     ];
 }
 
@@ -296,6 +339,15 @@ macro_rules! plain {
     };
 }
 plain!(u32, i32, u64, Address, FlowKey, SocketTag, Pod, PodAddress, PortKey, CidrKey, Settings, CounterKey);
+plain!(
+    accel::OwnerKey,
+    accel::Owner,
+    accel::PairKey,
+    accel::Pair,
+    accel::End,
+    accel::Carried,
+    accel::Offsets
+);
 
 #[cfg(test)]
 mod tests {
@@ -327,7 +379,12 @@ mod tests {
         assert_eq!(size_of::<CidrKey>(), 24);
         assert_eq!(size_of::<Settings>(), 24 + 8 * 4);
         assert_eq!(size_of::<CounterKey>(), 8);
-        assert_eq!(hook::NAMES.len(), 5);
-        assert_eq!(reason::NAMES.len(), reason::FAILED as usize + 1);
+        assert_eq!(size_of::<accel::OwnerKey>(), 16);
+        assert_eq!(size_of::<accel::PairKey>(), 44);
+        assert_eq!(size_of::<accel::Pair>(), 48);
+        assert_eq!(size_of::<accel::End>(), 96);
+        assert_eq!(size_of::<accel::Offsets>(), 22 * 4);
+        assert_eq!(hook::NAMES.len(), hook::ACCEL as usize + 1);
+        assert_eq!(reason::NAMES.len(), reason::LEFT_UNCLEAN as usize + 1);
     }
 }

@@ -10,6 +10,7 @@ use aya_log_ebpf::debug;
 use mesh_common::{Address, Settings, SocketTag, hook, kind, reason, settings_flags};
 
 use crate::{
+    accel,
     context::field,
     maps::{ADDRESS_PODS, NAMESPACES, SOCKETS, count, pod, proxy_serves, settings},
     verdict,
@@ -106,6 +107,7 @@ fn steer(
         return PASS;
     }
     count(slot, hook::CONNECT, reason::STEERED_OUTBOUND);
+    accel::connecting(settings, pod, slot, sk);
     if settings.flags & settings_flags::LOG != 0 {
         debug!(ctx, "connect: pod {} port {} steered", slot, port);
     }

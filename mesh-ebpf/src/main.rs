@@ -6,18 +6,23 @@
 #![no_std]
 #![no_main]
 
+mod accel;
 mod connect;
 mod connect4;
 mod connect6;
 mod context;
+mod kernel;
 mod maps;
 mod packet;
 mod reset;
 mod sk_lookup;
+mod sk_msg;
 mod sockops;
+mod splice;
 mod tc_guard;
 mod tc_steer;
 mod verdict;
+mod waiting;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

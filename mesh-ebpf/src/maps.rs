@@ -6,15 +6,18 @@
 use aya_ebpf::{
     Global,
     bindings::{
-        BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE, bpf_sock,
+        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE,
+        bpf_map_type::BPF_MAP_TYPE_SK_STORAGE, bpf_sock,
     },
     helpers::generated::{bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_get},
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuHashMap, SockMap},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, SockHash, SockMap},
 };
 use mesh_common::{
     Address, CidrKey, CounterKey, FlowKey, MAX_FLOWS, MAX_PODS, Pod, PodAddress, PortKey, Settings,
-    SocketTag, direction, listener_index,
+    SocketTag,
+    accel::{Carried, End, MAX_ENDS, MAX_OWNERS, Offsets, Owner, OwnerKey, Pair, PairKey},
+    direction, listener_index,
 };
 
 /// The pod that a per-namespace program instance belongs to. Those hooks cannot ask the kernel
@@ -76,27 +79,56 @@ pub static STEERED: LruHashMap<FlowKey, u32> = LruHashMap::pinned(MAX_FLOWS / 8,
 pub static COUNTERS: PerCpuHashMap<CounterKey, u64> = PerCpuHashMap::pinned(MAX_PODS * 8, BPF_F_NO_PREALLOC);
 
 #[btf_map]
-pub static SOCKETS: SocketStorage = SocketStorage::new();
+pub static SOCKETS: SocketStorage<SocketTag, INHERITED> = SocketStorage::new();
 
-const STORAGE_FLAGS: usize = (BPF_F_NO_PREALLOC | 1 << 9/* BPF_F_CLONE: accepted sockets inherit */) as usize;
+/// Both ends of accelerated flows, and applications' sockets that are being learned.
+#[btf_map]
+pub static ENDS: SocketStorage<End, OWN> = SocketStorage::new();
+
+/// The sockets that messages can be given to. An entry goes with its socket.
+#[map]
+pub static ACCELERATED: SockHash<u64> = SockHash::pinned(MAX_ENDS, 0);
+
+/// Connections whose accepting end is not known yet.
+#[map]
+pub static PAIRS: LruHashMap<PairKey, Pair> = LruHashMap::pinned(MAX_FLOWS / 8, 0);
+
+/// What is known of the owners of applications' sockets.
+#[map]
+pub static OWNERS: LruHashMap<OwnerKey, Owner> = LruHashMap::pinned(MAX_OWNERS, 0);
+
+#[map]
+pub static OFFSETS: Array<Offsets> = Array::pinned(1, 0);
+
+/// When a direction last went to TCP while something still waited at its reader; the proxy has it in its
+/// own memory.
+#[map]
+pub static SWITCHED: Array<u64> = Array::pinned(1, BPF_F_MMAPABLE);
+
+/// What went past TCP, by the slot of the pod.
+#[map]
+pub static CARRIED: PerCpuArray<Carried> = PerCpuArray::pinned(MAX_PODS, 0);
+
+const OWN: usize = BPF_F_NO_PREALLOC as usize;
+const INHERITED: usize = OWN | 1 << 9/* BPF_F_CLONE: accepted sockets inherit */;
 const PIN_BY_NAME: usize = 1;
 
 /// Storage of sockets, declared by BTF because the kernel asks for it. Written out here because
 /// aya's own type has neither the clone flag nor an accessor for other hooks than `connect`.
 #[repr(C)]
-pub struct SocketStorage {
+pub struct SocketStorage<T, const FLAGS: usize> {
     r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
     key: *const i32,
-    value: *const SocketTag,
+    value: *const T,
     max_entries: *const [i32; 0],
-    map_flags: *const [i32; STORAGE_FLAGS],
+    map_flags: *const [i32; FLAGS],
     pinning: *const [i32; PIN_BY_NAME],
 }
 
 // SAFETY: the fields are never read; the loader replaces the symbol by the map's descriptor.
-unsafe impl Sync for SocketStorage {}
+unsafe impl<T, const FLAGS: usize> Sync for SocketStorage<T, FLAGS> {}
 
-impl SocketStorage {
+impl<T: Copy, const FLAGS: usize> SocketStorage<T, FLAGS> {
     const fn new() -> Self {
         use core::ptr::null;
         Self {
@@ -109,29 +141,29 @@ impl SocketStorage {
         }
     }
 
-    /// The tag of `sk`, if user space or another program gave it one.
+    /// The value of `sk`, if user space or another program gave it one.
     ///
     /// # Safety
     /// `sk` is a full socket from the program's context, checked for null where it can be.
     #[inline(always)]
-    pub unsafe fn get<'a>(&self, sk: *mut bpf_sock) -> Option<&'a mut SocketTag> {
+    pub unsafe fn get<'a>(&self, sk: *mut bpf_sock) -> Option<&'a mut T> {
         let map = core::ptr::from_ref(self).cast_mut().cast();
         // SAFETY: the storage lives as long as the socket, which outlives the program's run.
-        unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0).cast::<SocketTag>().as_mut() }
+        unsafe { bpf_sk_storage_get(map, sk.cast(), core::ptr::null_mut(), 0).cast::<T>().as_mut() }
     }
 
-    /// Gives `sk` the tag `value`, or overwrites its own.
+    /// Gives `sk` the value, or overwrites its own.
     ///
     /// # Safety
     /// As for [`Self::get`].
     #[inline(always)]
-    pub unsafe fn set(&self, sk: *mut bpf_sock, mut value: SocketTag) {
+    pub unsafe fn set(&self, sk: *mut bpf_sock, mut value: T) {
         let map = core::ptr::from_ref(self).cast_mut().cast();
         let initial = core::ptr::from_mut(&mut value).cast();
         // SAFETY: as above; `initial` is a value of the map's type.
         let stored = unsafe {
             bpf_sk_storage_get(map, sk.cast(), initial, BPF_SK_STORAGE_GET_F_CREATE.into())
-                .cast::<SocketTag>()
+                .cast::<T>()
                 .as_mut()
         };
         if let Some(stored) = stored {

@@ -1,11 +1,12 @@
 //! Notes the four-tuple of flows that must be known before their first packet is judged: the
 //! proxy's own, which `sk_lookup` and the guard let pass, and the host's. Forgets them at close. Counts the
-//! connections that the proxy's listeners got.
+//! connections that the proxy's listeners got. Tells `accel` of connections made, and of
+//! what happens on those that it observes.
 
 use aya_ebpf::{
     bindings::{
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops,
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops,
     },
     macros::sock_ops,
     programs::SockOpsContext,
@@ -13,6 +14,7 @@ use aya_ebpf::{
 use mesh_common::{FlowKey, SocketTag, hook, kind, reason};
 
 use crate::{
+    accel,
     context::{address, field},
     maps::{FLOWS, SOCKETS, count},
 };
@@ -24,8 +26,10 @@ const TCP_CLOSE: u32 = 7;
 pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
     let op = ctx.op();
     if op != BPF_SOCK_OPS_TCP_CONNECT_CB
+        && op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
         && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
         && op != BPF_SOCK_OPS_STATE_CB
+        && op != BPF_SOCK_OPS_RTT_CB
     {
         return 1;
     }
@@ -35,7 +39,15 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
         return 1;
     }
     // SAFETY: checked for null; the ops above run on full sockets.
-    let Some(tag) = (unsafe { SOCKETS.get(sk) }) else { return 1 };
+    let tag = unsafe { SOCKETS.get(sk) };
+    match op {
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => accel::connected(&ctx, sk, tag.as_deref()),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accel::accepted(&ctx, sk, tag.as_deref()),
+        BPF_SOCK_OPS_RTT_CB => accel::observe(&ctx, sk),
+        BPF_SOCK_OPS_STATE_CB => accel::state_changed(&ctx, sk),
+        _ => {}
+    }
+    let Some(tag) = tag else { return 1 };
     match op {
         BPF_SOCK_OPS_TCP_CONNECT_CB => match tag.kind {
             kind::NETWORK | kind::APPLICATION | kind::HOST => note(&ctx, tag),
@@ -49,11 +61,12 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
             kind::OUTBOUND => count_steered(&ctx, tag, reason::STEERED_OUTBOUND),
             _ => {}
         },
-        _ => {
+        BPF_SOCK_OPS_STATE_CB => {
             if ctx.arg(1) == TCP_CLOSE {
                 let _ = FLOWS.remove(&key(&ctx, tag));
             }
         }
+        _ => {}
     }
     1
 }

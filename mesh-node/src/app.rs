@@ -61,6 +61,7 @@ pub fn run(cli: &Cli) -> Result<(), StartError> {
     let log_level = logging::start(&settings.node);
     match cli.mode {
         Mode::Cleanup => cleanup(&settings),
+        Mode::Status => status(&settings),
         Mode::Validate => validate(cli),
         Mode::Run => serve(cli, &settings, log_level),
     }
@@ -75,6 +76,17 @@ fn cleanup(settings: &Settings) -> Result<(), StartError> {
     }
     for pod in &removed.pods {
         println!("instance {instance}: rules, routes and settings put back in pod {pod}");
+    }
+    Ok(())
+}
+
+fn status(settings: &Settings) -> Result<(), StartError> {
+    let status = capture::status(&settings.capture)?;
+    let view = admin::AccelerationView { on: status.accelerates, ..Default::default() };
+    print!("{}", admin::acceleration_text(&view));
+    for pod in &status.pods {
+        let counters = admin_state::counts(&pod.counters, &pod.name);
+        print!("{}", admin::acceleration_of_pod(&pod.name, &counters, &admin_state::past_tcp(&pod.traffic)));
     }
     Ok(())
 }
@@ -231,6 +243,8 @@ impl Node {
             pods = capture.workloads().len();
             // Set here only, and once.
             let _ = self.state.capture.set(capture);
+            // For acceleration the kernel's type information was read.
+            crate::heap::give_back();
         }
         self.starting = None;
         tracing::info!(workers = self.sidecar.outlet.workers.len(), pods, "mesh-node serves");

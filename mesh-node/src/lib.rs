@@ -17,6 +17,7 @@ pub mod listener;
 pub mod model;
 pub mod readiness;
 pub mod router;
+pub mod stream;
 pub mod telemetry;
 pub mod upstream;
 pub mod xds;

@@ -57,6 +57,11 @@ impl MeshConfig {
         self.setting("fail_mode", "open")
     }
 
+    /// Lets bytes between pods and proxy go past TCP.
+    pub fn accelerated(self) -> MeshConfig {
+        self.setting("acceleration", true)
+    }
+
     /// Resets connections that are older than the enrolment of their pod; the default lets them pass.
     pub fn refuse_older_connections(self) -> MeshConfig {
         self.setting("older_connections", "refuse")

@@ -217,6 +217,78 @@ pub trait Place {
     }
 }
 
+/// Transfers in which both sides check every byte.
+#[derive(Clone, Copy, Debug)]
+pub struct Streams {
+    /// The seed of the first; the others follow.
+    pub seed: u64,
+    pub count: u64,
+    /// At a time.
+    pub concurrency: usize,
+    /// A reading and a writing thread at each end, in place of an event loop.
+    pub blocking: bool,
+}
+
+impl Streams {
+    /// Starts a server of transfers.
+    pub fn serve(place: &impl Place, listen: SocketAddr, blocking: bool) -> Result<Process> {
+        let mut command = peer("streams-serve")?;
+        command.args(["--listen", &listen.to_string()]);
+        if blocking {
+            command.arg("--blocking");
+        }
+        started(place, command)
+    }
+
+    /// Makes the transfers.
+    pub fn call(&self, place: &impl Place, to: SocketAddr) -> Result<Tally> {
+        self.begin(place, to)?.finish(Duration::from_secs(3600))
+    }
+
+    /// The same, without waiting for the end.
+    pub fn begin(&self, place: &impl Place, to: SocketAddr) -> Result<Running> {
+        let mut command = peer("streams-call")?;
+        command.args(["--to", &to.to_string(), "--seed", &self.seed.to_string()]);
+        command.args(["--count", &self.count.to_string(), "--concurrency", &self.concurrency.to_string()]);
+        if self.blocking {
+            command.arg("--blocking");
+        }
+        Ok(Running(place.start(command)?))
+    }
+}
+
+/// Transfers that are being made.
+pub struct Running(Process);
+
+impl Running {
+    pub fn finish(mut self, limit: Duration) -> Result<Tally> {
+        let line = self.0.line_within(limit)?;
+        serde_json::from_str(&line).with_context(|| format!("unexpected line of the client: {line}"))
+    }
+}
+
+/// A server that accepts and never reads.
+pub fn deaf(place: &impl Place, listen: SocketAddr) -> Result<Process> {
+    let mut command = peer("deaf")?;
+    command.args(["--listen", &listen.to_string()]);
+    started(place, command)
+}
+
+/// Bytes that a client can write in messages of this size until nothing more is taken.
+pub fn flood(place: &impl Place, to: SocketAddr, message: usize) -> Result<u64> {
+    let mut command = peer("flood")?;
+    command.args(["--to", &to.to_string(), "--message", &message.to_string()]);
+    let line = place.start(command)?.line_within(Duration::from_secs(60))?;
+    line.parse().with_context(|| format!("unexpected line of the client: {line}"))
+}
+
+fn started(place: &impl Place, command: Command) -> Result<Process> {
+    let mut server = place.start(command)?;
+    let line = server.line()?;
+    ensure!(line == "listening", "unexpected line of the server: {line}");
+    Ok(server)
+}
+
 impl Place for Pod {
     fn start(&self, command: Command) -> Result<Process> {
         self.spawn(command)

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, bail};
 const STAGES: [&str; 7] = ["capture", "listener", "filter", "router", "cluster", "upstream", "http"];
 /// What every stage may use beside the stages after it. `drain`, `readiness` and `budget` are leaves:
 /// they import nothing themselves.
-const SHARED: [&str; 6] = ["model", "identity", "telemetry", "drain", "readiness", "budget"];
+const SHARED: [&str; 7] = ["model", "identity", "telemetry", "drain", "readiness", "budget", "stream"];
 /// Imports against the order, each with its reason: stage, what it imports.
 const EXCEPTIONS: [(&str, &str); 1] = [
     // A connection belongs to the endpoint that was chosen and counts against its cluster's limits for as
@@ -29,7 +29,7 @@ const EXCEPTIONS: [(&str, &str); 1] = [
 ];
 /// Modules outside the data path, with what each may import. A module in neither list is free to be
 /// imported only by the composition root.
-const BESIDE: [(&str, &[&str]); 11] = [
+const BESIDE: [(&str, &[&str]); 12] = [
     // The settings of capture are a part of the settings.
     ("config", &["xds", "capture", "model", "identity", "telemetry"]),
     ("xds", &["model", "identity", "telemetry"]),
@@ -42,6 +42,8 @@ const BESIDE: [(&str, &[&str]); 11] = [
     // A compiled resource carries the handles of its statistics, of its drain and of its limits.
     ("model", &["identity", "telemetry", "drain", "budget"]),
     ("budget", &[]),
+    // A socket of the proxy is a workload's.
+    ("stream", &["model"]),
     ("drain", &[]),
     ("readiness", &[]),
 ];

@@ -25,7 +25,7 @@ enum Suite {
     Netns,
     /// The same configuration and requests through Envoy and mesh-node (root)
     Differential,
-    /// Ten minutes of mixed load while pods come and go (root)
+    /// Ten minutes of mixed load while pods come and go, then 100,000 accelerated transfers (root)
     Long,
 }
 
@@ -87,7 +87,16 @@ fn run_suite(suite: Suite, filter: Option<&str>) -> Result<()> {
         Suite::Long => {
             build_programs()?;
             cargo(&["build", "--release", "-p", "mesh-node", "-p", "mesh-tests", "--bins"])?;
-            cargo(&["test", "--release", "-p", "mesh-tests", "--test", "long", "--", "--nocapture"])
+            cargo(&["test", "--release", "-p", "mesh-tests", "--test", "long", "--", "--nocapture"])?;
+            // Every byte of accelerated streams is checked, in as many transfers as an hour has room for.
+            build_programs()?;
+            let tests = ["accelerated_streams_are", "short_connections_leave"];
+            let counts = ["100000", "10000"];
+            for (test, count) in tests.into_iter().zip(counts) {
+                let args = ["test", "-p", "mesh-tests", "--test", "netns", "--", test];
+                cargo_with(&args, &[("MESH_STREAMS", count)])?;
+            }
+            Ok(())
         }
     }
 }
@@ -107,8 +116,14 @@ pub fn build_programs() -> Result<()> {
 
 /// Runs cargo in the repository with its output shown.
 fn cargo(args: &[&str]) -> Result<()> {
+    cargo_with(args, &[])
+}
+
+/// The same with more environment.
+fn cargo_with(args: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     let status = Command::new(tree::cargo())
         .args(args)
+        .envs(environment.iter().copied())
         .current_dir(tree::root())
         .status()
         .context("could not start cargo")?;

@@ -3,6 +3,7 @@
 //! It shows and triggers; it decides nothing. What it shows comes through [`AdminState`]; it must not see
 //! protobuf types or hold state of its own beyond log levels.
 
+mod acceleration;
 mod certs;
 mod clusters;
 mod config_dump;
@@ -31,6 +32,9 @@ use tokio::net::TcpListener;
 use crate::cluster::ClusterManager;
 use crate::model::Snapshot;
 use crate::telemetry::stats::Store;
+pub use acceleration::{
+    AccelerationView, PastTcpView, pod_text as acceleration_of_pod, text as acceleration_text,
+};
 pub use logging::Logging;
 pub use workloads::{KernelCount, WorkloadView};
 
@@ -56,6 +60,9 @@ pub trait AdminState: Send + Sync + 'static {
     fn settings(&self) -> serde_json::Value;
     fn uptime(&self) -> Duration;
     fn workloads(&self) -> Vec<WorkloadView>;
+    fn acceleration(&self) -> AccelerationView;
+    /// Accelerates new connections, or not.
+    fn accelerate(&self, on: bool);
     fn logging(&self) -> &Logging;
     /// Opens access logs again by their paths.
     fn reopen_logs(&self);

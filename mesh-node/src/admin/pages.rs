@@ -7,7 +7,8 @@ use http::{Method, StatusCode, Uri};
 use super::query::Query;
 use super::reply::Reply;
 use super::{
-    AdminState, Stage, certs, clusters, config_dump, listeners, memory, server_info, stats, workloads,
+    AdminState, Stage, acceleration, certs, clusters, config_dump, listeners, memory, server_info, stats,
+    workloads,
 };
 
 type Handler = fn(&dyn AdminState, &Query) -> Reply;
@@ -37,8 +38,11 @@ impl Page {
 }
 
 /// Sorted by path, as the help lists them.
-const PAGES: [Page; 21] = [
+const PAGES: [Page; 23] = [
     page("/", "this list with links", home),
+    page("/acceleration", "which bytes go past TCP, which do not, and why", acceleration::page),
+    post("/acceleration/switch", "accelerate new connections, or not", acceleration::switch)
+        .with(&[("enable", "on or off")]),
     page("/certs", "certificates of the configuration", certs::page),
     page("/clusters", "clusters and their hosts", clusters::page).with(&[
         ("filter", "regular expression on the cluster's name"),

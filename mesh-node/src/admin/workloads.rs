@@ -26,12 +26,13 @@ pub struct WorkloadView {
     pub refused: [(&'static str, u64); 5],
     /// What the kernel programs counted, in the order to show.
     pub counters: Vec<KernelCount>,
+    pub past_tcp: super::PastTcpView,
 }
 
 /// One counter of a kernel program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelCount {
-    /// `connect`, `sk_lookup`, `sockops`, `tc_steer` or `tc_guard`.
+    /// `connect`, `sk_lookup`, `sockops`, `tc_steer`, `tc_guard` or `accel`.
     pub hook: &'static str,
     /// As `steered_outbound`.
     pub reason: &'static str,
@@ -71,6 +72,17 @@ pub fn prometheus(state: &dyn AdminState) -> String {
                 out,
                 "mesh_kernel_total{{namespace=\"{namespace}\",pod=\"{pod}\",hook=\"{hook}\",reason=\"{reason}\"}} {value}"
             );
+        }
+    }
+    let past: [(&str, fn(&WorkloadView) -> u64); 2] = [
+        ("mesh_accelerated_messages_total", |workload| workload.past_tcp.messages),
+        ("mesh_accelerated_bytes_total", |workload| workload.past_tcp.bytes),
+    ];
+    for (name, value) in past.into_iter().filter(|_| !workloads.is_empty()) {
+        let _ = writeln!(out, "# TYPE {name} counter");
+        for workload in &workloads {
+            let (namespace, pod) = (&workload.namespace, &workload.name);
+            let _ = writeln!(out, "{name}{{namespace=\"{namespace}\",pod=\"{pod}\"}} {}", value(workload));
         }
     }
     out

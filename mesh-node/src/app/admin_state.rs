@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 
 use super::logging::Level;
 use super::sidecars::{Serving, Servings};
-use crate::admin::{AdminState, KernelCount, Logging, Stage, WorkloadView};
-use crate::capture::Capture;
+use crate::admin::{AccelerationView, AdminState, KernelCount, Logging, PastTcpView, Stage, WorkloadView};
+use crate::capture::{Capture, Counter, Traffic};
 use crate::cluster::ClusterManager;
 use crate::config::Settings;
 use crate::dynamic::Assembly;
@@ -165,9 +165,10 @@ impl AdminState for State {
     fn workloads(&self) -> Vec<WorkloadView> {
         let Some(capture) = self.capture.get() else { return Vec::new() };
         let counters = capture.counters();
-        let view = |workload: &Arc<crate::model::workload::Workload>| {
+        let mut traffic = capture.traffic();
+        let mut view = |workload: &Arc<crate::model::workload::Workload>| {
+            let traffic = traffic.remove(&*workload.uid).unwrap_or_default();
             let key = format!("{}/{}", workload.namespace, workload.name);
-            let of_pod = counters.iter().filter(|c| c.pod == key);
             let limits = &workload.limits;
             let refusals = limits.buffers.refusals();
             let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -188,12 +189,22 @@ impl AdminState for State {
                     ("retries_given_up", count(&refusals.retries)),
                     ("buffers_pressed", count(&refusals.pressed)),
                 ],
-                counters: of_pod
-                    .map(|c| KernelCount { hook: c.hook, reason: c.reason, value: c.value })
-                    .collect(),
+                counters: counts(&counters, &key),
+                past_tcp: past_tcp(&traffic),
             }
         };
-        capture.workloads().iter().map(view).collect()
+        capture.workloads().iter().map(&mut view).collect()
+    }
+    fn acceleration(&self) -> AccelerationView {
+        let Some(capture) = self.capture.get() else { return AccelerationView::default() };
+        let report = capture.acceleration();
+        let tests = report.tests.into_iter().map(|test| (test.name, test.problem)).collect();
+        AccelerationView { on: report.on, refused: report.refused, tests }
+    }
+    fn accelerate(&self, on: bool) {
+        if let Some(capture) = self.capture.get() {
+            capture.accelerate(on);
+        }
     }
     fn logging(&self) -> &Logging {
         &self.logging
@@ -209,5 +220,21 @@ impl AdminState for State {
     }
     fn shut_down(&self) {
         self.ask(Request::ShutDown);
+    }
+}
+
+/// What the kernel programs counted for the pod named `namespace/name`.
+pub fn counts(counters: &[Counter], pod: &str) -> Vec<KernelCount> {
+    let of_pod = counters.iter().filter(|counter| counter.pod == pod);
+    of_pod.map(|c| KernelCount { hook: c.hook, reason: c.reason, value: c.value }).collect()
+}
+
+/// What went past TCP, as the pages show it.
+pub fn past_tcp(traffic: &Traffic) -> PastTcpView {
+    PastTcpView {
+        allowed: traffic.accelerates,
+        messages: traffic.messages,
+        bytes: traffic.bytes,
+        known: traffic.known.iter().map(|k| (k.port, k.seen, k.never)).collect(),
     }
 }

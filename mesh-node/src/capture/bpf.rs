@@ -10,6 +10,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use mesh_common::Plain;
 
@@ -19,6 +20,8 @@ const MAP_DELETE_ELEM: i64 = 3;
 const MAP_GET_NEXT_KEY: i64 = 4;
 const OBJ_PIN: i64 = 6;
 const OBJ_GET: i64 = 7;
+const PROG_ATTACH: i64 = 8;
+const PROG_TEST_RUN: i64 = 10;
 const PROG_QUERY: i64 = 16;
 const LINK_CREATE: i64 = 28;
 const LINK_UPDATE: i64 = 29;
@@ -28,6 +31,7 @@ const LINK_UPDATE: i64 = 29;
 #[repr(u32)]
 pub(super) enum AttachType {
     SockOps = 3,
+    SkMsgVerdict = 7,
     Connect4 = 10,
     Connect6 = 11,
     SkLookup = 36,
@@ -128,6 +132,78 @@ pub(super) fn attach_pinned(
     pin(path, link.as_fd())
 }
 
+/// Makes `program` judge what the sockets of the map `sockets` send, those that come from now on.
+pub(super) fn attach_to_map(program: BorrowedFd<'_>, sockets: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = Attr::new()
+        .u32(0, sockets.as_raw_fd() as u32)
+        .u32(4, program.as_raw_fd() as u32)
+        .u32(8, AttachType::SkMsgVerdict as u32);
+    // SAFETY: no pointers.
+    unsafe { attr.call(PROG_ATTACH).map(drop) }
+}
+
+/// Runs a raw tracepoint program here and now, and returns what it returns.
+pub(super) fn run(program: BorrowedFd<'_>, arguments: &[u64; 2]) -> io::Result<u32> {
+    let mut attr = Attr::new()
+        .u32(0, program.as_raw_fd() as u32)
+        .u32(40, size_of_val(arguments) as u32)
+        .pointer(48, arguments.as_ptr());
+    // SAFETY: the kernel reads the arguments, and writes the result into the attributes, all of which are ours.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, attr.0.as_mut_ptr(), attr.0.len()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(u32::from_ne_bytes([attr.0[4], attr.0[5], attr.0[6], attr.0[7]]))
+}
+
+/// The first eight bytes of an array map that was made to be mapped, as this process's memory.
+#[derive(Debug)]
+pub(super) struct Mapped {
+    word: *const AtomicU64,
+    bytes: usize,
+}
+
+// SAFETY: memory that is only read, atomically.
+unsafe impl Send for Mapped {}
+// SAFETY: as above.
+unsafe impl Sync for Mapped {}
+
+impl Mapped {
+    /// Maps the array pinned at `path`.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let map = open_pin(path)?;
+        // SAFETY: no pointers; a page is what the smallest array takes.
+        let (bytes, address) = unsafe {
+            let bytes = libc::sysconf(libc::_SC_PAGESIZE).max(4096) as usize;
+            let address = libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            );
+            (bytes, address)
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { word: address.cast::<AtomicU64>().cast_const(), bytes })
+    }
+
+    pub(super) fn load(&self) -> u64 {
+        // SAFETY: mapped for as long as `self` lives, and aligned to a page.
+        unsafe { (*self.word).load(Ordering::Acquire) }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: what `open` mapped.
+        unsafe { libc::munmap(self.word.cast_mut().cast(), self.bytes) };
+    }
+}
+
 /// How many programs are attached to a hook of the cgroup itself (not of those above it).
 pub(super) fn count_programs(cgroup: BorrowedFd<'_>, kind: AttachType) -> io::Result<u32> {
     let mut attr = Attr::new().u32(0, cgroup.as_raw_fd() as u32).u32(4, kind as u32);
@@ -204,6 +280,25 @@ impl<K: Plain, V: Plain> Map<K, V> {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+impl<K: Plain, V: Plain + Default> Map<K, V> {
+    /// Each CPU's value of a per-CPU map whose values are multiples of eight bytes.
+    pub(super) fn per_cpu(&self, key: &K, possible_cpus: usize) -> io::Result<Vec<V>> {
+        const { assert!(size_of::<V>() % 8 == 0) };
+        let mut values = vec![V::default(); possible_cpus];
+        // SAFETY: the kernel writes one value, rounded up to eight bytes, per possible CPU.
+        unsafe { self.attr(key).pointer(16, values.as_mut_ptr()).call(MAP_LOOKUP_ELEM)? };
+        Ok(values)
+    }
+
+    /// Sets every CPU's value to zero.
+    pub(super) fn clear_per_cpu(&self, key: &K, possible_cpus: usize) -> io::Result<()> {
+        const { assert!(size_of::<V>() % 8 == 0) };
+        let values = vec![V::default(); possible_cpus];
+        // SAFETY: the kernel reads as many values.
+        unsafe { self.attr(key).pointer(16, values.as_ptr()).call(MAP_UPDATE_ELEM).map(drop) }
     }
 }
 

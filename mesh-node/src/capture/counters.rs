@@ -1,5 +1,7 @@
 //! What the kernel programs counted, by pod, hook and reason.
 
+use std::collections::BTreeMap;
+
 use mesh_common::{hook, reason};
 
 use super::manager::Roster;
@@ -20,12 +22,17 @@ pub struct Counter {
 
 /// Reads all counters, in a stable order.
 pub(super) fn read(maps: &Maps, roster: &Roster) -> std::io::Result<Vec<Counter>> {
-    let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
-    let pods: std::collections::BTreeMap<u32, String> = roster
+    let pods = roster
         .pods()
         .iter()
         .map(|(slot, workload)| (*slot, format!("{}/{}", workload.namespace, workload.name)))
         .collect();
+    read_of(maps, &pods)
+}
+
+/// The same for pods given by slot and name.
+pub(super) fn read_of(maps: &Maps, pods: &BTreeMap<u32, String>) -> std::io::Result<Vec<Counter>> {
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
     let mut counters = Vec::new();
     for key in maps.counters.keys()? {
         let (Some(pod), Some(hook), Some(reason)) = (

@@ -11,6 +11,7 @@ use std::sync::{Arc, mpsc};
 
 use mesh_common::{CidrKey, Pod, PodAddress, PortKey, SocketTag, direction, kind, listener_index, pod_flags};
 
+use super::accel::{self, Acceleration};
 use super::bpf::Map;
 use super::error::{CaptureError, PodProblem};
 use super::manager::Command;
@@ -39,6 +40,7 @@ pub(super) struct Context<'a> {
     pub(super) guard: bool,
     pub(super) tc_steering: bool,
     pub(super) sockops: bool,
+    pub(super) acceleration: &'a Arc<Acceleration>,
 }
 
 /// An enrolled pod, as the manager keeps it.
@@ -144,6 +146,7 @@ fn try_enrol(
         // A new process does not begin with the ports that the old one's connections wait on.
         next_port: AtomicU16::new(fastrand::u16(..)),
         noted: (!context.sockops).then(Default::default),
+        acceleration: context.acceleration.clone(),
         gone: Gone { slot, sender: context.commands.clone() },
     });
     let listeners = listen(context, slot, &sockets)?;
@@ -348,6 +351,9 @@ pub(super) fn fill_maps(
     if guard {
         flags |= pod_flags::GUARD;
     }
+    if spec.acceleration {
+        flags |= pod_flags::ACCELERATE;
+    }
     for ip in &spec.ips {
         maps.pod_addresses.insert(&PodAddress { slot, address: address(*ip) }, &1)?;
         maps.address_pods.insert(&address(*ip), &slot)?;
@@ -472,6 +478,7 @@ fn forget_pod(maps: &Maps, record: &Record) {
             let _ = maps.pod_addresses.remove(&key);
         }
     }
+    accel::forget(maps, slot);
     for interface in &record.host_interfaces {
         if maps.interfaces.get(&interface.index).ok().flatten() == Some(slot) {
             let _ = maps.interfaces.remove(&interface.index);

@@ -11,6 +11,7 @@ use mesh_common::{MAX_PODS, SocketTag};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::accel::Acceleration;
 use super::bpf::Map;
 use super::enrol::{self, Context, Enrolled};
 use super::error::CaptureError;
@@ -32,6 +33,8 @@ pub(super) enum Command {
     Pods(Vec<PodSpec>),
     /// The last connection of a released pod is gone.
     Gone(u32),
+    /// Accelerate new flows, or not.
+    Accelerate(bool),
     Stop,
 }
 
@@ -72,6 +75,7 @@ pub(super) struct Manager {
     pub(super) guard: bool,
     pub(super) tc_steering: bool,
     pub(super) sockops: bool,
+    pub(super) acceleration: Arc<Acceleration>,
     pub(super) roster: Arc<Roster>,
     pub(super) enrolled: BTreeMap<u32, Enrolled>,
     /// Released pods whose listeners stay until then.
@@ -108,6 +112,7 @@ impl Manager {
                     }
                 }
                 Ok(Command::Gone(slot)) => self.finish(slot),
+                Ok(Command::Accelerate(on)) => self.accelerate(on),
                 Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
@@ -116,6 +121,10 @@ impl Manager {
                 self.beat();
             }
         }
+    }
+
+    pub(super) fn accelerate(&mut self, on: bool) {
+        self.acceleration.switch(on, self.sockops, &mut self.programs, &self.maps, &self.tags);
     }
 
     /// Makes the enrolled pods those of `pods`: releases first, so that an address that moved from
@@ -195,6 +204,7 @@ impl Manager {
             guard: self.guard,
             tc_steering: self.tc_steering,
             sockops: self.sockops,
+            acceleration: &self.acceleration,
         };
         // What was changed in the namespace by an enrolment whose connections still run is not changed
         // twice, but must be put back by whoever leaves last.

@@ -7,8 +7,10 @@
 //!
 //! Reading order: [`settings`], [`pods`] (what is wanted), `manager` (who acts), `enrol` (what is
 //! done for one pod), `programs` and `bpf` (the kernel's part), `netns` and `ports` (sockets inside a
-//! pod), `worker` (accepting), `record` and [`mod@cleanup`] (putting back).
+//! pod), `worker` (accepting), `record` and [`mod@cleanup`] (putting back). `accel` makes
+//! it faster and may be left out.
 
+mod accel;
 mod bpf;
 mod cleanup;
 mod counters;
@@ -26,6 +28,7 @@ mod record;
 pub mod settings;
 mod sockopt;
 mod start;
+mod status;
 mod sysctl;
 mod worker;
 
@@ -37,12 +40,14 @@ use tokio::net::TcpStream;
 use crate::model::listener::Direction;
 use crate::model::workload::Workload;
 
+pub use accel::{Known, Report, Tested, Traffic};
 pub use cleanup::{Removed, cleanup};
 pub use counters::Counter;
 pub use error::{CaptureError, PodProblem};
 pub use memory::{LocalSockets, MemoryCapture, local_workload, memory_capture};
 pub use settings::Settings;
 pub use start::{Capture, start};
+pub use status::{PodStatus, Status, status};
 pub use worker::WorkerCapture;
 
 /// One captured connection.

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -19,10 +19,11 @@ use mesh_common::{Address, FlowKey, SocketTag, kind};
 use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use super::accel::Acceleration;
 use super::bpf::Map;
 use super::programs::Maps;
 use super::sockopt;
-use crate::model::workload::SocketFactory;
+use crate::model::workload::{PastTcp, SocketFactory, Trial};
 
 /// How long a connection to an application stays noted where sockops does not forget it at its end.
 const NOTED: Duration = Duration::from_secs(2);
@@ -94,6 +95,7 @@ pub(super) struct PodSockets {
     /// Connections to the application that had to be noted here, because no sockops does; the
     /// programs need to know them until their first packet has been delivered.
     pub(super) noted: Option<Mutex<VecDeque<(Instant, FlowKey)>>>,
+    pub(super) acceleration: Arc<Acceleration>,
     /// Told the slot at drop, so that what is left in the namespace goes.
     pub(super) gone: Gone,
 }
@@ -228,6 +230,14 @@ impl PodSockets {
 }
 
 impl SocketFactory for PodSockets {
+    fn past_tcp(&self, socket: BorrowedFd<'_>) -> Option<PastTcp> {
+        self.acceleration.gauge.get()?.past_tcp(socket)
+    }
+
+    fn trial(&self, remote: SocketAddr) -> Option<Arc<dyn Trial>> {
+        self.acceleration.trial(&self.maps, self.gone.slot, remote.port())
+    }
+
     fn to_network(&self, remote: SocketAddr, source: Option<SocketAddr>) -> io::Result<Socket> {
         let socket = self.socket(remote, kind::NETWORK)?;
         match (source, &self.network_ports) {

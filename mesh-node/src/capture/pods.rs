@@ -17,6 +17,7 @@ use super::settings::Cidr;
 
 /// The annotations of Istio that exclude a pod's traffic from capture; comma-separated.
 const ANNOTATIONS: &str = "traffic.sidecar.istio.io/";
+const ACCELERATION: &str = "mesh-node/acceleration";
 
 /// One pod of the pods file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -31,8 +32,8 @@ pub struct PodSpec {
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// `traffic.sidecar.istio.io/excludeOutboundPorts`, `excludeInboundPorts`,
-    /// `excludeOutboundIPRanges` and `excludeInboundIPRanges` add to the lists below; others are
-    /// not looked at.
+    /// `excludeOutboundIPRanges` and `excludeInboundIPRanges` add to the lists below; others, beside
+    /// that of acceleration, are not looked at.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
     pub ips: Vec<IpAddr>,
@@ -44,6 +45,10 @@ pub struct PodSpec {
     /// The pod is not enrolled.
     #[serde(default, alias = "optOut")]
     pub opt_out: bool,
+    /// The pod's connections may be accelerated where acceleration is on. Also by the annotation
+    /// `mesh-node/acceleration`, `on` or `off`.
+    #[serde(default = "yes")]
+    pub acceleration: bool,
     #[serde(default, alias = "excludeOutboundPorts")]
     pub exclude_outbound_ports: Vec<u16>,
     #[serde(default, alias = "excludeInboundPorts")]
@@ -56,6 +61,10 @@ pub struct PodSpec {
 
 fn default_service_account() -> String {
     "default".to_owned()
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl PodSpec {
@@ -120,6 +129,12 @@ fn take_annotations(pod: &mut PodSpec) -> Result<(), String> {
         let Some(text) = annotations.get(&name) else { return Ok(Vec::new()) };
         let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
         items.map(|item| item.parse().map_err(|_| format!("{name}: {item:?} is not {kind}"))).collect()
+    }
+    match pod.annotations.get(ACCELERATION).map(String::as_str) {
+        None => {}
+        Some("on") => pod.acceleration = true,
+        Some("off") => pod.acceleration = false,
+        Some(other) => return Err(format!("{ACCELERATION}: {other:?} is neither on nor off")),
     }
     let annotations = &pod.annotations;
     pod.exclude_outbound_ports.extend(values::<u16>(annotations, "excludeOutboundPorts", "a port")?);

@@ -1,11 +1,15 @@
 //! Finds, loads and pins the kernel programs: those of the node once, and for each pod its own
 //! instance of the two that run inside its namespace, where the kernel does not tell them whose it is.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use aya::programs::{CgroupSockAddr, Program, SchedClassifier, SkLookup, SockOps};
-use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use aya::programs::{
+    CgroupSockAddr, FEntry, Program, RawTracePoint, SchedClassifier, SkLookup, SkMsg, SockOps,
+};
+use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
+use mesh_common::accel::{Carried, Offsets, Owner, OwnerKey};
 use mesh_common::{
     Address, CidrKey, CounterKey, FlowKey, LAYOUT, MAX_PODS, Plain, Pod, PodAddress, PortKey,
     Settings as KernelSettings, SocketTag,
@@ -22,6 +26,9 @@ pub(super) const SOCKOPS: &str = "mesh_sockops";
 pub(super) const SK_LOOKUP: &str = "mesh_sk_lookup";
 pub(super) const TC_STEER: &str = "mesh_tc_steer";
 pub(super) const TC_GUARD: &str = "mesh_tc_guard";
+const SK_MSG: &str = "mesh_sk_msg";
+const SPLICE: &str = "mesh_splice";
+const WAITING: &str = "mesh_waiting";
 const LOG_MAP: &str = "AYA_LOGS";
 
 /// A longest-prefix key: the kernel wants the length of the prefix first.
@@ -50,6 +57,11 @@ pub(super) struct Maps {
     pub(super) listeners: Map<u32, i32>,
     pub(super) flows: Map<FlowKey, u32>,
     pub(super) counters: Map<CounterKey, u64>,
+    pub(super) offsets: Map<u32, Offsets>,
+    pub(super) owners: Map<OwnerKey, Owner>,
+    pub(super) carried: Map<u32, Carried>,
+    /// Held while a part of the one entry of `settings` is changed.
+    changing: Mutex<()>,
 }
 
 /// The values that a loader may borrow for the constant `SLOT`.
@@ -131,6 +143,44 @@ impl Programs {
         attach(&mut self.node, name, &pin, &Target::Fd(cgroup.as_fd()), kind)
     }
 
+    /// The pin of a map.
+    pub(super) fn pin(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Loads what acceleration needs beside sockops.
+    ///
+    /// # Errors
+    /// With the name of the program that the kernel refuses, and its reason.
+    pub(super) fn load_acceleration(&mut self) -> Result<AccelerationPrograms, String> {
+        for name in [SK_MSG, WAITING] {
+            load_program(&mut self.node, name).map_err(|reason| format!("{name}: {reason}"))?;
+        }
+        let sockets =
+            bpf::open_pin(&self.pin("ACCELERATED")).map_err(|error| format!("ACCELERATED map: {error}"))?;
+        let splice_watched = load_program(&mut self.node, SPLICE).and_then(|()| self.watch_splice());
+        let fd = |object: &Ebpf, name: &str| {
+            let program = object.program(name).ok_or_else(|| format!("{name} is not in the object"))?;
+            let fd = program.fd().map_err(|e| one_line(&e))?;
+            fd.as_fd().try_clone_to_owned().map_err(|e| e.to_string())
+        };
+        Ok(AccelerationPrograms {
+            message: fd(&self.node, SK_MSG)?,
+            waiting: fd(&self.node, WAITING)?,
+            sockets,
+            splice_watched,
+        })
+    }
+
+    /// For as long as this process lives: without it nothing new is accelerated.
+    fn watch_splice(&mut self) -> Result<(), String> {
+        let program =
+            self.node.program_mut(SPLICE).ok_or_else(|| format!("{SPLICE} is not in the object"))?;
+        let program: &mut FEntry =
+            program.try_into().map_err(|e: aya::programs::ProgramError| one_line(&e))?;
+        program.attach().map(drop).map_err(|e| one_line(&e))
+    }
+
     /// Loads the guard, so that it can be attached to interfaces.
     pub(super) fn load_guard(&mut self) -> Result<(), String> {
         load_program(&mut self.node, TC_GUARD)
@@ -151,6 +201,16 @@ impl Programs {
         let pin = self.pod_folder(slot).join(format!("guard-{}", interface.index));
         attach_tc(&mut self.node, TC_GUARD, &pin, interface, AttachType::TcxIngress)
     }
+}
+
+/// The programs of acceleration, loaded.
+pub(super) struct AccelerationPrograms {
+    pub(super) message: OwnedFd,
+    pub(super) waiting: OwnedFd,
+    /// The map of the sockets whose messages are judged.
+    pub(super) sockets: OwnedFd,
+    /// Or why pods that splice cannot be told.
+    pub(super) splice_watched: Result<(), String>,
 }
 
 /// One pod's own instances.
@@ -238,7 +298,19 @@ impl Maps {
             listeners: open(folder, "LISTENERS")?,
             flows: open(folder, "FLOWS")?,
             counters: open(folder, "COUNTERS")?,
+            offsets: open(folder, "OFFSETS")?,
+            owners: open(folder, "OWNERS")?,
+            carried: open(folder, "CARRIED")?,
+            changing: Mutex::new(()),
         })
+    }
+
+    /// Sets or clears one of `mesh_common::settings_flags`.
+    pub(super) fn set_flag(&self, flag: u32, on: bool) -> std::io::Result<()> {
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mut settings) = self.settings.get(&0)? else { return Ok(()) };
+        settings.flags = settings.flags & !flag | if on { flag } else { 0 };
+        self.settings.insert(&0, &settings)
     }
 }
 
@@ -269,6 +341,11 @@ fn load_program(object: &mut Ebpf, name: &str) -> Result<(), String> {
         Program::SockOps(p) => SockOps::load(p),
         Program::SkLookup(p) => SkLookup::load(p),
         Program::SchedClassifier(p) => SchedClassifier::load(p),
+        Program::SkMsg(p) => SkMsg::load(p),
+        Program::RawTracePoint(p) => RawTracePoint::load(p),
+        Program::FEntry(p) => Btf::from_sys_fs()
+            .map_err(aya::programs::ProgramError::from)
+            .and_then(|types| FEntry::load(p, "tcp_splice_read", &types)),
         other => return Err(format!("{name} is of an unexpected type, {:?}", other.prog_type())),
     };
     loaded.map_err(|error| {

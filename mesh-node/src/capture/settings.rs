@@ -40,6 +40,9 @@ pub struct Settings {
     pub tc_steering: bool,
     /// Judge on the host side what leaves a pod.
     pub tc_guard: bool,
+    /// New connections between pods and the proxy go past TCP, where the kernel and the application allow
+    /// it. A pod can be left out in the pods file.
+    pub acceleration: bool,
     /// Ports of the two listeners inside each pod, on its loopback address.
     pub outbound_port: u16,
     pub inbound_port: u16,
@@ -81,6 +84,7 @@ impl Default for Settings {
             connect_hook: true,
             tc_steering: true,
             tc_guard: true,
+            acceleration: false,
             outbound_port: 15001,
             inbound_port: 15006,
             mark: 0x500,

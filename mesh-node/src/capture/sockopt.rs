@@ -1,7 +1,8 @@
 //! Socket options that no crate in use offers. A leaf with `unsafe` in it.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 pub(super) const IPV6_TRANSPARENT: i32 = 75;
 /// Linux 6.3. The highest port in the upper half, the lowest in the lower.
@@ -37,4 +38,66 @@ pub(super) fn netns_cookie(socket: &impl AsRawFd) -> io::Result<u64> {
         )
     };
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Bytes that can be read from `socket` at once (`FIONREAD`).
+pub(super) fn bytes_waiting(socket: &impl AsRawFd) -> io::Result<i32> {
+    let mut value = 0_i32;
+    // SAFETY: the kernel writes one `int`.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, std::ptr::from_mut(&mut value)) };
+    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Moves up to `length` waiting bytes from `socket` to a pipe that is thrown away; how many were moved.
+pub(super) fn splice_some(socket: &impl AsRawFd, length: usize) -> io::Result<usize> {
+    let mut ends = [0_i32; 2];
+    // SAFETY: the kernel writes two descriptors, which are ours alone.
+    let (_out, into) = unsafe {
+        if libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
+    };
+    // SAFETY: no offsets are given, so nothing is read or written through pointers.
+    let moved = unsafe {
+        libc::splice(
+            socket.as_raw_fd(),
+            std::ptr::null_mut(),
+            into.as_raw_fd(),
+            std::ptr::null_mut(),
+            length,
+            libc::SPLICE_F_NONBLOCK,
+        )
+    };
+    if moved < 0 { Err(io::Error::last_os_error()) } else { Ok(moved as usize) }
+}
+
+/// Edge-triggered readiness of one socket.
+pub(super) struct Edges(OwnedFd);
+
+impl Edges {
+    pub(super) fn new(socket: &impl AsRawFd) -> io::Result<Self> {
+        // SAFETY: a descriptor just returned is ours alone; the event is read during the call.
+        unsafe {
+            let epoll = libc::epoll_create1(libc::EPOLL_CLOEXEC);
+            if epoll < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let this = Self(OwnedFd::from_raw_fd(epoll));
+            let mut event = libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLET) as u32, u64: 0 };
+            if libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, socket.as_raw_fd(), &raw mut event) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(this)
+        }
+    }
+
+    /// Whether something was told within `timeout`.
+    pub(super) fn wait(&self, timeout: Duration) -> io::Result<bool> {
+        let mut event = libc::epoll_event { events: 0, u64: 0 };
+        // SAFETY: room for one event.
+        let told =
+            unsafe { libc::epoll_wait(self.0.as_raw_fd(), &raw mut event, 1, timeout.as_millis() as i32) };
+        if told < 0 { Err(io::Error::last_os_error()) } else { Ok(told > 0) }
+    }
 }

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use mesh_common::{LAYOUT, Settings as KernelSettings, SocketTag, action, settings_flags};
 use tokio::sync::mpsc::unbounded_channel;
 
+use super::accel::{self, Acceleration, Report, Traffic};
 use super::bpf::{self, AttachType, Map};
 use super::counters::{self, Counter};
 use super::error::CaptureError;
@@ -30,6 +31,7 @@ use crate::model::workload::Workload;
 pub struct Capture {
     maps: Arc<Maps>,
     roster: Arc<Roster>,
+    acceleration: Arc<Acceleration>,
     commands: mpsc::Sender<Command>,
     manager: Option<JoinHandle<()>>,
     _watcher: Option<notify::RecommendedWatcher>,
@@ -54,13 +56,39 @@ impl Capture {
         })
     }
 
+    /// What went past TCP, and what is known of its sockets, for every enrolled pod by its uid.
+    pub fn traffic(&self) -> BTreeMap<String, Traffic> {
+        let read = || -> std::io::Result<BTreeMap<String, Traffic>> {
+            let mut known = accel::known(&self.maps)?;
+            let roster = self.roster.pods();
+            let mut all = BTreeMap::new();
+            for (slot, workload) in roster.iter() {
+                let traffic = accel::traffic(&self.maps, *slot, &mut known)?;
+                all.insert(workload.uid.to_string(), traffic);
+            }
+            Ok(all)
+        };
+        read().unwrap_or_else(|error| {
+            tracing::warn!("what went past TCP cannot be read: {error}");
+            BTreeMap::new()
+        })
+    }
+
+    /// How acceleration stands.
+    pub fn acceleration(&self) -> Report {
+        self.acceleration.report()
+    }
+
+    /// Switches acceleration of new flows; takes effect soon after.
+    pub fn accelerate(&self, on: bool) {
+        // Without a receiver the process ends.
+        let _ = self.commands.send(Command::Accelerate(on));
+    }
+
     /// Switches log lines of the kernel programs on or off.
     pub fn log_connections(&self, on: bool) {
-        if let Ok(Some(mut settings)) = self.maps.settings.get(&0) {
-            settings.flags = settings.flags & !settings_flags::LOG | if on { settings_flags::LOG } else { 0 };
-            if let Err(error) = self.maps.settings.insert(&0, &settings) {
-                tracing::warn!("kernel log lines cannot be switched: {error}");
-            }
+        if let Err(error) = self.maps.set_flag(settings_flags::LOG, on) {
+            tracing::warn!("kernel log lines cannot be switched: {error}");
         }
     }
 }
@@ -124,6 +152,7 @@ fn try_start(
         senders.push(sender);
         pulses.push(pulse);
     }
+    let acceleration = Arc::<Acceleration>::default();
     let mut manager = Manager {
         settings: settings.clone(),
         host,
@@ -138,6 +167,7 @@ fn try_start(
         guard,
         tc_steering: settings.tc_steering,
         sockops,
+        acceleration: acceleration.clone(),
         roster: roster.clone(),
         enrolled: BTreeMap::new(),
         lingering: Vec::new(),
@@ -145,13 +175,17 @@ fn try_start(
         kept: BTreeMap::new(),
         last_slot: 0,
     };
+    if settings.acceleration {
+        manager.accelerate(true);
+    }
     manager.begin(&pods)?;
     let thread =
         std::thread::Builder::new().name("capture".to_owned()).spawn(move || manager.run()).map_err(
             |source| CaptureError::File { action: "starting the thread of", path: "capture".into(), source },
         )?;
     let watcher = settings.pods_file.clone().map(|path| follow(path, pods, commands.clone())).transpose()?;
-    Ok((Capture { maps, roster, commands, manager: Some(thread), _watcher: watcher }, sources))
+    let capture = Capture { maps, roster, acceleration, commands, manager: Some(thread), _watcher: watcher };
+    Ok((capture, sources))
 }
 
 fn follow(

@@ -44,6 +44,8 @@ pub enum Mode {
     Validate,
     /// Remove everything of an instance from the host and its pods.
     Cleanup,
+    /// Say what an instance does for each pod.
+    Status,
 }
 
 /// The command line, read.
@@ -80,6 +82,7 @@ impl Cli {
         let text = |name: &str| matches.get_one::<String>(name).cloned();
         let mode = match (matches.subcommand_name(), text("mode").as_deref()) {
             (Some("cleanup"), _) => Mode::Cleanup,
+            (Some("status"), _) => Mode::Status,
             (Some("validate"), _) | (_, Some("validate")) => Mode::Validate,
             _ => Mode::Run,
         };
@@ -161,6 +164,10 @@ fn command() -> Command {
         .subcommand(Command::new("validate").about("Check the configuration and exit"))
         .subcommand(
             Command::new("cleanup").about("Remove everything of an instance from the host and its pods"),
+        )
+        .subcommand(
+            Command::new("status")
+                .about("Say for every pod what is steered, what goes past TCP and why the rest does not"),
         );
     for name in names() {
         let mut arg = Arg::new(name.clone())
@@ -205,6 +212,7 @@ fn help(name: &str) -> &'static str {
         "connect_hook" => "Steer by the connect hook: true or false",
         "tc_steering" => "Steer by TC what the connect hook does not reach: true or false",
         "tc_guard" => "Judge on the host side what leaves a pod: true or false",
+        "acceleration" => "Let bytes between pods and proxy go past TCP: true or false",
         "outbound_port" => "Port of the outbound listener inside each pod",
         "inbound_port" => "Port of the inbound listener inside each pod",
         "mark" => "Mark of steered sockets; the next number marks those towards applications",
@@ -245,6 +253,7 @@ mod tests {
     #[test]
     fn flags_stand_before_or_behind_the_command_and_a_slip_is_an_error() {
         assert_eq!(parse("mesh-node --settings a cleanup").unwrap().mode, Mode::Cleanup);
+        assert_eq!(parse("mesh-node status --instance a").unwrap().mode, Mode::Status);
         assert_eq!(parse("mesh-node cleanup --settings a").unwrap().settings, Some(PathBuf::from("a")));
         assert_eq!(parse("mesh-node --mode validate -c x").unwrap().mode, Mode::Validate);
         assert!(parse("mesh-node --fail-mod open").is_err());

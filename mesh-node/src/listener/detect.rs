@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 
 use super::inspect::{Detected, MAX_INSPECT_BYTES, Verdict, inspect};
 use crate::model::listener::Listener;
+use crate::stream::Stream;
 
 /// What was read, and what it says.
 #[derive(Debug, Default)]
@@ -29,7 +29,7 @@ pub(super) enum First<S> {
 
 /// Runs the listener filters. `server` returns when the server has spoken; it may never return.
 pub(super) async fn first_bytes<S>(
-    io: &mut TcpStream,
+    io: &mut Stream,
     listener: &Listener,
     port: u16,
     server: impl Future<Output = S>,
@@ -72,7 +72,7 @@ async fn within(limit: Option<Duration>, reading: impl Future<Output = Outcome>)
     }
 }
 
-async fn read_until_told(io: &mut TcpStream, bytes: &mut BytesMut, tls: bool, http: bool) -> Outcome {
+async fn read_until_told(io: &mut Stream, bytes: &mut BytesMut, tls: bool, http: bool) -> Outcome {
     loop {
         bytes.reserve(4096);
         match io.read_buf(bytes).await {

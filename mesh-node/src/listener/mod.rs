@@ -25,20 +25,21 @@ use crate::filter::{self, Downstream, WorkerContext, tcp_proxy};
 use crate::model::Snapshot;
 use crate::model::listener::{Direction, FilterChain, Listener};
 use crate::model::workload::Workload;
+use crate::stream::Stream;
 use crate::telemetry::stream_info::{ConnectionInfo, TlsInfo};
 
 use detect::First;
 pub use replay::Replay;
 
-impl Downstream for Replay<TcpStream> {
+impl Downstream for Replay<Stream> {
     fn socket(&self) -> &TcpStream {
-        self.get_ref()
+        self.get_ref().socket()
     }
 }
 
-impl Downstream for tokio_rustls::server::TlsStream<Replay<TcpStream>> {
+impl Downstream for tokio_rustls::server::TlsStream<Replay<Stream>> {
     fn socket(&self) -> &TcpStream {
-        self.get_ref().0.get_ref()
+        self.get_ref().0.get_ref().socket()
     }
 }
 
@@ -105,12 +106,13 @@ async fn serve_from(accepted: Accepted, snapshot: &Snapshot, entry: &Arc<Listene
 }
 
 async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<WorkerContext>) {
-    let Accepted { mut io, source, original_dst, direction, workload } = accepted;
+    let Accepted { io, source, original_dst, direction, workload } = accepted;
     // Latency of small messages matters more than the number of segments.
     if let Err(error) = io.set_nodelay(true) {
         tracing::debug!(%error, "connection ended before it was served");
         return;
     }
+    let mut io = Stream::new(io, workload.as_deref());
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     let connection = |tls: Option<TlsInfo>, requested_server_name: Option<String>| {
         Arc::new(ConnectionInfo {
@@ -150,7 +152,7 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
         listener.stats.no_filter_chain_match.inc();
         tracing::debug!(listener = %listener.name, %source, %original_dst, seen = ?first.detected,
             "no filter chain matches");
-        return reset(&io);
+        return reset(io.socket());
     };
     let io = Replay::new(first.bytes, io);
     let Some(tls) = &chain.tls else {
@@ -161,7 +163,7 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
         Err(error) => {
             listener.stats.downstream_context_secrets_not_ready.inc();
             tracing::debug!(chain = %chain.name, %source, %error, "connection refused");
-            return reset(io.get_ref());
+            return reset(io.get_ref().socket());
         }
     };
     match tls::accept(&tls, io, chain.transport_socket_connect_timeout, &listener.stats).await {

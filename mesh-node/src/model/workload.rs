@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -21,6 +22,55 @@ pub trait SocketFactory: Send + Sync + std::fmt::Debug {
     /// A TCP socket for a connection to the pod's own application that carries the address of the client
     /// (`source`), as if no proxy were between.
     fn to_application(&self, source: SocketAddr, remote: SocketAddr) -> io::Result<socket2::Socket>;
+    /// How bytes of a connected socket of this pod, accepted or opened here, go past TCP; `None` if they do not.
+    fn past_tcp(&self, socket: BorrowedFd<'_>) -> Option<PastTcp> {
+        let _ = socket;
+        None
+    }
+    /// For a connection to the pod's own application that goes by TCP: what tells when the next one would
+    /// not, if that may come.
+    fn trial(&self, remote: SocketAddr) -> Option<Arc<dyn Trial>> {
+        let _ = remote;
+        None
+    }
+}
+
+/// An application is being watched: whether its connections may go past TCP is not known yet.
+pub trait Trial: Send + Sync + std::fmt::Debug {
+    /// Whether new connections go past TCP now; `None` while that is not known.
+    fn passed(&self) -> Option<bool>;
+}
+
+/// A socket whose bytes go to the other end past TCP.
+#[derive(Debug, Clone)]
+pub struct PastTcp {
+    /// The other end is an application's: who writes must see to it that not too much waits there.
+    pub bounded: bool,
+    /// When that began; monotonic nanoseconds.
+    pub since_ns: u64,
+    pub gauge: Arc<dyn Gauge>,
+}
+
+/// Looks at the other end's queue.
+pub trait Gauge: Send + Sync + std::fmt::Debug {
+    fn waiting(&self, socket: BorrowedFd<'_>) -> Waiting;
+    /// Takes the other end, an application's socket at which nothing may wait, out of acceleration: what either
+    /// side sends from now on goes by TCP.
+    fn leave(&self, socket: BorrowedFd<'_>);
+    /// When a direction last went to TCP whose reader still had something to read that went past TCP: on the
+    /// whole node, told before the first byte goes by TCP. Monotonic nanoseconds; 0: never.
+    fn last_switch_ns(&self) -> u64;
+}
+
+/// What waits at the other end of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    Nothing,
+    /// The same after so much had waited that it was a stream.
+    NothingOfStream,
+    Something,
+    /// What is sent goes by TCP, from now on and for good.
+    ByTcp,
 }
 
 /// A pod of this node whose traffic is steered here.

@@ -14,6 +14,7 @@ use super::{Target, UpstreamPath};
 use crate::cluster::{ConnectionGuard, RoutingPriority};
 use crate::model::cluster::{Cluster, Transport};
 use crate::model::tls::UpstreamTls;
+use crate::stream::Stream;
 
 /// An open connection to a host. It counts against the cluster's circuit breaker until dropped.
 #[derive(Debug)]
@@ -80,6 +81,12 @@ pub(super) async fn establish(
     io.set_nodelay(true).map_err(refused)?;
     set_keepalive(&io, &target.cluster.config).map_err(refused)?;
     let local = io.local_addr().map_err(refused)?;
+    let io = match (&target.workload, target.path) {
+        (Some(workload), UpstreamPath::Application { .. }) => {
+            Stream::to_application(io, workload, target.host.address)
+        }
+        (workload, _) => Stream::new(io, workload.as_deref()),
+    };
     let stream = match &target.host.transport {
         Transport::Raw => UpstreamStream::Raw(io),
         Transport::Tls(tls) => {
@@ -141,8 +148,8 @@ async fn handshake(
     target: &Target,
     tls: &UpstreamTls,
     server_name: Option<&str>,
-    io: TcpStream,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>, UpstreamError> {
+    io: Stream,
+) -> Result<tokio_rustls::client::TlsStream<Stream>, UpstreamError> {
     let failed = |error: &dyn std::fmt::Display| UpstreamError::with(ErrorKind::TlsFailure, error);
     let stats = &target.cluster.stats;
     let name = match tls.sni.as_deref().or(server_name) {

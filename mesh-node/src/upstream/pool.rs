@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::pooled::{Pooled, PooledH1};
+use super::stream::UpstreamStream;
 use super::{Target, UpstreamError, UpstreamPath};
 use crate::cluster::{Host, RequestGuard};
 use crate::http::{h1, h2};
@@ -358,6 +359,9 @@ impl Lease {
 
 impl h1::Lease<Pooled> for Lease {
     fn release(self, connection: Box<PooledH1>) {
+        if connection.io().get_ref().is_some_and(UpstreamStream::is_outgrown) {
+            return;
+        }
         let cluster = connection.io().meter().guard.cluster();
         let limit = cluster.config.max_requests_per_connection;
         if limit > 0 && connection.exchanges() >= limit {

@@ -8,19 +8,29 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use crate::stream::Stream;
+
 /// A connection to an endpoint.
 #[derive(Debug)]
 pub enum UpstreamStream {
-    Raw(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Raw(Stream),
+    Tls(Box<TlsStream<Stream>>),
 }
 
 impl UpstreamStream {
     /// The socket below.
     pub fn socket(&self) -> &TcpStream {
         match self {
-            Self::Raw(io) => io,
-            Self::Tls(io) => io.get_ref().0,
+            Self::Raw(io) => io.socket(),
+            Self::Tls(io) => io.get_ref().0.socket(),
+        }
+    }
+
+    /// See [`Stream::is_outgrown`].
+    pub fn is_outgrown(&self) -> bool {
+        match self {
+            Self::Raw(io) => io.is_outgrown(),
+            Self::Tls(io) => io.get_ref().0.is_outgrown(),
         }
     }
 

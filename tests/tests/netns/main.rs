@@ -1,5 +1,6 @@
 //! What the mesh promises about connections, checked on the running kernel in network namespaces.
 
+mod accel;
 mod guard;
 mod lifecycle;
 mod limits;

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use mesh_tests::mesh::MeshConfig;
 use mesh_tests::need_root;
-use mesh_tests::peer::{CallOptions, Place};
+use mesh_tests::peer::{CallOptions, Place, Streams};
 
 use crate::stage::{Stage, Taken, Way, ends_are_true, taken_during};
 
@@ -42,6 +42,28 @@ fn a_connection_is_steered_by_tc_alone() -> Result<()> {
         let (call, taken) = taken_during(&mesh, || stage.client.call_with(stage.target(way), &options))?;
         ends_are_true(&call, way.of(&stage.client), stage.target(way)).with_context(|| format!("{way:?}"))?;
         assert_eq!(taken, Taken { outbound: 1, inbound: 0 }, "{way:?}");
+    }
+    Ok(())
+}
+
+/// What this kernel lacks for it is named, and then everything goes by TCP.
+#[test]
+fn acceleration_is_tested_and_every_stream_is_whole_whether_it_is_on_or_refused() -> Result<()> {
+    need_root!();
+    let stage = Stage::routed()?;
+    let mesh = stage.mesh(&config().accelerated(), &[&stage.client, &stage.server])?;
+    let page = mesh.get("/acceleration")?.1;
+    println!("{page}");
+    let port = 9100;
+    let _server = Streams::serve(&stage.server, std::net::SocketAddr::from(([0_u16; 8], port)), false)?;
+    let to = std::net::SocketAddr::new(Way::V4.of(&stage.server), port);
+    Streams { seed: 1, count: 12, concurrency: 1, blocking: false }.call(&stage.client, to)?.all_ok()?;
+    Streams { seed: 100, count: 20, concurrency: 4, blocking: false }.call(&stage.client, to)?.all_ok()?;
+    if page.starts_with("acceleration::on") {
+        assert!(mesh.count("accel", "accelerated")? > 0.0, "it is on and nothing was accelerated");
+    } else {
+        assert!(page.contains("refused::"), "it is off without a reason: {page}");
+        assert_eq!(mesh.count("accel", "accelerated")?, 0.0);
     }
     Ok(())
 }

@@ -35,7 +35,7 @@ use mesh_tests::run;
 use certificates::Certificates;
 use load::Generator;
 use results::{Measured, Results, Sample};
-use rows::{FULL, Path, Placement, Row, STANDARD};
+use rows::{FULL, Path, Placement, Row, STANDARD, Way};
 use topology::{Shared, Topology};
 
 #[derive(Parser)]
@@ -55,6 +55,10 @@ struct Args {
     /// Only these paths; nothing is written to the results folder
     #[arg(long, value_delimiter = ',')]
     paths: Vec<Path>,
+    /// Whether paths of the mesh are measured with acceleration; without this both ways. Nothing is written
+    /// to the results folder
+    #[arg(long)]
+    acceleration: Option<bool>,
     /// Runs of each row on each path
     #[arg(long, default_value_t = STANDARD_RUNS)]
     runs: usize,
@@ -170,6 +174,7 @@ fn render(results: &Results, folder: &std::path::Path) -> Result<()> {
 fn is_complete(args: &Args) -> bool {
     args.rows.is_empty()
         && args.paths.is_empty()
+        && args.acceleration.is_none()
         && args.connections.is_empty()
         && args.runs == STANDARD_RUNS
         && args.seconds == STANDARD_SECONDS
@@ -200,10 +205,17 @@ fn measure_group(
     generator: &Generator,
     results: &mut Results,
 ) -> Result<()> {
-    let wanted = |path: &Path| args.paths.is_empty() || args.paths.contains(path);
-    let mut topologies: BTreeMap<Path, Topology> = BTreeMap::new();
-    let mut broken: BTreeMap<Path, String> = BTreeMap::new();
-    for path in rows.iter().flat_map(|row| row.paths).copied().filter(wanted) {
+    let ways = |path: Path| {
+        let wanted = args.paths.is_empty() || args.paths.contains(&path);
+        let both = [false, true].map(|acceleration| Way { path, acceleration });
+        both.into_iter().filter(move |way| {
+            let asked = args.acceleration.is_none_or(|only| only == way.acceleration);
+            wanted && if path.is_mesh() { asked } else { !way.acceleration }
+        })
+    };
+    let mut topologies: BTreeMap<Way, Topology> = BTreeMap::new();
+    let mut broken: BTreeMap<Way, String> = BTreeMap::new();
+    for path in rows.iter().flat_map(|row| row.paths).copied().flat_map(ways) {
         if topologies.contains_key(&path) || broken.contains_key(&path) {
             continue;
         }
@@ -217,8 +229,8 @@ fn measure_group(
     }
     for row in rows {
         println!("{row}");
-        let paths: Vec<Path> = row.paths.iter().copied().filter(wanted).collect();
-        let mut samples: BTreeMap<Path, Result<Vec<Sample>, String>> = BTreeMap::new();
+        let paths: Vec<Way> = row.paths.iter().copied().flat_map(ways).collect();
+        let mut samples: BTreeMap<Way, Result<Vec<Sample>, String>> = BTreeMap::new();
         // The first round only warms up.
         for round in 0..=args.runs {
             for path in &paths {
@@ -243,7 +255,7 @@ fn measure_group(
                     results.rows.push(measured);
                 }
                 Some(Err(reason)) => {
-                    println!("  {path:<14}failed: {reason}");
+                    println!("  {path:<20}failed: {reason}");
                     results.failed.push(format!("{row} {path}: {reason}"));
                 }
                 _ => {

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 
 use crate::results::Results;
-use crate::rows::Path;
+use crate::rows::{Path, Way};
 
 const WIDTH: f64 = 900.0;
 const LABELS: f64 = 250.0;
@@ -18,13 +18,13 @@ const FULL_SCALE: f64 = 1.2;
 
 /// Throughput of every row and path relative to direct, as an SVG picture.
 pub fn svg(results: &Results) -> String {
-    let mut groups: Vec<(String, Vec<(Path, f64)>)> = Vec::new();
+    let mut groups: Vec<(String, Vec<(Way, f64)>)> = Vec::new();
     for row in &results.rows {
         let direct =
             results.find(&row.scenario, row.connections, Path::Direct).and_then(|direct| direct.rate());
         let (Some(direct), Some(rate)) = (direct, row.rate()) else { continue };
         let name = format!("{} c={}", row.scenario, row.connections);
-        let bar = (row.path, rate.median / direct.median);
+        let bar = (row.way(), rate.median / direct.median);
         match groups.last_mut() {
             Some((last, bars)) if *last == name => bars.push(bar),
             _ => groups.push((name, vec![bar])),
@@ -61,18 +61,18 @@ pub fn svg(results: &Results) -> String {
             "<text x=\"12\" y=\"{:.1}\" font-weight=\"bold\" fill=\"#222\">{name}</text>",
             y + 11.0
         );
-        for (path, ratio) in bars.iter().filter(|(path, _)| *path != Path::Direct) {
+        for (way, ratio) in bars.iter().filter(|(way, _)| way.path != Path::Direct) {
             let length = ratio.min(FULL_SCALE) * scale;
             let _ = writeln!(
                 out,
-                "<text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#444\">{path}</text>\
+                "<text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#444\">{way}</text>\
                  <rect x=\"{LABELS}\" y=\"{:.1}\" width=\"{length:.1}\" height=\"{:.0}\" fill=\"{}\"/>\
                  <text x=\"{:.1}\" y=\"{:.1}\" fill=\"#444\">{ratio:.2}</text>",
                 LABELS - 6.0,
                 y + 11.0,
                 y + 2.0,
                 BAR - 4.0,
-                colour(*path),
+                colour(way.path),
                 LABELS + length + 5.0,
                 y + 11.0,
             );

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 
 use crate::results::{Measured, Results};
-use crate::rows::{Path, Placement, Row};
+use crate::rows::{Path, Placement, Row, Way};
 
 /// The figure that says what kind of machine and run this was.
 pub fn headline(results: &Results) -> Option<String> {
@@ -106,6 +106,16 @@ pub fn goals(results: &Results) -> Vec<String> {
             "        resident memory with 64 KB answers: {rss:.1} MiB ({}; no goal)",
             row.path
         ));
+    }
+    for path in [Path::MeshOut, Path::Mesh] {
+        let accelerated = results.find_way("same-node-http1", 64, Way { path, acceleration: true });
+        let of = |row: Option<&Measured>| Some(row?.rate()?.median);
+        if let (Some(with), Some(without)) = (of(accelerated), rate(results, "same-node-http1", 64, path)) {
+            lines.push(format!(
+                "        same-node-http1 c=64 rate: {path} with acceleration ÷ without = {:.2}",
+                with / without
+            ));
+        }
     }
     if let (Some(one_hop), Some(mesh)) = (
         rate(results, "same-node-http1", 64, Path::Haproxy),
@@ -236,7 +246,7 @@ pub fn table(results: &Results) -> String {
             text,
             "| {} | {connections} | {} | {}{unit} ({} – {}) | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             row.scenario,
-            row.path,
+            row.way(),
             number(spread.median),
             number(spread.min),
             number(spread.max),
@@ -272,7 +282,7 @@ pub fn progress(row: &Row, measured: &Measured) -> String {
         (_, Some(spread)) => format!("{:>9.1} Gbit/s", spread.median),
         _ => String::new(),
     };
-    let mut line = format!("  {:<14}{rate}", measured.path);
+    let mut line = format!("  {:<20}{rate}", measured.way());
     if let Some(latency) = measured.latency_us {
         let _ = write!(line, "   p50 {:>7.0} µs   p99 {:>7.0} µs", latency.p50, latency.p99);
     }

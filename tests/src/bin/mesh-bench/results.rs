@@ -9,7 +9,7 @@ use std::path::Path as FilePath;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::rows::{Load, Path, Row};
+use crate::rows::{Load, Path, Row, Way};
 
 /// One run of the whole bench.
 #[derive(Debug, Serialize, Deserialize)]
@@ -83,7 +83,7 @@ pub struct Sample {
 
 impl Measured {
     /// `samples` must not be empty.
-    pub fn of(row: &Row, path: Path, samples: &[Sample]) -> Measured {
+    pub fn of(row: &Row, way: Way, samples: &[Sample]) -> Measured {
         let all = |field: fn(&Sample) -> Option<f64>| samples.iter().filter_map(field).collect::<Vec<_>>();
         let percentile = |field: fn(&Latency) -> f64| {
             median(
@@ -94,11 +94,11 @@ impl Measured {
             )
         };
         let requests_per_s = spread(&all(|s| s.requests_per_s));
-        let new_tls = row.load == Load::NewConnections && path == Path::SidecarL4;
+        let new_tls = row.load == Load::NewConnections && way.path == Path::SidecarL4;
         Measured {
             scenario: row.scenario.to_owned(),
-            path,
-            acceleration: false,
+            path: way.path,
+            acceleration: way.acceleration,
             payload_bytes: (row.load != Load::Bulk).then_some(row.payload_bytes),
             connections: row.connections,
             streams_per_connection: match row.load {
@@ -121,6 +121,10 @@ impl Measured {
         }
     }
 
+    pub fn way(&self) -> Way {
+        Way { path: self.path, acceleration: self.acceleration }
+    }
+
     /// The figure that a row is about: requests/s, or Gbit/s of a bulk row.
     pub fn rate(&self) -> Option<Spread> {
         self.requests_per_s.or(self.gbit_per_s)
@@ -128,10 +132,15 @@ impl Measured {
 }
 
 impl Results {
+    /// The row without acceleration.
     pub fn find(&self, scenario: &str, connections: u32, path: Path) -> Option<&Measured> {
+        self.find_way(scenario, connections, Way { path, acceleration: false })
+    }
+
+    pub fn find_way(&self, scenario: &str, connections: u32, way: Way) -> Option<&Measured> {
         self.rows
             .iter()
-            .find(|row| row.scenario == scenario && row.connections == connections && row.path == path)
+            .find(|row| row.scenario == scenario && row.connections == connections && row.way() == way)
     }
 
     /// Reads the `latest.json` of `folder`.
@@ -195,7 +204,8 @@ mod tests {
     fn a_figure_that_was_not_measured_is_absent_from_the_file() {
         let row = crate::rows::STANDARD[7];
         let sample = Sample { gbit_per_s: Some(10.0), ..Sample::default() };
-        let text = serde_json::to_string(&Measured::of(&row, Path::Direct, &[sample])).unwrap();
+        let way = Way { path: Path::Direct, acceleration: false };
+        let text = serde_json::to_string(&Measured::of(&row, way, &[sample])).unwrap();
         assert!(text.contains("\"gbit_per_s\"") && !text.contains("requests") && !text.contains("latency"));
     }
 }

@@ -68,6 +68,21 @@ impl fmt::Display for Path {
     }
 }
 
+/// A path, and whether its bytes may go past TCP between pods and proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Way {
+    pub path: Path,
+    /// Only ever for paths of the mesh.
+    pub acceleration: bool,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.path.to_string();
+        f.pad(&if self.acceleration { format!("{name} accel.") } else { name })
+    }
+}
+
 /// Where client and server pod are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {

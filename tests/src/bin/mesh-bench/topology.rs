@@ -18,7 +18,7 @@ use mesh_tests::process::Process;
 use crate::bootstrap::{Bootstrap, Proxy};
 use crate::certificates::Certificates;
 use crate::redirect::{self, PROXY_ID};
-use crate::rows::{Path, Placement};
+use crate::rows::{Path, Placement, Way};
 use crate::servers::{self, Port};
 
 /// What all paths of a run share.
@@ -43,7 +43,8 @@ pub struct Topology {
 
 impl Topology {
     /// Builds the path and waits until a request goes through it.
-    pub fn build(path: Path, placement: Placement, shared: &Shared) -> Result<Topology> {
+    pub fn build(way: Way, placement: Placement, shared: &Shared) -> Result<Topology> {
+        let Way { path, acceleration } = way;
         let node = Node::new("bench", 1)?;
         let (far, link) = match placement {
             Placement::SameNode => (node.clone(), None),
@@ -86,7 +87,8 @@ impl Topology {
                 server: server.v4(),
                 admin_port: ADMIN_PORT,
             };
-            let config = MeshConfig { bootstrap: bootstrap.build().to_string(), ..MeshConfig::default() };
+            let config = MeshConfig { bootstrap: bootstrap.build().to_string(), ..MeshConfig::default() }
+                .setting("acceleration", acceleration);
             let mut pods = vec![&topology.client];
             if path.has_inbound_half() {
                 pods.push(&server);

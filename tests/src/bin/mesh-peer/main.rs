@@ -6,6 +6,7 @@ mod load;
 mod many;
 mod mixed;
 mod server;
+mod streams;
 
 use std::io::Read;
 use std::net::SocketAddr;
@@ -71,6 +72,40 @@ enum Command {
         #[arg(long)]
         concurrency: usize,
     },
+    /// Serve transfers in which every byte is checked.
+    StreamsServe {
+        #[arg(long)]
+        listen: SocketAddr,
+        /// Use sockets as threads do
+        #[arg(long)]
+        blocking: bool,
+    },
+    /// Make such transfers; prints a tally.
+    StreamsCall {
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long)]
+        seed: u64,
+        #[arg(long)]
+        count: u64,
+        #[arg(long)]
+        concurrency: usize,
+        #[arg(long)]
+        blocking: bool,
+    },
+    /// Accept connections and never read from them.
+    Deaf {
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+    /// Write until nothing more is taken; prints the number of bytes.
+    Flood {
+        #[arg(long)]
+        to: SocketAddr,
+        /// Bytes of each write
+        #[arg(long)]
+        message: usize,
+    },
     /// Wait for the end of standard input, then remove what dead runs left behind.
     Janitor {
         /// The process whose end the end of standard input means.
@@ -103,6 +138,12 @@ fn main() -> ExitCode {
         Command::Load { to, protocol, concurrency } => Protocol::named(&protocol)
             .context("no such protocol")
             .and_then(|protocol| load::load(to, protocol, concurrency)),
+        Command::StreamsServe { listen, blocking } => streams::serve(listen, blocking),
+        Command::StreamsCall { to, seed, count, concurrency, blocking } => {
+            streams::call(to, seed, count, concurrency, blocking)
+        }
+        Command::Deaf { listen } => streams::deaf(listen),
+        Command::Flood { to, message } => streams::flood(to, message),
         Command::Janitor { of } => {
             std::io::stdin().read_to_end(&mut Vec::new()).ok();
             mesh_tests::run::sweep(Some(of));

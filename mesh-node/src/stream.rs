@@ -1,0 +1,211 @@
+//! A connected socket of the proxy, also one whose bytes go past TCP.
+//!
+//! Such a socket differs from an ordinary one in two ways that its user must not notice. Reading: what came
+//! past TCP and what came by TCP lie in two queues, so once there is something in both, a short read does not
+//! mean that nothing is left.
+//! Writing: nothing in the kernel stops a writer whose reader is an application that does not read; the
+//! bound is kept here, and a stream is given back to TCP. It knows nothing of who is served.
+
+use std::cell::Cell;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use mesh_common::accel::{MAX_WAITING_BYTES, STREAM_BYTES};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+use crate::model::workload::{PastTcp, Trial, Waiting, Workload};
+
+/// Nothing tells when a reader has read; it is looked at this often, at first and at last.
+const LOOK: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(50));
+
+/// A connected socket.
+#[derive(Debug)]
+pub struct Stream {
+    io: TcpStream,
+    past_tcp: Option<Box<Past>>,
+    trial: Option<Arc<dyn Trial>>,
+    /// The trial is over.
+    judged: Cell<bool>,
+}
+
+#[derive(Debug)]
+struct Past {
+    tcp: PastTcp,
+    /// Bytes written since the reader was last known to have read everything.
+    unread: u64,
+    looking: Option<(Pin<Box<Sleep>>, Duration)>,
+    /// A direction has gone to TCP meanwhile, perhaps the one that is read here.
+    in_both_queues: bool,
+    /// Something was written.
+    begun: bool,
+}
+
+impl Stream {
+    /// A socket accepted or opened for `workload`, connected.
+    pub fn new(io: TcpStream, workload: Option<&Workload>) -> Self {
+        let past_tcp = workload.and_then(|workload| workload.sockets.past_tcp(io.as_fd()));
+        let past =
+            |tcp| Box::new(Past { tcp, unread: 0, looking: None, in_both_queues: false, begun: false });
+        Self { io, past_tcp: past_tcp.map(past), trial: None, judged: Cell::new(false) }
+    }
+
+    /// The same, to the workload's own application at `remote`.
+    pub fn to_application(io: TcpStream, workload: &Workload, remote: SocketAddr) -> Self {
+        let mut stream = Self::new(io, Some(workload));
+        if stream.past_tcp.is_none() {
+            stream.trial = workload.sockets.trial(remote);
+        }
+        stream
+    }
+
+    /// Whether a new connection in place of this one would be a faster one. True at most once.
+    pub fn is_outgrown(&self) -> bool {
+        let Some(trial) = self.trial.as_ref().filter(|_| !self.judged.get()) else { return false };
+        let passed = trial.passed();
+        self.judged.set(passed.is_some());
+        passed == Some(true)
+    }
+
+    /// The socket itself, for its options.
+    pub fn socket(&self) -> &TcpStream {
+        &self.io
+    }
+
+    /// How many bytes may be written now.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
+        let Some(past) = self.past_tcp.as_mut().filter(|past| past.tcp.bounded) else {
+            return Poll::Ready(usize::MAX);
+        };
+        loop {
+            if past.unread <= STREAM_BYTES {
+                return Poll::Ready((MAX_WAITING_BYTES - past.unread) as usize);
+            }
+            match past.tcp.gauge.waiting(self.io.as_fd()) {
+                Waiting::Nothing => {
+                    past.unread = 0;
+                    past.looking = None;
+                }
+                // A stream is better off with TCP's own flow control.
+                Waiting::NothingOfStream | Waiting::ByTcp => {
+                    past.leave(&self.io);
+                    return Poll::Ready(usize::MAX);
+                }
+                Waiting::Something if past.unread < MAX_WAITING_BYTES => {
+                    return Poll::Ready((MAX_WAITING_BYTES - past.unread) as usize);
+                }
+                Waiting::Something => {
+                    let (sleep, step) =
+                        past.looking.get_or_insert_with(|| (Box::pin(tokio::time::sleep(LOOK.0)), LOOK.0));
+                    ready!(sleep.as_mut().poll(cx));
+                    *step = (*step * 2).min(LOOK.1);
+                    sleep.as_mut().reset(Instant::now() + *step);
+                }
+            }
+        }
+    }
+
+    fn wrote(&mut self, n: usize) {
+        let Some(past) = self.past_tcp.as_mut().filter(|past| past.tcp.bounded && n > 0) else { return };
+        let first = std::mem::replace(&mut past.begun, true);
+        past.unread += n as u64;
+        // The other end may have been too late to take the first bytes.
+        if !first && past.tcp.gauge.waiting(self.io.as_fd()) == Waiting::ByTcp {
+            past.leave(&self.io);
+        }
+    }
+}
+
+impl Past {
+    fn leave(&mut self, io: &TcpStream) {
+        // Before the other end's first byte by TCP.
+        self.in_both_queues = true;
+        self.tcp.bounded = false;
+        self.looking = None;
+        self.tcp.gauge.leave(io.as_fd());
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let Some(past) = &mut this.past_tcp else { return Pin::new(&mut this.io).poll_read(cx, buf) };
+        if !past.in_both_queues {
+            let read = Pin::new(&mut this.io).poll_read(cx, buf);
+            // Asked after reading: what is by TCP now was not there, or the answer is no.
+            past.in_both_queues = past.tcp.gauge.last_switch_ns() >= past.tcp.since_ns;
+            if !past.in_both_queues || read.is_ready() {
+                return read;
+            }
+        }
+        // The reads above took a short read for the end of what there was.
+        match receive(&this.io, buf) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return Poll::Ready(done),
+        }
+        loop {
+            ready!(this.io.poll_read_ready(cx))?;
+            match this.io.try_io(Interest::READABLE, || receive(&this.io, buf)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+}
+
+/// One read that leaves the socket's readiness as it is.
+fn receive(io: &TcpStream, buf: &mut ReadBuf<'_>) -> io::Result<()> {
+    // SAFETY: only written to.
+    let room = unsafe { buf.unfilled_mut() };
+    let n = socket2::SockRef::from(io).recv(room)?;
+    // SAFETY: the kernel wrote so many bytes.
+    unsafe { buf.assume_init(n) };
+    buf.advance(n);
+    Ok(())
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let room = ready!(self.poll_room(cx));
+        let n = ready!(Pin::new(&mut self.io).poll_write(cx, &buf[..buf.len().min(room)]))?;
+        self.wrote(n);
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let room = ready!(self.poll_room(cx));
+        if room < bufs.iter().map(|buf| buf.len()).sum() {
+            let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| buf);
+            return self.poll_write(cx, first);
+        }
+        let n = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs))?;
+        self.wrote(n);
+        Poll::Ready(Ok(n))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}

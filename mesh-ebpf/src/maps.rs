@@ -30,6 +30,10 @@ pub static SLOT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static HAS_INGRESS_IFINDEX: Global<u32> = Global::new(0);
 
+/// Whether sockops does its part of acceleration; the verifier drops the code where it does not.
+#[unsafe(no_mangle)]
+pub static ACCELERATES: Global<u32> = Global::new(1);
+
 #[map]
 pub static SETTINGS: Array<Settings> = Array::pinned(1, 0);
 

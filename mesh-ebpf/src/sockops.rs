@@ -6,7 +6,8 @@
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
-        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock_ops,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock,
+        bpf_sock_ops,
     },
     macros::sock_ops,
     programs::SockOpsContext,
@@ -16,7 +17,7 @@ use mesh_common::{FlowKey, SocketTag, hook, kind, reason};
 use crate::{
     accel,
     context::{address, field},
-    maps::{FLOWS, SOCKETS, count},
+    maps::{ACCELERATES, FLOWS, SOCKETS, count},
 };
 
 const AF_INET: u32 = 2;
@@ -40,12 +41,8 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
     }
     // SAFETY: checked for null; the ops above run on full sockets.
     let tag = unsafe { SOCKETS.get(sk) };
-    match op {
-        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => accel::connected(&ctx, sk, tag.as_deref()),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accel::accepted(&ctx, sk, tag.as_deref()),
-        BPF_SOCK_OPS_RTT_CB => accel::observe(&ctx, sk),
-        BPF_SOCK_OPS_STATE_CB => accel::state_changed(&ctx, sk),
-        _ => {}
+    if ACCELERATES.load() != 0 {
+        accelerate(&ctx, op, sk, tag.as_deref());
     }
     let Some(tag) = tag else { return 1 };
     match op {
@@ -69,6 +66,17 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
         _ => {}
     }
     1
+}
+
+#[inline(always)]
+fn accelerate(ctx: &SockOpsContext, op: u32, sk: *mut bpf_sock, tag: Option<&SocketTag>) {
+    match op {
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => accel::connected(ctx, sk, tag),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accel::accepted(ctx, sk, tag),
+        BPF_SOCK_OPS_RTT_CB => accel::observe(ctx, sk),
+        BPF_SOCK_OPS_STATE_CB => accel::state_changed(ctx, sk),
+        _ => {}
+    }
 }
 
 #[inline(always)]

@@ -82,6 +82,8 @@ pub(super) struct Programs {
     /// Kept, because making one reads all type information of the running kernel.
     loader: EbpfLoader<'static>,
     node: Ebpf,
+    /// Why sockops does nothing for acceleration.
+    not_accelerated: Option<String>,
 }
 
 impl Programs {
@@ -110,7 +112,7 @@ impl Programs {
                 .map_err(|reason| CaptureError::Program { program: "sk_lookup", reason })?;
         }
         let maps = Maps::open(&folder)?;
-        Ok((Self { object, folder, loader, node }, maps))
+        Ok((Self { object, folder, loader, node, not_accelerated: None }, maps))
     }
 
     /// The ring buffer of log lines, for aya-log.
@@ -126,6 +128,19 @@ impl Programs {
     /// Where links of one pod are pinned.
     pub(super) fn pod_folder(&self, slot: u32) -> PathBuf {
         self.folder.join("pods").join(slot.to_string())
+    }
+
+    /// Attaches sockops, without its part of acceleration where the kernel refuses that.
+    ///
+    /// # Errors
+    /// With the reason, if the kernel refuses the rest too.
+    pub(super) fn attach_sockops(&mut self, cgroup: &std::fs::File) -> Result<(), String> {
+        let Err(reason) = self.attach_cgroup(SOCKOPS, AttachType::SockOps, cgroup) else { return Ok(()) };
+        self.loader.override_global("ACCELERATES", &SLOTS[0], true);
+        self.node = self.loader.load(&self.object).map_err(|error| one_line(&error))?;
+        self.attach_cgroup(SOCKOPS, AttachType::SockOps, cgroup)?;
+        self.not_accelerated = Some(format!("this kernel refuses sockops with acceleration: {reason}"));
+        Ok(())
     }
 
     /// Attaches one of the cgroup programs, in place of an older one of this instance.
@@ -153,6 +168,9 @@ impl Programs {
     /// # Errors
     /// With the name of the program that the kernel refuses, and its reason.
     pub(super) fn load_acceleration(&mut self) -> Result<AccelerationPrograms, String> {
+        if let Some(reason) = &self.not_accelerated {
+            return Err(reason.clone());
+        }
         for name in [SK_MSG, WAITING] {
             load_program(&mut self.node, name).map_err(|reason| format!("{name}: {reason}"))?;
         }

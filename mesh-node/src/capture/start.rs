@@ -19,7 +19,7 @@ use super::error::CaptureError;
 use super::manager::{Command, Manager, Roster};
 use super::netns::{self, Namespace};
 use super::pods::{self, PodSpec};
-use super::programs::{self, CONNECT4, CONNECT6, Maps, Programs, SOCKOPS};
+use super::programs::{self, CONNECT4, CONNECT6, Maps, Programs};
 use super::record::Records;
 use super::settings::{Action, FailMode, Settings};
 use super::worker::WorkerCapture;
@@ -274,9 +274,9 @@ fn attach_node(
             reason: "there is no cgroup2 file system; mount one or set tc_steering".to_owned(),
         });
     };
-    let mut attach = |name, kind| programs.attach_cgroup(name, kind, &cgroups.root);
     // Before the connect hook, whose sockets it knows more about.
-    let sockops = loaded("sockops", attach(SOCKOPS, AttachType::SockOps));
+    let sockops = loaded("sockops", programs.attach_sockops(&cgroups.root));
+    let mut attach = |name, kind| programs.attach_cgroup(name, kind, &cgroups.root);
     // Also without steering by it: it tells the host's own connections.
     for (name, kind) in [(CONNECT4, AttachType::Connect4), (CONNECT6, AttachType::Connect6)] {
         match attach(name, kind) {

@@ -53,8 +53,9 @@ fn accelerated_streams_are_byte_for_byte_those_of_tcp() -> Result<()> {
     let (before, count) = (accelerated(&mesh)?, amount(400));
     streams(1000, count).call(&stage.client, to)?.all_ok()?;
     let flows = accelerated(&mesh)? - before;
-    // Three flows of each transfer: application to proxy, proxy to proxy, proxy to application.
-    ensure!(flows >= 3.0 * count as f64 * 0.9, "only {flows} flows of {count} transfers were accelerated");
+    // Three flows of each transfer: application to proxy, proxy to proxy, proxy to application. The first of
+    // them go by TCP.
+    ensure!(flows >= 1.5 * count as f64, "only {flows} flows of {count} transfers were accelerated");
     ensure!(mesh.metric("mesh_accelerated_bytes_total", "")? > 1e6, "the bytes are counted");
     let six = SocketAddr::new(Way::V6.of(&stage.server), STREAMS);
     streams(5, 40).call(&stage.client, six)?.all_ok()?;

@@ -74,10 +74,10 @@ pub fn prometheus(state: &dyn AdminState) -> String {
             );
         }
     }
-    let past: [(&str, fn(&WorkloadView) -> u64); 2] = [
-        ("mesh_accelerated_messages_total", |workload| workload.past_tcp.messages),
-        ("mesh_accelerated_bytes_total", |workload| workload.past_tcp.bytes),
-    ];
+    type Figure = fn(&WorkloadView) -> u64;
+    let messages: Figure = |workload| workload.past_tcp.messages;
+    let bytes: Figure = |workload| workload.past_tcp.bytes;
+    let past = [("mesh_accelerated_messages_total", messages), ("mesh_accelerated_bytes_total", bytes)];
     for (name, value) in past.into_iter().filter(|_| !workloads.is_empty()) {
         let _ = writeln!(out, "# TYPE {name} counter");
         for workload in &workloads {

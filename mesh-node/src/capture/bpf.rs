@@ -286,7 +286,7 @@ impl<K: Plain, V: Plain> Map<K, V> {
 impl<K: Plain, V: Plain + Default> Map<K, V> {
     /// Each CPU's value of a per-CPU map whose values are multiples of eight bytes.
     pub(super) fn per_cpu(&self, key: &K, possible_cpus: usize) -> io::Result<Vec<V>> {
-        const { assert!(size_of::<V>() % 8 == 0) };
+        const { assert!(size_of::<V>().is_multiple_of(8)) };
         let mut values = vec![V::default(); possible_cpus];
         // SAFETY: the kernel writes one value, rounded up to eight bytes, per possible CPU.
         unsafe { self.attr(key).pointer(16, values.as_mut_ptr()).call(MAP_LOOKUP_ELEM)? };
@@ -295,7 +295,7 @@ impl<K: Plain, V: Plain + Default> Map<K, V> {
 
     /// Sets every CPU's value to zero.
     pub(super) fn clear_per_cpu(&self, key: &K, possible_cpus: usize) -> io::Result<()> {
-        const { assert!(size_of::<V>() % 8 == 0) };
+        const { assert!(size_of::<V>().is_multiple_of(8)) };
         let values = vec![V::default(); possible_cpus];
         // SAFETY: the kernel reads as many values.
         unsafe { self.attr(key).pointer(16, values.as_ptr()).call(MAP_UPDATE_ELEM).map(drop) }

@@ -1,40 +1,69 @@
-//! Tells connections that they should end: their listener is replaced or removed, or the process stops.
+//! Tells connections that they should end: their listener is replaced or removed, their pod leaves the mesh, or
+//! the process stops.
 //!
 //! A drained connection finishes what it is doing: HTTP answers with `Connection: close` or GOAWAY, TCP runs
 //! to its end or to the drain time.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
 
-/// A one-way signal, shared by everything that one listener accepted.
+/// A one-way signal, shared by everything that one listener accepted, or one pod has open.
 #[derive(Debug, Default)]
 pub struct Signal {
     started: AtomicBool,
     waiters: Notify,
+    /// Signals that are this one too, and have no such themselves.
+    also: [Option<Arc<Signal>>; 2],
 }
 
 impl Signal {
+    /// Starts when one of the two does.
+    pub fn either(one: Arc<Signal>, other: Arc<Signal>) -> Self {
+        Self { also: [Some(one), Some(other)], ..Self::default() }
+    }
+
     /// Starts the drain; again is the same.
     pub fn start(&self) {
         self.started.store(true, Ordering::Release);
         self.waiters.notify_waiters();
     }
 
-    /// Has the drain begun? One load: may be asked per request.
+    /// Has the drain begun? A few loads: may be asked per request.
     pub fn started(&self) -> bool {
-        self.started.load(Ordering::Acquire)
+        self.own_started() || self.also.iter().flatten().any(|signal| signal.own_started())
     }
 
     /// Returns when the drain begins.
     pub async fn wait(&self) {
+        let [one, other] = &self.also;
+        tokio::select! {
+            () = self.wait_own() => {}
+            () = wait_other(one) => {}
+            () = wait_other(other) => {}
+        }
+    }
+
+    fn own_started(&self) -> bool {
+        self.started.load(Ordering::Acquire)
+    }
+
+    async fn wait_own(&self) {
         let waiting = self.waiters.notified();
         tokio::pin!(waiting);
         // Registered before the flag is read, so that a start between the two is not missed.
         waiting.as_mut().enable();
-        if !self.started() {
+        if !self.own_started() {
             waiting.await;
         }
+    }
+}
+
+async fn wait_other(signal: &Option<Arc<Signal>>) {
+    match signal {
+        Some(signal) => signal.wait_own().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -55,5 +84,26 @@ mod tests {
         waiting.await.unwrap();
         signal.wait().await;
         assert!(signal.started());
+    }
+
+    #[tokio::test]
+    async fn a_connection_drains_with_its_listener_and_with_its_pod() {
+        for first in [true, false] {
+            let [listener, pod] = [(); 2].map(|()| Arc::new(Signal::default()));
+            let connection = Arc::new(Signal::either(listener.clone(), pod.clone()));
+            let waiting = tokio::spawn({
+                let connection = connection.clone();
+                async move { connection.wait().await }
+            });
+            tokio::task::yield_now().await;
+            assert!(!connection.started());
+            if first {
+                listener.start()
+            } else {
+                pod.start()
+            }
+            waiting.await.unwrap();
+            assert!(connection.started());
+        }
     }
 }

@@ -343,6 +343,19 @@ impl MeshNode {
         }
     }
 
+    /// Waits until a counter or gauge of `/stats` satisfies `wanted`.
+    pub fn wait_stat(&mut self, name: &str, wanted: impl Fn(u64) -> bool) -> Result<()> {
+        let until = Instant::now() + deadline();
+        loop {
+            let value = self.stat(name)?;
+            if wanted(value) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "{name} stays at {value}");
+            std::thread::sleep(Duration::from_millis(20)); // the period of the poll
+        }
+    }
+
     /// Waits until a metric (all series) satisfies `wanted`.
     pub fn wait_metric(&mut self, name: &str, wanted: impl Fn(f64) -> bool) -> Result<()> {
         self.wait_metric_of(name, "", wanted)

@@ -1,4 +1,4 @@
-//! `cargo xtask vm --kernel 5.10`: boots a Debian kernel under QEMU (no hardware virtualization needed) with
+//! `cargo xtask vm --kernel 5.10|6.1|6.12|7`: boots a Debian kernel under QEMU (no hardware virtualization needed) with
 //! the programs of this build, and runs the steering tests inside.
 //!
 //! The guest is an initramfs and nothing else: no disk, no network. It reports by lines on its
@@ -29,7 +29,7 @@ const MODULES: [&str; 4] = ["veth", "sch_ingress", "cls_bpf", "bridge"];
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The kernel: 5.10, 6.1, 6.12 or 7 (Debian bullseye, bookworm, trixie, sid)
+    /// The kernel: 5.10, 6.1, 6.12 or 7, or bullseye, bookworm, trixie or sid, the Debian releases that have them
     #[arg(long)]
     kernel: String,
     /// Only tests whose name contains one of these

@@ -24,6 +24,7 @@ use super::record::{Interface, Record, Records};
 use super::settings::{Cidr, Settings};
 use super::sysctl;
 use crate::budget::Budget;
+use crate::drain::Signal;
 use crate::model::workload::{SocketFactory, Workload, WorkloadLimits};
 use crate::telemetry::peer::LocalPeer;
 
@@ -161,7 +162,7 @@ fn try_enrol(
         buffers: Arc::new(Budget::new(&spec.display_name(), settings.max_buffered_bytes)),
         ..WorkloadLimits::default()
     };
-    let workload = workload(spec, sockets, Arc::new(limits));
+    let workload = workload(spec, sockets, Arc::new(limits), Arc::default());
     Ok((Enrolled { spec: spec.clone(), cookie, netns_id: namespace.id, workload }, listeners))
 }
 
@@ -387,6 +388,7 @@ pub(super) fn workload(
     spec: &PodSpec,
     sockets: Arc<dyn SocketFactory>,
     limits: Arc<WorkloadLimits>,
+    drain: Arc<Signal>,
 ) -> Arc<Workload> {
     let ip = spec.ips.first().map(IpAddr::to_string).unwrap_or_default();
     Arc::new(Workload {
@@ -399,6 +401,7 @@ pub(super) fn workload(
         ips: spec.ips.clone(),
         sockets,
         limits,
+        drain,
     })
 }
 

@@ -250,7 +250,8 @@ impl Manager {
                 spec.display_name()
             );
         }
-        pod.workload = enrol::workload(&spec, pod.workload.sockets.clone(), pod.workload.limits.clone());
+        let Workload { sockets, limits, drain, .. } = &*pod.workload;
+        pod.workload = enrol::workload(&spec, sockets.clone(), limits.clone(), drain.clone());
         for worker in &self.workers {
             let _ = worker.send(Assignment::Update { slot, workload: pod.workload.clone() });
         }
@@ -270,6 +271,8 @@ impl Manager {
     fn release(&mut self, slot: u32) {
         let Some(pod) = self.enrolled.remove(&slot) else { return };
         enrol::stop_steering(&self.maps, slot, Some(pod.cookie), &pod.spec.ips);
+        // At once: the pod's network may be gone soon, and then nobody can be told any more.
+        pod.workload.drain.start();
         self.lingering.push((Instant::now() + LINGER, slot));
         self.released.insert(slot);
         for worker in &self.workers {

@@ -57,5 +57,6 @@ pub fn local_workload(name: &str) -> Arc<Workload> {
         ips: vec![[127, 0, 0, 1].into()],
         sockets: Arc::new(LocalSockets),
         limits: Default::default(),
+        drain: Default::default(),
     })
 }

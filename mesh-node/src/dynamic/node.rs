@@ -92,6 +92,7 @@ mod tests {
             sockets: std::sync::Arc::new(crate::capture::LocalSockets),
             limits: Default::default(),
             peer: Default::default(),
+            drain: Default::default(),
         };
         let base = Node { id: "host".to_owned(), cluster: "host".to_owned(), ..Node::default() };
         let node = node_of(&workload, &base);

@@ -92,6 +92,7 @@ pub async fn run<I: Downstream>(
 ) {
     match chain.filters.last() {
         Some(NetworkFilter::TcpProxy(config)) => {
+            config.stats.downstream_cx_total.inc();
             let dialed = tcp_proxy::open(config, info, &ctx).await;
             tcp_proxy::serve(config, dialed, io).await;
         }

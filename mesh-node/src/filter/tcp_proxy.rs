@@ -36,9 +36,9 @@ impl Dialed {
     }
 }
 
-/// Opens the upstream side of a connection.
+/// Opens the upstream side of a connection. Counts no client: this may be to hear whether the server speaks
+/// first, of a client that then comes through another filter chain, or once more through this.
 pub async fn open(config: &TcpProxy, info: Arc<ConnectionInfo>, ctx: &WorkerContext) -> Dialed {
-    config.stats.downstream_cx_total.inc();
     let mut stream = StreamInfo::new(info);
     let connection = dial(config, &mut stream, ctx).await;
     Dialed { stream, connection }

@@ -21,6 +21,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use crate::budget::Purse;
+use crate::drain::Signal;
 use crate::filter::{self, Downstream, WorkerContext, tcp_proxy};
 use crate::model::Snapshot;
 use crate::model::listener::{Direction, FilterChain, Listener};
@@ -114,6 +115,12 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
     }
     let mut io = Stream::new(io, workload.as_deref());
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+    // Of a pod that has left already, the last few connections are served as those of a pod that stays: told to
+    // end before they began, clients would come again and again.
+    let drain = match workload.as_ref().filter(|workload| !workload.drain.started()) {
+        Some(workload) => Arc::new(Signal::either(listener.drain.clone(), workload.drain.clone())),
+        None => listener.drain.clone(),
+    };
     let connection = |tls: Option<TlsInfo>, requested_server_name: Option<String>| {
         Arc::new(ConnectionInfo {
             id,
@@ -124,7 +131,7 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
             workload: workload.clone(),
             tls,
             requested_server_name,
-            drain: listener.drain.clone(),
+            drain: drain.clone(),
         })
     };
     let chosen = |detected: &inspect::Detected| choose(&listener, source, original_dst, detected);
@@ -144,6 +151,7 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
     let first = match first {
         First::Client(first) => first,
         First::Server(bytes, (config, dialed)) => {
+            config.stats.downstream_cx_total.inc();
             return tcp_proxy::serve(&config, dialed, Replay::new(bytes, io)).await;
         }
         First::Nobody => return,

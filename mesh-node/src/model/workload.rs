@@ -88,6 +88,8 @@ pub struct Workload {
     pub sockets: Arc<dyn SocketFactory>,
     /// What the workload may use of this process, and what it uses now. Outlives edits of the pod.
     pub limits: Arc<WorkloadLimits>,
+    /// Started when the pod leaves the mesh.
+    pub drain: Arc<crate::drain::Signal>,
 }
 
 /// Bounds that keep one pod from starving its neighbours.

@@ -26,7 +26,7 @@ pub struct ConnectionInfo {
     pub tls: Option<TlsInfo>,
     /// From the TLS inspector or the handshake.
     pub requested_server_name: Option<String>,
-    /// Started when the connection should end: its listener is replaced, or the process stops.
+    /// Started when the connection should end: its listener is replaced, its pod leaves, or the process stops.
     pub drain: Arc<crate::drain::Signal>,
 }
 

@@ -2,6 +2,7 @@
 
 mod accel;
 mod guard;
+mod leaving;
 mod lifecycle;
 mod limits;
 mod plain;

@@ -9,7 +9,7 @@ use mesh_tests::netns::{Link, Node, Pod, PodSpec};
 use mesh_tests::peer::{CallOptions, ForeignCgroup, HostNetworkPod, Place};
 use serde_json::json;
 
-use crate::stage::{FIRST_PORT, PORT, Stage, Taken, WAYS, Way, ends_are_true, serve, taken_during};
+use crate::stage::{FIRST_PORT, PORT, Stage, Taken, WAYS, Way, ends_are_true, serve, taken, taken_during};
 
 const OUTBOUND: Taken = Taken { outbound: 1, inbound: 0 };
 const INBOUND: Taken = Taken { outbound: 0, inbound: 1 };
@@ -263,4 +263,40 @@ fn ports_and_addresses_excluded_by_a_pods_annotations_are_left_alone_and_others_
     let partly = PodSpec::new("partly").annotation(&annotation("excludeInboundPorts"), &port);
     let (client, server) = (stage.node.pod_with(picky)?, stage.node.pod_with(partly)?);
     exclusions(&stage, &MeshConfig::default(), &client, &server)
+}
+
+#[test]
+fn a_client_that_thinks_before_it_speaks_is_served_and_counted_once() -> Result<()> {
+    need_root!();
+    let stage = Stage::routed()?;
+    let inspecting = json!({
+        "name": "virtualOutbound",
+        "address": {"socket_address": {"address": "0.0.0.0", "port_value": 15001}},
+        "use_original_dst": true,
+        "traffic_direction": "OUTBOUND",
+        "listener_filters": [{
+            "name": "envoy.filters.listener.tls_inspector",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
+            },
+        }],
+        "filter_chains": [{"filters": [{
+            "name": "envoy.filters.network.tcp_proxy",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+                "stat_prefix": "PassthroughCluster",
+                "cluster": "PassthroughCluster",
+            },
+        }]}],
+    });
+    let config =
+        MeshConfig { bootstrap: passthrough_with(vec![inspecting], Vec::new()), ..MeshConfig::default() };
+    let mut mesh = stage.mesh(&config, &[&stage.client])?;
+    let mut session = stage.client.session(stage.target(Way::V4))?;
+    // The server is asked meanwhile whether it speaks first.
+    mesh.wait_stat("cluster.PassthroughCluster.upstream_cx_total", |opened| opened == 1)?;
+    assert_eq!(taken(&mesh)?, NEITHER, "the client has not come yet");
+    assert_eq!(session.exchange("at last")?, "at last");
+    assert_eq!(taken(&mesh)?, OUTBOUND);
+    Ok(())
 }

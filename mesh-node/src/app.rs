@@ -62,7 +62,7 @@ pub fn run(cli: &Cli) -> Result<(), StartError> {
     match cli.mode {
         Mode::Cleanup => cleanup(&settings),
         Mode::Status => status(&settings),
-        Mode::Validate => validate(cli),
+        Mode::Validate => validate(cli, &settings),
         Mode::Run => serve(cli, &settings, log_level),
     }
 }
@@ -91,7 +91,8 @@ fn status(settings: &Settings) -> Result<(), StartError> {
     Ok(())
 }
 
-fn validate(cli: &Cli) -> Result<(), StartError> {
+/// Checks the bootstrap, and the pods file where the settings name one that is here.
+fn validate(cli: &Cli, settings: &Settings) -> Result<(), StartError> {
     let source = Source::of(cli)?;
     let stats = Store::default();
     let log_files = LogFiles::start(stats.filesystem().clone()).map_err(StartError::Threads)?;
@@ -99,8 +100,18 @@ fn validate(cli: &Cli) -> Result<(), StartError> {
     for field in &loaded.ignored {
         println!("{field}: has no effect in mesh-node");
     }
-    println!("configuration OK: {} listeners, {} clusters", loaded.listeners.len(), loaded.clusters.len());
+    let mut parts = vec![count(loaded.listeners.len(), "listener"), count(loaded.clusters.len(), "cluster")];
+    match settings.capture.pods_file.as_deref() {
+        Some(file) if file.exists() => parts.push(count(capture::pods::read(file)?.len(), "pod")),
+        Some(file) => println!("{}: not here, so not checked", file.display()),
+        None => {}
+    }
+    println!("configuration OK: {}", parts.join(", "));
     Ok(())
+}
+
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 fn serve(cli: &Cli, settings: &Settings, level: logging::Level) -> Result<(), StartError> {

@@ -8,9 +8,10 @@ use aya::programs::tc::qdisc_detach_program;
 
 use super::enrol;
 use super::error::CaptureError;
+use super::lock::InstanceLock;
 use super::netlink::Netlink;
 use super::netns::Namespace;
-use super::programs::{TC_GUARD, TC_STEER};
+use super::programs::{TC_GUARD, TC_STEER, check_capabilities};
 use super::record::{self, Interface};
 use super::settings::Settings;
 
@@ -24,11 +25,18 @@ pub struct Removed {
 }
 
 /// Removes programs, pins, rules and routes of `settings.instance`, and puts sysctls back. Finding
-/// nothing is success. Must not be called while a process of the instance runs.
+/// nothing is success.
 ///
 /// # Errors
-/// When the calling thread's own namespace cannot be opened.
+/// While a process of the instance runs, without the capabilities, or when the calling thread's own namespace
+/// cannot be opened.
 pub fn cleanup(settings: &Settings) -> Result<Removed, CaptureError> {
+    check_capabilities()?;
+    cleanup_locked(settings, InstanceLock::take(settings)?)
+}
+
+/// The same for who holds the lock already.
+pub(super) fn cleanup_locked(settings: &Settings, lock: InstanceLock) -> Result<Removed, CaptureError> {
     let current = PathBuf::from("/proc/thread-self/ns/net");
     let host = Namespace::current().map_err(|source| CaptureError::File {
         action: "opening",
@@ -49,12 +57,14 @@ pub fn cleanup(settings: &Settings) -> Result<Removed, CaptureError> {
         enrol::undo_outside_maps(&host, &record);
         removed.pods.push(record.pod);
     }
-    if folder.exists() {
-        if let Err(error) = std::fs::remove_dir_all(&folder) {
-            tracing::warn!("removing {}: {error}", folder.display());
-        }
-        let _ = std::fs::remove_dir(&settings.state_dir);
+    if folder.exists()
+        && let Err(error) = std::fs::remove_dir_all(&folder)
+    {
+        tracing::warn!("removing {}: {error}", folder.display());
     }
+    lock.remove();
+    // Shared, too.
+    let _ = std::fs::remove_dir(&settings.state_dir);
     Ok(removed)
 }
 

@@ -20,6 +20,8 @@ pub enum CaptureError {
     #[error("{}: not the kernel programs of this version: {reason}; build them again with `cargo xtask build-ebpf`", path.display())]
     ObjectInvalid { path: PathBuf, reason: String },
 
+    #[error("instance {instance:?} is run by process {holder}; stop that first, or set another instance")]
+    InstanceInUse { instance: String, holder: String },
     #[error("{} is not a BPF file system; mount one with `mount -t bpf bpf {}`, or set bpffs", .0.display(), .0.display())]
     NoBpffs(PathBuf),
     #[error("the capabilities {0} are missing; run mesh-node as root or give it these capabilities")]

@@ -7,7 +7,7 @@
 //!
 //! Reading order: [`settings`], [`pods`] (what is wanted), `manager` (who acts), `enrol` (what is
 //! done for one pod), `programs` and `bpf` (the kernel's part), `netns` and `ports` (sockets inside a
-//! pod), `worker` (accepting), `record` and [`mod@cleanup`] (putting back). `accel` makes
+//! pod), `worker` (accepting), `lock`, `record` and [`mod@cleanup`] (putting back). `accel` makes
 //! it faster and may be left out.
 
 mod accel;
@@ -17,6 +17,7 @@ mod counters;
 mod enrol;
 mod error;
 mod kernel_log;
+mod lock;
 mod manager;
 mod memory;
 mod netlink;

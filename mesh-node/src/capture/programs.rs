@@ -415,7 +415,7 @@ fn read_object(configured: Option<&Path>) -> Result<(PathBuf, Vec<u8>), CaptureE
 }
 
 /// Without these, every later step would fail with a less telling message.
-fn check_capabilities() -> Result<(), CaptureError> {
+pub(super) fn check_capabilities() -> Result<(), CaptureError> {
     const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"), (39, "CAP_BPF")];
     let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));

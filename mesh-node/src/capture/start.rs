@@ -14,8 +14,11 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use super::accel::{self, Acceleration, Report, Traffic};
 use super::bpf::{self, AttachType, Map};
+use super::cleanup::cleanup_locked;
 use super::counters::{self, Counter};
 use super::error::CaptureError;
+use super::kernel_log;
+use super::lock::InstanceLock;
 use super::manager::{Command, Manager, Roster};
 use super::netns::{self, Namespace};
 use super::pods::{self, PodSpec};
@@ -23,7 +26,6 @@ use super::programs::{self, CONNECT4, CONNECT6, Maps, Programs};
 use super::record::Records;
 use super::settings::{Action, FailMode, Settings};
 use super::worker::WorkerCapture;
-use super::{cleanup, kernel_log};
 use crate::model::workload::Workload;
 
 /// Running capture. Dropping it stops following pods; programs and pins stay for the next process.
@@ -35,6 +37,8 @@ pub struct Capture {
     commands: mpsc::Sender<Command>,
     manager: Option<JoinHandle<()>>,
     _watcher: Option<notify::RecommendedWatcher>,
+    /// Held as long as this process acts for the instance.
+    lock: Option<InstanceLock>,
 }
 
 impl Capture {
@@ -116,12 +120,20 @@ pub fn start(settings: &Settings, workers: usize) -> Result<(Capture, Vec<Worker
         return Err(CaptureError::Settings(problems));
     }
     let pods = settings.pods_file.as_deref().map(pods::read).transpose()?.unwrap_or_default();
+    let lock = InstanceLock::take(settings)?;
     let fresh = !settings.pins().exists() && !settings.records().exists();
-    let result = try_start(settings, workers, pods);
-    if result.is_err() && fresh {
-        cleanup(settings)?;
+    match try_start(settings, workers, pods) {
+        Ok((mut capture, sources)) => {
+            capture.lock = Some(lock);
+            Ok((capture, sources))
+        }
+        Err(error) => {
+            if fresh {
+                cleanup_locked(settings, lock)?;
+            }
+            Err(error)
+        }
     }
-    result
 }
 
 fn try_start(
@@ -184,7 +196,15 @@ fn try_start(
             |source| CaptureError::File { action: "starting the thread of", path: "capture".into(), source },
         )?;
     let watcher = settings.pods_file.clone().map(|path| follow(path, pods, commands.clone())).transpose()?;
-    let capture = Capture { maps, roster, acceleration, commands, manager: Some(thread), _watcher: watcher };
+    let capture = Capture {
+        maps,
+        roster,
+        acceleration,
+        commands,
+        manager: Some(thread),
+        _watcher: watcher,
+        lock: None,
+    };
     Ok((capture, sources))
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::settings::names;
+use super::settings::{Settings, names};
 
 /// Flags of Envoy that mean nothing here. They are accepted, so that start scripts go on working.
 const ENVOY_FLAGS: [(&str, bool); 24] = [
@@ -169,6 +169,7 @@ fn command() -> Command {
             Command::new("status")
                 .about("Say for every pod what is steered, what goes past TCP and why the rest does not"),
         );
+    let defaults = Settings::default().to_json();
     for name in names() {
         let mut arg = Arg::new(name.clone())
             .long(name.replace('_', "-"))
@@ -180,13 +181,26 @@ fn command() -> Command {
             "log_level" => arg.short('l'),
             _ => arg,
         };
-        command = command.arg(arg.help(help(&name)));
+        let default = defaults.get(&name).map(shown).filter(|text| !text.is_empty());
+        let default = default.map(|text| format!(" [default: {text}]")).unwrap_or_default();
+        command = command.arg(arg.help(format!("{}{default}", help(&name))));
     }
     for (flag, takes_value) in ENVOY_FLAGS {
         let action = if takes_value { ArgAction::Set } else { ArgAction::SetTrue };
         command = command.arg(Arg::new(flag).long(flag).global(true).action(action).hide(true));
     }
     command
+}
+
+/// A default as it would be given.
+fn shown(value: &serde_json::Value) -> String {
+    use serde_json::Value::{Array, Null, String as Text};
+    match value {
+        Null => String::new(),
+        Array(items) if items.is_empty() => String::new(),
+        Text(text) => text.clone(),
+        other => other.to_string(),
+    }
 }
 
 /// One line on a setting.

@@ -198,10 +198,20 @@ fn deserialize<T: DeserializeOwned + Default + Serialize>(values: Values, proble
             Ok(_) => {
                 good.insert(name, value);
             }
-            Err(error) => problems.push(format!("{source}: {name}: {error}")),
+            Err(error) => problems.push(format!("{source}: {name}: {}", in_words(&error))),
         }
     }
     serde_json::from_value(Value::Object(good)).unwrap_or_default()
+}
+
+/// A type error without the names of Rust's types.
+fn in_words(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rsplit_once("expected ") {
+        Some((before, "usize" | "u64" | "u32" | "u16")) => format!("{before}expected a whole number"),
+        Some((before, "a boolean")) => format!("{before}expected true or false"),
+        _ => text,
+    }
 }
 
 /// A hint for a name with a slip in it.
@@ -292,7 +302,8 @@ mod tests {
             error.0,
             [
                 format!("{shown}: unknown setting \"worker\"; did you mean \"workers\"?"),
-                "MESH_DRAIN_TIME_S: drain_time_s: invalid type: string \"soon\", expected u64".to_owned(),
+                "MESH_DRAIN_TIME_S: drain_time_s: invalid type: string \"soon\", expected a whole number"
+                    .to_owned(),
                 format!("{shown}: fail_mode: unknown variant `ajar`, expected `closed` or `open`"),
                 "instance: \"a/b\" is not a name of letters, digits, - and _".to_owned(),
             ]

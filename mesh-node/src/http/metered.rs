@@ -11,9 +11,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-/// Told of bytes that were read and written; never of 0.
+/// Told of bytes that were read and written; never of none.
 pub trait Meter: Unpin {
-    fn on_read(&self, bytes: usize);
+    fn on_read(&self, bytes: &[u8]);
     fn on_written(&self, bytes: usize);
 
     /// Something was to be written; `blocked`: the transport took nothing.
@@ -67,8 +67,8 @@ where
         self.io.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
-    fn note_read(&self, bytes: usize) {
-        if bytes > 0 {
+    fn note_read(&self, bytes: &[u8]) {
+        if !bytes.is_empty() {
             self.meter.on_read(bytes);
         }
     }
@@ -114,13 +114,14 @@ where
     ) -> Poll<io::Result<()>> {
         if !self.prefix.is_empty() {
             let length = self.prefix.len().min(out.remaining());
-            out.put_slice(&self.prefix.split_to(length));
-            self.note_read(length);
+            let bytes = self.prefix.split_to(length);
+            out.put_slice(&bytes);
+            self.note_read(&bytes);
             return Poll::Ready(Ok(()));
         }
         let before = out.filled().len();
         let outcome = self.io()?.poll_read(cx, out);
-        self.note_read(out.filled().len() - before);
+        self.note_read(&out.filled()[before..]);
         outcome
     }
 }

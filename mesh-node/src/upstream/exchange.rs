@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, Uri, Version, header};
@@ -175,9 +176,12 @@ impl Sending<'_> {
             trailers: config.http1.enable_trailers,
             proper_case: config.http1.proper_case,
         };
-        let workload = self.target.workload.as_ref();
-        let purse = workload.map(|workload| Purse::of(&workload.limits.buffers));
-        h1::Connection::new(transport, options, Held::new(purse))
+        h1::Connection::new(transport, options, Held::new(self.purse()))
+    }
+
+    /// Where the bytes held for the workload count.
+    fn purse(&self) -> Option<Rc<Purse>> {
+        self.target.workload.as_ref().map(|workload| Purse::of(&workload.limits.buffers))
     }
 
     /// Opens a connection. `None`: the circuit breaker is open and this worker has a connection to the host
@@ -245,7 +249,7 @@ impl Sending<'_> {
         let config = &self.target.cluster.config;
         config.stats.upstream_cx_http2_total.inc();
         let local = transport.meter().local;
-        match h2::connect(transport, local, &config.http2, config.idle_timeout).await {
+        match h2::connect(transport, local, &config.http2, config.idle_timeout, self.purse()).await {
             Ok(handle) => {
                 connecting.succeeded(handle.clone());
                 Ok(handle)

@@ -38,8 +38,8 @@ impl Share {
 }
 
 impl Meter for Share {
-    fn on_read(&self, bytes: usize) {
-        self.stats().upstream_cx_rx_bytes_total.add(bytes as u64);
+    fn on_read(&self, bytes: &[u8]) {
+        self.stats().upstream_cx_rx_bytes_total.add(bytes.len() as u64);
     }
 
     fn on_written(&self, bytes: usize) {

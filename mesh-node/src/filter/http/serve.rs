@@ -115,7 +115,7 @@ async fn serve_http1<IO>(
         idle_timeout: hcm.idle_timeout,
         drain_timeout: hcm.drain_timeout,
         delayed_close: hcm.delayed_close_timeout,
-        purse: connection.workload.as_ref().map(|workload| Purse::of(&workload.limits.buffers)),
+        purse: purse(&connection),
     });
     let drain = connection.drain.clone();
     let limit = hcm.max_connection_duration;
@@ -126,6 +126,11 @@ async fn serve_http1<IO>(
         h1::End::IdleTimeout => stats.downstream_cx_idle_timeout.inc(),
         end => tracing::trace!(?end, "HTTP/1 connection ended"),
     }
+}
+
+/// Where the bytes held for a connection count.
+fn purse(connection: &ConnectionInfo) -> Option<Rc<Purse>> {
+    connection.workload.as_ref().map(|workload| Purse::of(&workload.limits.buffers))
 }
 
 async fn serve_http2<IO>(
@@ -147,6 +152,7 @@ async fn serve_http2<IO>(
         proxy_100_continue: hcm.proxy_100_continue,
         idle_timeout: hcm.idle_timeout,
         delayed_close: hcm.delayed_close_timeout,
+        purse: purse(&connection),
     });
     let drain = connection.drain.clone();
     let limit = hcm.max_connection_duration;

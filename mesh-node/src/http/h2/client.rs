@@ -17,13 +17,16 @@ use http_body::{Body as _, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 
+use super::backlog::Backlog;
 use super::keepalive::KeepAlive;
 use super::receive::Received;
 use super::send::{Broken, Sender};
 use super::{SEND_BUFFER, strip_connection_headers, windows};
+use crate::budget::Purse;
 use crate::http::body::{Body, BodyError};
 use crate::http::h1::parse::ConnectionTokens;
 use crate::http::informational::Informational;
+use crate::http::metered::Metered;
 use crate::model::network::Http2Options;
 
 /// Bytes of a response's headers, uncompressed: Envoy's `max_response_headers_kb`.
@@ -58,7 +61,7 @@ pub struct Handle {
     shared: Rc<Shared>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     /// Exchanges that are not over.
     active: Cell<u32>,
@@ -66,11 +69,13 @@ struct Shared {
     /// `max_concurrent_streams` of the cluster.
     limit: usize,
     closed: Cell<bool>,
+    backlog: Rc<Backlog>,
+    purse: Option<Rc<Purse>>,
     idle_timeout: Option<Duration>,
 }
 
 /// Starts HTTP/2 on a connected transport with this local address. The owner closes it when it is idle for
-/// `idle_timeout`.
+/// `idle_timeout`. What is held for it counts in `purse`.
 ///
 /// # Errors
 /// The handshake failed.
@@ -79,11 +84,14 @@ pub async fn connect<IO>(
     local: SocketAddr,
     options: &Http2Options,
     idle_timeout: Option<Duration>,
+    purse: Option<Rc<Purse>>,
 ) -> Result<Handle, Failure>
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let (stream_window, connection_window) = windows(options);
+    let backlog = Backlog::new(purse.clone(), 0);
+    let io = Metered::new(io, backlog.clone());
     let (sender, mut connection) = Builder::new()
         .enable_push(false)
         .initial_max_send_streams(INITIAL_MAX_STREAMS)
@@ -94,7 +102,15 @@ where
         .handshake::<_, Bytes>(io)
         .await?;
     let limit = options.max_concurrent_streams as usize;
-    let shared = Rc::new(Shared { idle_timeout, limit, ..Shared::default() });
+    let shared = Rc::new(Shared {
+        active: Cell::new(0),
+        begun: Cell::new(0),
+        limit,
+        closed: Cell::new(false),
+        backlog,
+        purse,
+        idle_timeout,
+    });
     let mut keepalive = KeepAlive::new(options.keepalive, connection.ping_pong());
     tokio::task::spawn_local({
         let shared = shared.clone();
@@ -103,6 +119,9 @@ where
             let outcome = poll_fn(|cx| {
                 if keepalive.as_mut().is_some_and(|keepalive| keepalive.poll_dead(cx).is_ready()) {
                     return Poll::Ready(Ok(()));
+                }
+                if let Some(size) = shared.backlog.new_window(connection_window) {
+                    connection.set_target_window_size(size);
                 }
                 connection.as_mut().poll(cx)
             })
@@ -161,6 +180,7 @@ impl Handle {
     ) -> impl Future<Output = Result<Response<Body>, Failure>> + use<L> {
         let active = Active::begin(&self.shared);
         let mut sender = self.sender.clone();
+        let (backlog, purse) = (self.shared.backlog.clone(), self.shared.purse.clone());
         async move {
             let (mut parts, body) = request.into_parts();
             let informational = parts.extensions.remove::<Informational>();
@@ -173,7 +193,7 @@ impl Handle {
             poll_fn(|cx| sender.poll_ready(cx)).await.map_err(|_| Failure::NotSent)?;
             let (response, stream) =
                 sender.send_request(Request::from_parts(parts, ()), ended).map_err(not_sent)?;
-            let mut sending = (!ended).then(|| Sending { body, stream, sender: Sender::default() });
+            let mut sending = (!ended).then(|| Sending { body, stream, sender: Sender::new(purse) });
             let mut waiting = Waiting { response, informational };
             let response = poll_fn(|cx| {
                 // What follows CONNECT is no part of the request: it waits for the answer.
@@ -198,7 +218,7 @@ impl Handle {
             if stream.is_end_stream() {
                 return Ok(Response::from_parts(parts, Body::Empty));
             }
-            let body = Received::of_response(stream, &parts.headers);
+            let body = Received::of_response(stream, &parts.headers, &backlog);
             let body = Body::boxed(Leased { body, _rest: rest, _active: active, _lease: lease });
             Ok(Response::from_parts(parts, body))
         }

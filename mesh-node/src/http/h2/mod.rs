@@ -3,11 +3,12 @@
 //! Own code around `h2` and not a server library's, because a proxy forwards what such libraries keep for
 //! themselves: interim responses, extended CONNECT (RFC 8441), the order of a reset and what came before it.
 //! What it must not do: let one connection hold memory without bound. Windows and header lists are capped, and
-//! so are resets that a peer provokes (rapid reset); a flood of CONTINUATION frames is refused by `h2` itself.
+//! so are resets that a peer provokes (rapid reset); what is held counts for the workload; a flood of CONTINUATION frames is refused by `h2` itself.
 //!
 //! Inside the proxy an upgrade looks as in HTTP/1 whatever carries it (as in Envoy): a GET with `upgrade`, answered
 //! by 101. Both sides translate to and from extended CONNECT.
 
+mod backlog;
 mod client;
 mod keepalive;
 mod progress;
@@ -16,6 +17,7 @@ mod send;
 mod server;
 #[cfg(test)]
 mod tests;
+mod unsent;
 
 pub use client::{Failure, Handle, connect};
 pub use receive::Received;

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use super::backlog::Backlog;
 use crate::http::metered::Meter;
 use crate::http::service::HttpService;
 
@@ -71,6 +72,7 @@ impl Progress {
 pub(super) struct ServiceMeter<S> {
     pub(super) service: Rc<S>,
     pub(super) progress: Rc<Progress>,
+    pub(super) backlog: Rc<Backlog>,
     /// How long a client may take to read why its connection failed.
     pub(super) linger: Option<Duration>,
 }
@@ -82,9 +84,10 @@ impl<S> ServiceMeter<S> {
 }
 
 impl<S: HttpService> Meter for ServiceMeter<S> {
-    fn on_read(&self, bytes: usize) {
+    fn on_read(&self, bytes: &[u8]) {
         self.active();
-        self.service.on_read(bytes);
+        self.backlog.received(bytes);
+        self.service.on_read(bytes.len());
     }
 
     fn on_written(&self, bytes: usize) {

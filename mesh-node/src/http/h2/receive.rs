@@ -1,5 +1,6 @@
 //! A body that comes in over HTTP/2, on either side.
 
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -7,12 +8,14 @@ use h2::{Reason, RecvStream};
 use http::{HeaderMap, header};
 use http_body::{Frame, SizeHint};
 
+use super::backlog::Backlog;
 use crate::http::body::BodyError;
 
 /// The data and trailers of one stream. Dropped before its end, the stream is reset.
 #[derive(Debug)]
 pub struct Received {
     stream: RecvStream,
+    backlog: Rc<Backlog>,
     /// What `content-length` leaves, where there is one. `h2` holds the peer to it.
     left: Option<u64>,
     data_ended: bool,
@@ -22,18 +25,19 @@ pub struct Received {
 
 impl Received {
     /// `headers` are those that came before the body.
-    pub(super) fn of_request(stream: RecvStream, headers: &HeaderMap) -> Self {
-        Self::new(stream, headers, false)
+    pub(super) fn of_request(stream: RecvStream, headers: &HeaderMap, backlog: &Rc<Backlog>) -> Self {
+        Self::new(stream, headers, backlog, false)
     }
 
     /// `headers` are those that came before the body.
-    pub(super) fn of_response(stream: RecvStream, headers: &HeaderMap) -> Self {
-        Self::new(stream, headers, true)
+    pub(super) fn of_response(stream: RecvStream, headers: &HeaderMap, backlog: &Rc<Backlog>) -> Self {
+        Self::new(stream, headers, backlog, true)
     }
 
-    fn new(stream: RecvStream, headers: &HeaderMap, response: bool) -> Self {
+    fn new(stream: RecvStream, headers: &HeaderMap, backlog: &Rc<Backlog>, response: bool) -> Self {
+        backlog.begin_body();
         let left = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        Self { stream, left, data_ended: false, response }
+        Self { stream, backlog: backlog.clone(), left, data_ended: false, response }
     }
 
     pub(crate) fn poll_frame(
@@ -46,6 +50,7 @@ impl Received {
                 Some(Ok(data)) if data.is_empty() => {}
                 Some(Ok(data)) => {
                     self.stream.flow_control().release_capacity(data.len())?;
+                    self.backlog.taken(data.len());
                     self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
@@ -73,5 +78,12 @@ impl Received {
 
     pub(crate) fn size_hint(&self) -> SizeHint {
         self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        let untaken = self.stream.flow_control().used_capacity();
+        self.backlog.end_body(untaken);
     }
 }

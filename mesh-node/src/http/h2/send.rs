@@ -2,12 +2,15 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::SendStream;
 use http_body::Body;
 
+use super::unsent::Unsent;
+use crate::budget::Purse;
 use crate::http::body::BodyError;
 
 /// Why a body was not sent whole.
@@ -20,13 +23,19 @@ pub(super) enum Broken {
 }
 
 /// Sends the frames of a body as windows and buffers allow.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sender {
+    unsent: Unsent,
     /// Polled from the body and not sent yet; true is the last.
     waiting: Option<(Bytes, bool)>,
 }
 
 impl Sender {
+    /// `purse`: where what is queued counts.
+    pub(super) fn new(purse: Option<Rc<Purse>>) -> Self {
+        Self { unsent: Unsent::new(purse), waiting: None }
+    }
+
     /// Ready once all of `body` is queued.
     pub(super) fn poll<B>(
         &mut self,
@@ -54,11 +63,12 @@ impl Sender {
                         }
                     }
                 }
-                stream.send_data(data, last).map_err(gone)?;
+                stream.send_data(self.unsent.count(data), last).map_err(gone)?;
                 if last {
                     return Poll::Ready(Ok(()));
                 }
             }
+            ready!(self.unsent.poll_turn(cx));
             let frame = match ready!(body.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => return Poll::Ready(Err(Broken::Body(error))),
@@ -84,11 +94,15 @@ impl Sender {
     }
 }
 
-/// Sends all of `body`.
-pub(super) async fn send<B>(mut body: Pin<&mut B>, stream: &mut SendStream<Bytes>) -> Result<(), Broken>
+/// Sends all of `body`. What is queued counts in `purse`.
+pub(super) async fn send<B>(
+    mut body: Pin<&mut B>,
+    stream: &mut SendStream<Bytes>,
+    purse: Option<Rc<Purse>>,
+) -> Result<(), Broken>
 where
     B: Body<Data = Bytes, Error = BodyError>,
 {
-    let mut sender = Sender::default();
+    let mut sender = Sender::new(purse);
     poll_fn(|cx| sender.poll(cx, stream, body.as_mut())).await
 }

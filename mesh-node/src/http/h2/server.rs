@@ -17,11 +17,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use super::backlog::Backlog;
 use super::keepalive::KeepAlive;
 use super::progress::{Progress, ServiceMeter};
 use super::receive::Received;
 use super::send::{Broken, send};
 use super::{SEND_BUFFER, strip_connection_headers, windows};
+use crate::budget::Purse;
 use crate::drain::Signal;
 use crate::http::body::Body;
 use crate::http::informational::Informational;
@@ -34,7 +36,10 @@ use crate::model::network::Http2Options;
 const MAX_RESET_STREAMS: usize = 20;
 const MAX_LOCAL_ERROR_RESETS: usize = 1024;
 
-/// What a connection may do and how long it may take.
+/// How every client begins (RFC 9113 section 3.4): this many bytes before the first frame.
+const PREFACE_BYTES: usize = 24;
+
+/// What a connection may do, how long it may take, and who pays for its memory.
 #[derive(Debug, Clone)]
 pub struct Options {
     pub http2: Http2Options,
@@ -46,6 +51,8 @@ pub struct Options {
     pub idle_timeout: Option<Duration>,
     /// How long a client may take to read why its connection failed.
     pub delayed_close: Option<Duration>,
+    /// Where the bytes held for the connection count.
+    pub purse: Option<Rc<Purse>>,
 }
 
 /// A connection as its streams share it.
@@ -53,6 +60,7 @@ struct Connection<S> {
     service: Rc<S>,
     options: Rc<Options>,
     progress: Rc<Progress>,
+    backlog: Rc<Backlog>,
     /// A response with `connection: close` ends the connection once its streams are done.
     closing: Notify,
 }
@@ -74,9 +82,11 @@ where
 {
     let progress = Rc::new(Progress::default());
     let linger = options.delayed_close;
-    let meter = ServiceMeter { service: service.clone(), progress: progress.clone(), linger };
+    let backlog = Backlog::new(options.purse.clone(), PREFACE_BYTES);
+    let (progress_of, backlog_of) = (progress.clone(), backlog.clone());
+    let meter = ServiceMeter { service: service.clone(), progress: progress_of, backlog: backlog_of, linger };
     let io = Metered::with_prefix(preface, io, meter);
-    let connection = Connection { service, options, progress, closing: Notify::new() };
+    let connection = Connection { service, options, progress, backlog, closing: Notify::new() };
     let connection = Rc::new(connection);
     let outcome = connection.clone().run(io, &drain).await;
     connection.progress.end();
@@ -121,6 +131,9 @@ impl<S: HttpService> Connection<S> {
             if keepalive.as_mut().is_some_and(|keepalive| keepalive.poll_dead(cx).is_ready()) {
                 return Poll::Ready(Ok(()));
             }
+            if let Some(size) = self.backlog.new_window(windows(&self.options.http2).1) {
+                connection.set_target_window_size(size);
+            }
             loop {
                 match connection.poll_accept(cx) {
                     Poll::Ready(Some(Ok((request, respond)))) => {
@@ -140,7 +153,7 @@ impl<S: HttpService> Connection<S> {
 
     /// Serves one stream.
     async fn stream(self: Rc<Self>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-        let Some((mut request, upgrade)) = into_request(request) else {
+        let Some((mut request, upgrade)) = into_request(request, &self.backlog) else {
             respond.send_reset(Reason::PROTOCOL_ERROR);
             return;
         };
@@ -214,7 +227,7 @@ impl<S: HttpService> Connection<S> {
             return;
         }
         let mut body = pin!(body);
-        match send(body.as_mut(), &mut stream).await {
+        match send(body.as_mut(), &mut stream, self.options.purse.clone()).await {
             Ok(()) => {}
             Err(Broken::Peer { reset }) => self.service.on_cut(reset),
             Err(Broken::Body(error)) => {
@@ -228,10 +241,10 @@ impl<S: HttpService> Connection<S> {
 }
 
 /// The request in the form that all codecs use. True: an upgrade. `None`: its protocol is no header value.
-fn into_request(request: Request<RecvStream>) -> Option<(Request<Body>, bool)> {
+fn into_request(request: Request<RecvStream>, backlog: &Rc<Backlog>) -> Option<(Request<Body>, bool)> {
     let (mut parts, stream) = request.into_parts();
     let ended = stream.is_end_stream();
-    let received = Received::of_request(stream, &parts.headers);
+    let received = Received::of_request(stream, &parts.headers, backlog);
     let Some(protocol) = parts.extensions.remove::<Protocol>() else {
         let body = if ended { Body::Empty } else { Body::H2(received) };
         return Some((Request::from_parts(parts, body), false));

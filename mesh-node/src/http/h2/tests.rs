@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, LocalSet};
 
 use super::{Failure, Handle, Options, connect, serve};
+use crate::budget::{Budget, Purse};
 use crate::drain::Signal;
 use crate::http::body::{Body, BodyError};
 use crate::http::informational::Informational;
@@ -73,12 +74,13 @@ fn options() -> Options {
         proxy_100_continue: true,
         idle_timeout: None,
         delayed_close: Some(Duration::from_secs(1)),
+        purse: None,
     }
 }
 
 async fn handle(io: TcpStream) -> Handle {
     let local: SocketAddr = io.local_addr().unwrap();
-    connect(io, local, &Http2Options::default(), None).await.unwrap()
+    connect(io, local, &Http2Options::default(), None, None).await.unwrap()
 }
 
 async fn served<F, A>(answer: F) -> Served
@@ -86,8 +88,15 @@ where
     F: Fn(Request<Body>) -> A + 'static,
     A: Future<Output = Result<Response<Body>, Reset>> + 'static,
 {
+    served_with(options(), answer).await
+}
+
+async fn served_with<F, A>(options: Options, answer: F) -> Served
+where
+    F: Fn(Request<Body>) -> A + 'static,
+    A: Future<Output = Result<Response<Body>, Reset>> + 'static,
+{
     let (client, io) = pair().await;
-    let options = options();
     let drain = Arc::new(Signal::default());
     let service = Rc::new(FnService(answer));
     let server = tokio::task::spawn_local(serve(io, Bytes::new(), Rc::new(options), service, drain.clone()));
@@ -437,5 +446,92 @@ fn a_client_that_speaks_nonsense_is_told_so_and_closed_in_order() {
         assert!(server.await.unwrap().is_err());
         let mut rest = Vec::new();
         client.read_to_end(&mut rest).await.expect("a reset took our last words from the client");
+    });
+}
+
+/// A body of this many pieces of 16 KiB.
+fn pieces(count: usize) -> Body {
+    let piece = || Ok(Frame::data(Bytes::from(vec![7; 16 << 10])));
+    Body::boxed(StreamBody::new(futures_util::stream::iter((0..count).map(move |_| piece()))))
+}
+
+/// Lets tasks run until `done`.
+async fn until(done: impl Fn() -> bool) {
+    while !done() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn what_a_server_receives_and_nobody_reads_counts_for_the_workload_until_it_is_read() {
+    local(async {
+        let budget = Arc::new(Budget::new("ns/pod", 4 << 20));
+        let purse = Purse::of(&budget);
+        let reading = Rc::new(Notify::new());
+        let read = reading.clone();
+        let options = Options { purse: Some(purse.clone()), ..options() };
+        let mut served = served_with(options, move |request: Request<Body>| {
+            let read = read.clone();
+            async move {
+                read.notified().await;
+                request.into_body().collect().await.unwrap();
+                Ok(Response::new(Body::Empty))
+            }
+        })
+        .await;
+        let request = Request::post("http://a/").body(pieces(40)).unwrap();
+        let mut response = std::pin::pin!(served.handle.exchange(request, ()));
+        // All of it is less than the stream's window.
+        tokio::select! {
+            _ = &mut response => panic!("answered before the body was read"),
+            () = until(|| purse.used() >= 38 * (16 << 10)) => {}
+        }
+        reading.notify_one();
+        assert_eq!(response.await.unwrap().status(), 200);
+        assert_eq!(purse.used(), 0);
+    });
+}
+
+#[test]
+fn near_the_limit_streams_of_a_client_that_reads_nothing_are_sent_one_piece_at_a_time() {
+    const STREAMS: usize = 12;
+    local(async {
+        let budget = Arc::new(Budget::new("ns/pod", 1 << 20));
+        let purse = Purse::of(&budget);
+        let options = Options { purse: Some(purse.clone()), ..options() };
+        let answered = Rc::new(std::cell::Cell::new(0));
+        let counter = answered.clone();
+        let service = Rc::new(FnService(move |_| {
+            counter.set(counter.get() + 1);
+            async { Ok(Response::new(pieces(200))) }
+        }));
+        let (client, io) = pair().await;
+        tokio::task::spawn_local(serve(io, Bytes::new(), Rc::new(options), service, Arc::default()));
+        // Its windows let everything through: what is queued waits for the transport alone.
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(64 << 20).initial_connection_window_size(64 << 20);
+        let (mut sender, mut connection) = builder.handshake::<_, Bytes>(client).await.unwrap();
+        let responses: Vec<_> = (0..STREAMS)
+            .map(|_| sender.send_request(Request::get("http://a/").body(()).unwrap(), true).unwrap().0)
+            .collect();
+        tokio::select! {
+            end = &mut connection => panic!("{end:?}"),
+            () = until(|| answered.get() == STREAMS) => {}
+        }
+        until(|| purse.is_pressed()).await;
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+            assert!(purse.used() < 5 << 18, "{} bytes are queued", purse.used());
+        }
+        tokio::task::spawn_local(connection);
+        for response in responses {
+            let mut body = response.await.unwrap().into_body();
+            let mut length = 0;
+            while let Some(data) = body.data().await {
+                length += data.unwrap().len();
+            }
+            assert_eq!(length, 200 * (16 << 10));
+        }
+        until(|| purse.used() == 0).await;
     });
 }

@@ -20,6 +20,7 @@ use crate::dynamic::{
 use crate::model::source::Dynamic;
 use crate::model::workload::Workload;
 use crate::model::{Published, Snapshot, Str};
+use crate::upstream::Prober;
 
 /// For so long a connection waits for its pod's first configuration.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -129,12 +130,14 @@ impl PodSidecars {
         self.servings.set(all);
     }
 
-    fn start(&self, pod: &Workload) -> (Arc<Serving>, AbortHandle) {
+    fn start(&self, pod: &Arc<Workload>) -> (Arc<Serving>, AbortHandle) {
         let identity = Identity { node: node_of(pod, &self.node), dynamic: self.dynamic.clone() };
         let (compiler, dynamic) = (self.compiler.clone(), self.dynamic.clone());
         let assembly = Assembly::new(compiler, dynamic, self.statics.clone(), Instant::now());
         let published: Published = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
-        let clusters = Arc::new(ClusterManager::new(self.workers));
+        // Hosts are asked from the pod, as its requests go out from there.
+        let prober = Prober { workload: Some(Arc::downgrade(pod)) };
+        let clusters = Arc::new(ClusterManager::new(self.workers).checking_with(Arc::new(prober)));
         let outlet = PodOutlet { published: published.clone(), clusters: clusters.clone() };
         let sidecar = Sidecar::new(assembly, &identity, self.servers.clone(), outlet);
         let serving = Arc::new(Serving {

@@ -112,13 +112,16 @@ impl PriorityBreakers {
     }
 }
 
+/// Where a breaker tells what is left.
+type Remaining = (Arc<RemainingStats>, fn(&RemainingStats) -> &Gauge);
+
 /// One count with a limit.
 #[derive(Debug)]
 pub struct Breaker {
     count: AtomicU32,
     stats: Arc<ClusterStats>,
     gauge: fn(&ClusterStats) -> &Gauge,
-    remaining: Option<(Arc<RemainingStats>, fn(&RemainingStats) -> &Gauge)>,
+    remaining: Option<Remaining>,
 }
 
 impl Breaker {

@@ -3,7 +3,7 @@
 //! Each check has a connection of its own, opened as those of requests are but counted in no statistics of the
 //! cluster and against none of its limits.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, TE, USER_AGENT};
@@ -24,10 +24,11 @@ use crate::model::workload::Workload;
 /// Bytes of a TCP server's answer that are kept at most: more is no health check.
 const ANSWER_LIMIT_BYTES: usize = 64 << 10;
 
-/// Asks on behalf of one workload, from its network namespace, or of the process.
+/// Asks on behalf of one workload, from its network namespace, or of the process. It does not keep a pod that is
+/// gone.
 #[derive(Debug, Default)]
 pub struct Prober {
-    pub workload: Option<Arc<Workload>>,
+    pub workload: Option<Weak<Workload>>,
 }
 
 impl Probe for Prober {
@@ -38,8 +39,12 @@ impl Probe for Prober {
         check: &'a HealthCheck,
     ) -> Probing<'a> {
         Box::pin(async move {
+            let workload = match self.workload.as_ref().map(Weak::upgrade) {
+                Some(None) => return Finding::Unreachable,
+                of_pod => of_pod.flatten(),
+            };
             let target = Target {
-                workload: self.workload.clone(),
+                workload,
                 cluster: cluster.clone(),
                 host: host.clone(),
                 path: UpstreamPath::Network,
@@ -116,10 +121,10 @@ async fn http(target: &Target, check: &HttpCheck, stream: UpstreamStream) -> Opt
     let response = if check.http2 { over_http2(stream, request) } else { over_http1(stream, request) };
     let Exchanged { status, headers, body, .. } = response.await?;
     let among = |ranges: &[(u16, u16)]| ranges.iter().any(|(start, end)| (*start..*end).contains(&status));
-    if headers.contains_key("x-envoy-immediate-health-check-fail") {
-        return Some(Finding::Excluded);
-    }
     if !among(&check.expected) {
+        if headers.contains_key("x-envoy-immediate-health-check-fail") {
+            return Some(Finding::Excluded);
+        }
         return Some(Finding::Failed { retriable: among(&check.retriable) });
     }
     if !check.receive.is_empty() {

@@ -76,12 +76,15 @@ fn an_http_check_judges_status_headers_and_body() {
     let ok =
         "HTTP/1.1 200 OK\r\ncontent-length: 4\r\nx-envoy-upstream-healthchecked-cluster: mine-1\r\n\r\nwell";
     let degraded = "HTTP/1.1 200 OK\r\nx-envoy-degraded: 1\r\ncontent-length: 0\r\n\r\n";
-    let excluded = "HTTP/1.1 200 OK\r\nx-envoy-immediate-health-check-fail: 1\r\ncontent-length: 0\r\n\r\n";
+    // As in Envoy the header counts beside a failure only.
+    let serves = "HTTP/1.1 200 OK\r\nx-envoy-immediate-health-check-fail: 1\r\ncontent-length: 0\r\n\r\n";
+    let excluded = "HTTP/1.1 503 No\r\nx-envoy-immediate-health-check-fail: 1\r\ncontent-length: 0\r\n\r\n";
     let busy = "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n";
     let broken = "HTTP/1.1 500 Broken\r\nconnection: close\r\n\r\n";
     let table = [
         (ok, http(|_| {}), Finding::Healthy),
         (degraded, http(|_| {}), Finding::Degraded),
+        (serves, http(|_| {}), Finding::Healthy),
         (excluded, http(|_| {}), Finding::Excluded),
         (busy, http(|_| {}), Finding::Failed { retriable: true }),
         (broken, http(|_| {}), Finding::Failed { retriable: false }),

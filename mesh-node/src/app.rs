@@ -2,6 +2,7 @@
 //! the configuration to the end of the drain. The only module that sees every other.
 
 mod admin_state;
+mod files;
 mod logging;
 mod publish;
 mod sidecars;
@@ -9,7 +10,7 @@ mod worker;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
@@ -29,6 +30,7 @@ use crate::telemetry::log_file::LogFiles;
 use crate::telemetry::stats::Store;
 use crate::upstream::Prober;
 use admin_state::{Parts, Request, State};
+use files::WatchedFiles;
 use publish::Publisher;
 use sidecars::{PodSidecars, Servings};
 use worker::{Command, Worker};
@@ -127,12 +129,17 @@ fn serve(cli: &Cli, settings: &Settings, level: logging::Level) -> Result<(), St
         .file()
         .map(|path| Watch::new(path).map_err(|source| StartError::Watch { path: path.to_owned(), source }))
         .transpose()?;
+    let since = SystemTime::now();
     let mut loaded = source.load(&stats, &log_files)?;
+    let mut files = WatchedFiles::default();
+    if files.set(&loaded.files, since) {
+        loaded = source.load(&stats, &log_files)?;
+    }
     introduce(cli, &mut loaded);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Threads)?;
     runtime.block_on(async {
-        let node = Node::start(settings, (source, watch), (stats, log_files, level), loaded).await?;
+        let node = Node::start(settings, (source, watch, files), (stats, log_files, level), loaded).await?;
         node.live().await
     })
 }
@@ -166,13 +173,14 @@ struct Node {
     requests: mpsc::UnboundedReceiver<Request>,
     source: Source,
     watch: Option<Watch>,
+    files: WatchedFiles,
     drain_time: Duration,
 }
 
 impl Node {
     async fn start(
         settings: &Settings,
-        (source, watch): (Source, Option<Watch>),
+        (source, watch, files): (Source, Option<Watch>, WatchedFiles),
         (stats, log_files, level): (Arc<Store>, Arc<LogFiles>, logging::Level),
         loaded: Loaded,
     ) -> Result<Self, StartError> {
@@ -236,6 +244,7 @@ impl Node {
             requests: inbox,
             source,
             watch,
+            files,
             drain_time,
         };
         node.start_when_ready()?;
@@ -287,6 +296,10 @@ impl Node {
                 },
                 () = changed => self.reload().await,
                 () = pods_changed(self.state.capture.get()) => self.follow_pods(),
+                () = self.files.changed() => {
+                    tracing::info!("a file that the configuration names has changed");
+                    self.reload().await;
+                }
                 happened = self.sidecar.next() => {
                     self.sidecar.handle(happened).await;
                     self.start_when_ready()?;
@@ -305,7 +318,15 @@ impl Node {
 
     /// Takes a changed bootstrap, or says what is wrong with it and goes on with the last good one.
     async fn reload(&mut self) {
-        let loaded = match self.source.load(&self.state.stats, &self.state.log_files) {
+        let since = SystemTime::now();
+        let loaded = self.source.load(&self.state.stats, &self.state.log_files);
+        let loaded = match loaded {
+            Ok(loaded) if self.files.set(&loaded.files, since) => {
+                self.source.load(&self.state.stats, &self.state.log_files)
+            }
+            loaded => loaded,
+        };
+        let loaded = match loaded {
             Ok(loaded) => loaded,
             Err(BootstrapError(mistakes)) => {
                 for mistake in mistakes {

@@ -1,7 +1,7 @@
 //! Reads an Envoy bootstrap and compiles its static resources.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::{fmt, fs};
 
 use mesh_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
 use mesh_xds::pb::envoy::config::core::v3::Node as NodeProto;
-use mesh_xds::{Node, Problem, Stored};
+use mesh_xds::{Content, Node, Problem, Stored};
 
 use super::Cli;
 use crate::model::cluster::Cluster;
@@ -41,8 +41,49 @@ pub struct Loaded {
     pub admin: Option<SocketAddr>,
     /// The message itself, for `/config_dump`.
     pub message: Option<Stored>,
+    /// Files that were read beside the bootstrap.
+    pub files: FilesRead,
     /// Fields that are set and have no effect here, each with one place and how often it is set.
     pub ignored: Vec<String>,
+}
+
+/// What a bootstrap names besides itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FilesRead {
+    /// `DataSource.filename`
+    pub files: BTreeSet<PathBuf>,
+    /// `watched_directory`: any change in it may be one of a file.
+    pub folders: BTreeSet<PathBuf>,
+}
+
+impl FilesRead {
+    fn of(tree: &Node) -> Self {
+        let mut found = Self::default();
+        found.collect(tree);
+        found
+    }
+
+    fn collect(&mut self, node: &Node) {
+        let text = |node: &Node| match &node.content {
+            Content::Scalar(text, _) if !text.is_empty() => Some(PathBuf::from(text)),
+            _ => None,
+        };
+        match &node.content {
+            Content::List(items) => items.iter().for_each(|item| self.collect(item)),
+            Content::Map(entries) => {
+                for (key, value) in entries {
+                    match key.as_str() {
+                        "filename" => self.files.extend(text(value)),
+                        "watched_directory" | "watchedDirectory" => {
+                            self.folders.extend(value.get("path").and_then(text));
+                        }
+                        _ => self.collect(value),
+                    }
+                }
+            }
+            Content::Null | Content::Scalar(..) => {}
+        }
+    }
 }
 
 /// What is wrong with a bootstrap: a line for each mistake, each with its place.
@@ -167,7 +208,8 @@ fn compile(name: &str, text: &str, stats: &Store, log_files: &LogFiles) -> Resul
     }
     let xds::Bootstrap { admin, dynamic } = bootstrap;
     let node = message.node.clone().unwrap_or_default();
-    Ok(Loaded { listeners, clusters, dynamic, node, admin, message: Stored::new(&message), ignored })
+    let (message, files) = (Stored::new(&message), FilesRead::of(&tree));
+    Ok(Loaded { listeners, clusters, dynamic, node, admin, message, files, ignored })
 }
 
 /// One line for each field, however many resources set it.
@@ -269,6 +311,15 @@ static_resources:
                  static_resources.listeners[0]; change one",
             ]
         );
+    }
+
+    #[test]
+    fn the_files_and_folders_to_watch_are_found_wherever_they_stand() {
+        let text = "{a: [{tls_certificates: [{certificate_chain: {filename: /c}, watched_directory: {path: /d}}]}, \
+                    {trusted_ca: {filename: /ca, watchedDirectory: {path: /e}}}], filename: ''}";
+        let found = FilesRead::of(&Node::parse(text).unwrap());
+        assert_eq!(found.files, ["/c", "/ca"].map(PathBuf::from).into());
+        assert_eq!(found.folders, ["/d", "/e"].map(PathBuf::from).into());
     }
 
     #[test]

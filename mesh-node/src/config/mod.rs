@@ -6,6 +6,6 @@ pub mod bootstrap;
 pub mod cli;
 pub mod settings;
 
-pub use bootstrap::{BootstrapError, Loaded};
+pub use bootstrap::{BootstrapError, FilesRead, Loaded};
 pub use cli::{Cli, Mode};
 pub use settings::{Settings, SettingsError};

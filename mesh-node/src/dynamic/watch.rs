@@ -25,7 +25,15 @@ impl Watch {
             Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
             _ => PathBuf::from("."),
         };
-        Self::of(&folder, file.file_name().map(OsStr::to_owned))
+        Self::of(&folder, Some(file.file_name().map(OsStr::to_owned).into_iter().collect()))
+    }
+
+    /// Watches the files of these names in `folder`.
+    ///
+    /// # Errors
+    /// When the folder cannot be watched.
+    pub fn files(folder: &Path, names: Vec<OsString>) -> notify::Result<Self> {
+        Self::of(folder, Some(names))
     }
 
     /// Watches everything in `folder` (`watched_directory`).
@@ -36,14 +44,14 @@ impl Watch {
         Self::of(folder, None)
     }
 
-    fn of(folder: &Path, name: Option<OsString>) -> notify::Result<Self> {
+    fn of(folder: &Path, names: Option<Vec<OsString>>) -> notify::Result<Self> {
         let changed = Arc::new(Notify::new());
         let told = changed.clone();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // `..data` is the link that Kubernetes switches.
             let ours = |path: &PathBuf| {
-                let of = path.file_name();
-                name.is_none() || of == name.as_deref() || of == Some(OsStr::new("..data"))
+                let (Some(names), Some(of)) = (&names, path.file_name()) else { return true };
+                of == OsStr::new("..data") || names.iter().any(|name| name == of)
             };
             match event {
                 Ok(event) if !event.paths.iter().any(ours) || !is_complete(&event) => {}

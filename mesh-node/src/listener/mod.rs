@@ -176,8 +176,7 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
     };
     match tls::accept(&tls, io, chain.transport_socket_connect_timeout, &listener.stats).await {
         Ok((stream, session)) => {
-            let server_name = stream.get_ref().1.server_name().map(str::to_owned);
-            filter::run(&chain, connection(Some(session), server_name), stream, ctx).await;
+            filter::run(&chain, connection(Some(session), first.detected.server_name), stream, ctx).await;
         }
         Err(error) => tracing::debug!(chain = %chain.name, %source, %error, "TLS handshake failed"),
     }

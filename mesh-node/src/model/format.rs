@@ -39,12 +39,72 @@ pub enum Operator {
     Trailer(String, Option<String>),
     /// `START_TIME(format)`, `None` is ISO 8601 with milliseconds.
     StartTime(Option<String>),
+    /// `EMIT_TIME(format)`: when the line is written.
+    EmitTime(Option<String>),
+    /// `DOWNSTREAM_PEER_CERT_V_START(format)`, or the end of validity.
+    PeerCertificateTime {
+        end: bool,
+        format: Option<String>,
+    },
+    /// `GRPC_STATUS(form)`; `GRPC_STATUS_NUMBER`.
+    GrpcStatus(GrpcStatusForm),
+    /// `QUERY_PARAM(name)` of the path that the client asked for.
+    QueryParameter(String),
+    /// `PATH(query:source)`.
+    Path {
+        query: bool,
+        source: PathSource,
+    },
+    /// `COMMON_DURATION(from:to:unit)`.
+    CommonDuration {
+        from: TimePoint,
+        to: TimePoint,
+        unit: DurationUnit,
+    },
     /// Operators without an argument, by Envoy's name.
     Plain(Plain),
     /// `DYNAMIC_METADATA(…)`, `FILTER_STATE(…)`, `CLUSTER_METADATA(…)`, `UPSTREAM_METADATA(…)`: kind and argument.
     Metadata(&'static str, String),
     /// `ENVIRONMENT(NAME)`, resolved when parsed.
     Environment(Option<String>),
+}
+
+/// How a gRPC status is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GrpcStatusForm {
+    CamelCase,
+    SnakeCase,
+    Number,
+}
+
+/// Which path `PATH` shows: `x-envoy-original-path`, `:path`, or the first of them that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathSource {
+    Original,
+    Current,
+    OriginalOrCurrent,
+}
+
+/// Points in the life of a stream, by Envoy's names: `DS` is the client, `US` the upstream, `RX` received and
+/// `TX` sent, first byte and last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimePoint {
+    DownstreamRxBegin,
+    DownstreamRxEnd,
+    UpstreamTxBegin,
+    UpstreamTxEnd,
+    UpstreamRxBegin,
+    UpstreamRxEnd,
+    DownstreamTxBegin,
+    DownstreamTxEnd,
+}
+
+/// The unit of `COMMON_DURATION`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DurationUnit {
+    Milliseconds,
+    Microseconds,
+    Nanoseconds,
 }
 
 /// Operators without an argument.
@@ -70,7 +130,11 @@ pub enum Plain {
     ResponseTxDuration,
     UpstreamHost,
     UpstreamCluster,
+    UpstreamClusterRaw,
     UpstreamLocalAddress,
+    UpstreamLocalAddressWithoutPort,
+    UpstreamLocalPort,
+    UpstreamRemotePort,
     UpstreamRemoteAddress,
     UpstreamRemoteAddressWithoutPort,
     UpstreamRequestAttemptCount,
@@ -84,6 +148,12 @@ pub enum Plain {
     DownstreamDirectRemoteAddressWithoutPort,
     DownstreamDirectRemotePort,
     DownstreamPeerUriSan,
+    DownstreamPeerDnsSan,
+    DownstreamPeerIpSan,
+    DownstreamPeerEmailSan,
+    DownstreamPeerSerial,
+    DownstreamPeerFingerprint256,
+    DownstreamPeerCert,
     DownstreamLocalUriSan,
     DownstreamPeerSubject,
     DownstreamLocalSubject,
@@ -96,5 +166,6 @@ pub enum Plain {
     Hostname,
     RequestHeadersBytes,
     ResponseHeadersBytes,
+    ResponseTrailersBytes,
     AccessLogType,
 }

@@ -146,7 +146,7 @@ pub struct Forward {
 pub enum ClusterChoice {
     Single(Str),
     /// The cluster's name is in this request header.
-    Header(http::HeaderName),
+    Header(HeaderKey),
     Weighted {
         clusters: Vec<WeightedCluster>,
         /// Sum of the weights, at least 1.

@@ -25,6 +25,7 @@ pub fn response_header_matches(matcher: &HeaderMatcher, status: StatusCode, head
     }
 }
 
+/// A pseudo header of the request, where there is one.
 pub(super) fn pseudo_header<'a>(head: &RequestHead<'a>, key: &HeaderKey) -> Option<&'a str> {
     let value = match key {
         HeaderKey::Method => head.method.as_str(),

@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::matching::{header_matches, query_matches};
+use super::matching::{header_matches, pseudo_header, query_matches};
 use super::rewrite::port_start;
 use super::timeout::is_grpc;
 use super::{RequestHead, just_path};
+use crate::model::matcher::HeaderKey;
 use crate::model::route::{
     Action, ClusterChoice, PathMatch, RequireTls, Route, RouteMatch, RouteTable, VirtualHost, WeightedCluster,
 };
@@ -41,9 +42,10 @@ impl<'t> Routed<'t> {
         match &forward.cluster {
             ClusterChoice::Single(name) => Some(Cow::Borrowed(&**name)),
             ClusterChoice::Weighted { .. } => self.weighted.map(|w| Cow::Borrowed(&*w.name)),
-            ClusterChoice::Header(name) => {
+            ClusterChoice::Header(HeaderKey::Name(name)) => {
                 head.headers.get(name).map(|v| String::from_utf8_lossy(v.as_bytes()))
             }
+            ClusterChoice::Header(pseudo) => pseudo_header(head, pseudo).map(Cow::Borrowed),
         }
     }
 }

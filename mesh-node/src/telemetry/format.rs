@@ -5,13 +5,16 @@ use std::borrow::Cow;
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Method, Version};
 
+use super::certificate::{self, San};
 use super::stream_info::{StreamInfo, TlsInfo};
-use super::time;
-use crate::model::format::{Format, Operator, Part, Plain};
+use super::{grpc_status, time};
+use crate::model::format::{
+    DurationUnit, Format, GrpcStatusForm, Operator, Part, PathSource, Plain, TimePoint,
+};
 
 /// Envoy's default format of access logs (`AccessLogFormatUtils::defaultAccessLogFormatter`).
 pub const DEFAULT_ACCESS_LOG: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% \
@@ -125,19 +128,110 @@ pub(super) fn value<'a>(operator: &Operator, context: &Context<'a>) -> Value<'a>
             let of = |name: &str| context.trailers.and_then(|trailers| header(trailers, name));
             of(first).or_else(|| second.as_deref().and_then(of)).into()
         }
-        Operator::StartTime(format) => {
-            let mut text = String::new();
-            match format {
-                None => time::iso8601_ms(context.info.start_wall, &mut text),
-                Some(format) => time::strftime(context.info.start_wall, format, &mut text),
+        Operator::StartTime(format) => written_time(context.info.start_wall, format.as_deref()),
+        Operator::EmitTime(format) => written_time(SystemTime::now(), format.as_deref()),
+        Operator::PeerCertificateTime { end, format } => {
+            match peer_leaf(context).and_then(|leaf| certificate::validity(leaf, *end)) {
+                Some(at) => written_time(at, format.as_deref()),
+                None => Value::Missing,
             }
-            Value::Text(text.into())
         }
+        Operator::GrpcStatus(form) => grpc_status(context, *form),
+        Operator::QueryParameter(name) => query_parameter(context, name).into(),
+        Operator::Path { query, source } => path(context, *query, *source).into(),
+        Operator::CommonDuration { from, to, unit } => duration(context.info, *from, *to, *unit),
         Operator::Plain(plain) => plain_value(*plain, context),
         // No filter writes metadata or filter state.
         Operator::Metadata(..) => Value::Missing,
         Operator::Environment(value) => value.clone().into(),
     }
+}
+
+fn written_time<'a>(at: SystemTime, format: Option<&str>) -> Value<'a> {
+    let mut text = String::new();
+    match format {
+        None => time::iso8601_ms(at, &mut text),
+        Some(format) => time::strftime(at, format, &mut text),
+    }
+    Value::Text(text.into())
+}
+
+/// The client's certificate, in DER.
+fn peer_leaf<'a>(context: &Context<'a>) -> Option<&'a [u8]> {
+    context.info.connection.tls.as_ref()?.peer_chain.first().map(Vec::as_slice)
+}
+
+fn grpc_status<'a>(context: &Context<'a>, form: GrpcStatusForm) -> Value<'a> {
+    let code = context.request.and_then(|request| {
+        let status = context.info.response_code;
+        grpc_status::code(request.headers, context.response, context.trailers, status)
+    });
+    match (code, form) {
+        (None, _) => Value::Missing,
+        (Some(code), GrpcStatusForm::Number) if code >= 0 => Value::Number(code.unsigned_abs()),
+        (Some(code), form) => Value::Text(grpc_status::text(code, form)),
+    }
+}
+
+fn path<'a>(context: &Context<'a>, query: bool, source: PathSource) -> Option<Cow<'a, str>> {
+    let request = context.request?;
+    let original = || header(request.headers, "x-envoy-original-path");
+    let current = || request_header(request, ":path");
+    let path = match source {
+        PathSource::Original => original(),
+        PathSource::Current => current(),
+        PathSource::OriginalOrCurrent => original().or_else(current),
+    }?;
+    let end = if query { path.len() } else { path.find('?').unwrap_or(path.len()) };
+    Some(match path {
+        Cow::Borrowed(path) => Cow::Borrowed(&path[..end]),
+        Cow::Owned(path) => Cow::Owned(path[..end].to_owned()),
+    })
+}
+
+/// The first value of a query parameter, percent-decoded.
+fn query_parameter<'a>(context: &Context<'a>, name: &str) -> Option<String> {
+    let path = path(context, true, PathSource::OriginalOrCurrent)?;
+    let (_, query) = path.split_once('?')?;
+    let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| percent_decoded(value))
+}
+
+/// What is no escape stays as it is.
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let escaped = after.get(..2).filter(|_| *first == b'%').and_then(|digits| {
+            let digit = |byte: u8| char::from(byte).to_digit(16);
+            u8::try_from(digit(digits[0])? * 16 + digit(digits[1])?).ok()
+        });
+        bytes.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn duration<'a>(info: &StreamInfo, from: TimePoint, to: TimePoint, unit: DurationUnit) -> Value<'a> {
+    let at = |point| match point {
+        TimePoint::DownstreamRxBegin => Some(Duration::ZERO),
+        TimePoint::DownstreamRxEnd => info.last_downstream_rx,
+        TimePoint::UpstreamTxBegin => info.first_upstream_tx,
+        TimePoint::UpstreamTxEnd => info.last_upstream_tx,
+        TimePoint::UpstreamRxBegin => info.first_upstream_rx,
+        TimePoint::UpstreamRxEnd => info.last_upstream_rx,
+        TimePoint::DownstreamTxBegin => info.first_downstream_tx,
+        TimePoint::DownstreamTxEnd => info.last_downstream_tx,
+    };
+    let Some(between) = at(from).zip(at(to)).and_then(|(from, to)| to.checked_sub(from)) else {
+        return Value::Missing;
+    };
+    let count = match unit {
+        DurationUnit::Milliseconds => between.as_millis(),
+        DurationUnit::Microseconds => between.as_micros(),
+        DurationUnit::Nanoseconds => between.as_nanos(),
+    };
+    Value::Number(u64::try_from(count).unwrap_or(u64::MAX))
 }
 
 fn request_header<'a>(request: RequestView<'a>, name: &str) -> Option<Cow<'a, str>> {
@@ -177,6 +271,10 @@ fn plain_value<'a>(plain: Plain, context: &Context<'a>) -> Value<'a> {
         Plain::BytesSent => Value::Number(info.bytes_sent),
         Plain::RequestHeadersBytes => Value::Number(info.request_headers_bytes),
         Plain::ResponseHeadersBytes => Value::Number(info.response_headers_bytes),
+        Plain::ResponseTrailersBytes => {
+            let lines = context.trailers.into_iter().flatten();
+            Value::Number(lines.map(|(name, value)| (name.as_str().len() + value.len()) as u64).sum())
+        }
         Plain::Protocol => info.protocol.map(protocol).into(),
         Plain::UpstreamProtocol => upstream.protocol.map(protocol).into(),
         Plain::ResponseCode => Value::Number(info.response_code.unwrap_or(0).into()),
@@ -198,8 +296,11 @@ fn plain_value<'a>(plain: Plain, context: &Context<'a>) -> Value<'a> {
         }
         Plain::UpstreamHost | Plain::UpstreamRemoteAddress => address(upstream.host),
         Plain::UpstreamRemoteAddressWithoutPort => ip(upstream.host),
-        Plain::UpstreamCluster => upstream.cluster.as_deref().into(),
+        Plain::UpstreamCluster | Plain::UpstreamClusterRaw => upstream.cluster.as_deref().into(),
         Plain::UpstreamLocalAddress => address(upstream.local),
+        Plain::UpstreamLocalAddressWithoutPort => ip(upstream.local),
+        Plain::UpstreamLocalPort => upstream.local.map_or(Value::Missing, port),
+        Plain::UpstreamRemotePort => upstream.host.map_or(Value::Missing, port),
         Plain::UpstreamRequestAttemptCount => Value::Number(upstream.attempts.into()),
         Plain::DownstreamLocalAddress => address(Some(connection.local)),
         Plain::DownstreamLocalAddressWithoutPort => ip(Some(connection.local)),
@@ -211,6 +312,16 @@ fn plain_value<'a>(plain: Plain, context: &Context<'a>) -> Value<'a> {
         Plain::DownstreamDirectRemoteAddressWithoutPort => ip(Some(connection.remote)),
         Plain::DownstreamDirectRemotePort => port(connection.remote),
         Plain::DownstreamPeerUriSan => joined(tls, |tls| tls.peer_uri_sans.iter().map(|san| &**san)),
+        Plain::DownstreamPeerDnsSan => joined(tls, |tls| tls.peer_dns_sans.iter().map(|san| &**san)),
+        Plain::DownstreamPeerIpSan => {
+            peer_leaf(context).and_then(|leaf| certificate::sans(leaf, San::Ip)).into()
+        }
+        Plain::DownstreamPeerEmailSan => {
+            peer_leaf(context).and_then(|leaf| certificate::sans(leaf, San::Email)).into()
+        }
+        Plain::DownstreamPeerSerial => peer_leaf(context).and_then(certificate::serial).into(),
+        Plain::DownstreamPeerFingerprint256 => peer_leaf(context).map(certificate::sha256_hex).into(),
+        Plain::DownstreamPeerCert => peer_leaf(context).map(certificate::url_encoded_pem).into(),
         Plain::DownstreamLocalUriSan => joined(tls, |tls| tls.local_uri_sans.iter().map(|san| &**san)),
         Plain::DownstreamPeerSubject => tls.and_then(|tls| tls.peer_subject.as_deref()).into(),
         // Known to the filter chain's TLS context only, which the stream does not carry.

@@ -2,7 +2,9 @@
 
 pub mod access_log;
 pub mod base64;
+pub mod certificate;
 pub mod format;
+pub mod grpc_status;
 pub mod istio_metrics;
 pub mod log_file;
 pub mod peer;

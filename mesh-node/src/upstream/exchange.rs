@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Instant;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, Uri, Version, header};
@@ -39,6 +40,8 @@ pub struct Exchange {
     /// Its body holds the connection, and gives it back at its end. Dropped before, an HTTP/1 connection is closed
     /// and an HTTP/2 stream reset.
     pub response: Response<Body>,
+    /// When the connection began to send the request.
+    pub begun: Instant,
     pub local: SocketAddr,
     pub remote: SocketAddr,
     pub protocol: Version,
@@ -114,10 +117,11 @@ impl Sending<'_> {
         let local = connection.io().meter().local;
         let reused = connection.exchanges() > 0;
         let lease = Lease::new(self.pools, self.key.clone(), guard);
+        let begun = Instant::now();
         match connection.exchange(request, lease).await {
             Ok(response) => {
                 let protocol = response.version();
-                Ok(Exchange { response, local, remote: self.target.host.address, protocol })
+                Ok(Exchange { response, begun, local, remote: self.target.host.address, protocol })
             }
             Err(failure) => Err(self.http1_failed(failure, reused)),
         }
@@ -272,10 +276,11 @@ impl Sending<'_> {
             .ok_or_else(|| UpstreamError::with(ErrorKind::ProtocolError, "no authority"))?;
         guard.attached();
         let local = handle.local();
+        let begun = Instant::now();
         match handle.exchange(request, guard).await {
             Ok(response) => {
                 let remote = self.target.host.address;
-                Ok(Exchange { response, local, remote, protocol: Version::HTTP_2 })
+                Ok(Exchange { response, begun, local, remote, protocol: Version::HTTP_2 })
             }
             Err(failure) => Err(self.http2_failed(failure)),
         }

@@ -85,7 +85,7 @@ fn cluster_choice(at: At<'_>, proto: &RouteAction, table: &Table<'_, '_>) -> Res
             Ok(ClusterChoice::Single(name.as_str().into()))
         }
         Some(ClusterSpecifier::ClusterHeader(name)) => {
-            Ok(ClusterChoice::Header(headers::name(at.field("cluster_header"), name)?))
+            Ok(ClusterChoice::Header(matcher::header_key(at.field("cluster_header"), name)?))
         }
         Some(ClusterSpecifier::WeightedClusters(weighted)) => {
             let route = metadata::criteria(proto.metadata_match.as_ref(), None);

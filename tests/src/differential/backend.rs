@@ -89,6 +89,8 @@ pub struct Orders {
     pub reset: bool,
     pub half: Option<usize>,
     pub hang: bool,
+    /// After `half` of the body, says nothing more (HTTP/1).
+    pub stall: bool,
     pub early: bool,
     pub http10: bool,
     pub upgrade: bool,
@@ -120,6 +122,7 @@ impl Orders {
                 "reset" => orders.reset = true,
                 "half" => orders.half = value.parse().ok(),
                 "hang" => orders.hang = true,
+                "stall" => orders.stall = true,
                 "early" => orders.early = true,
                 "http10" => orders.http10 = true,
                 "upgrade" => orders.upgrade = true,
@@ -320,7 +323,9 @@ async fn answer(
     }
     reader.io.write_all(&out).await?;
     reader.io.flush().await?;
-    if orders.half.is_some() {
+    if orders.stall {
+        while reader.more().await? {}
+    } else if orders.half.is_some() {
         // So that the proxy passes on what there is: whether it does when both come at once is chance.
         tokio::time::sleep(Duration::from_millis(150)).await;
     }

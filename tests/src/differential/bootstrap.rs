@@ -16,7 +16,7 @@ const FIRST_BACKEND_PORT: u16 = 8001;
 
 /// One line per stream: who, and what the proxy thinks of it.
 const LOG_FORMAT: &str = "%REQ(X-CASE)% %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %BYTES_RECEIVED% \
-    %BYTES_SENT% %PROTOCOL% %ROUTE_NAME% %UPSTREAM_CLUSTER% %REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%\n";
+    %BYTES_SENT% %PROTOCOL% %ROUTE_NAME% %UPSTREAM_CLUSTER% %REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%";
 
 /// The port of each backend.
 pub fn ports(file: &CaseFile) -> BTreeMap<String, u16> {
@@ -78,7 +78,7 @@ fn connection_manager(file: &CaseFile, log: &Path) -> Value {
             "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
                 "path": log.display().to_string(),
-                "log_format": { "text_format_source": { "inline_string": LOG_FORMAT } },
+                "log_format": { "text_format_source": { "inline_string": format!("{LOG_FORMAT}{}\n", file.log) } },
             },
         }],
         "http_filters": [{

@@ -34,6 +34,9 @@ pub struct CaseFile {
     /// Clusters as Envoy has them, with `hosts` (names of backends), `http2` and `tls` as short forms.
     #[serde(default)]
     pub clusters: BTreeMap<String, Map<String, Value>>,
+    /// Appended to each line of the access log.
+    #[serde(default)]
+    pub log: String,
     pub cases: Vec<Case>,
 }
 

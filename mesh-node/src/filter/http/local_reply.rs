@@ -8,6 +8,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use crate::http::body::Body;
+use crate::telemetry::grpc_status;
 use crate::telemetry::stream_info::ResponseFlags;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -67,7 +68,7 @@ impl LocalReply {
         *response.headers_mut() = self.headers;
         let headers = response.headers_mut();
         if grpc {
-            let status = self.grpc_status.unwrap_or_else(|| grpc_status(self.status));
+            let status = self.grpc_status.unwrap_or_else(|| grpc_status::of_http(self.status.as_u16()));
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(status)));
             let text = self.bytes.as_deref().unwrap_or(self.body.as_bytes());
@@ -92,18 +93,6 @@ impl LocalReply {
             *response.body_mut() = Body::from_bytes(body);
         }
         response
-    }
-}
-
-/// The gRPC status for an HTTP status (Envoy: `Grpc::Utility::httpToGrpcStatus`).
-fn grpc_status(status: StatusCode) -> u8 {
-    match status.as_u16() {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502 | 503 | 504 => 14,
-        _ => 2,
     }
 }
 

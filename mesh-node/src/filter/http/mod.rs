@@ -343,6 +343,7 @@ impl ConnectionManager {
                 reply
             }
             Expired::Response => router::timed_out(stream),
+            Expired::Try(limit) => limit.reply(stream),
         }
     }
 
@@ -428,6 +429,9 @@ impl HttpService for ConnectionManager {
         };
         if owner.client_is_gone() {
             return Err(Reset);
+        }
+        if !matches!(answer, Ok(Answer::Upstream(_))) {
+            owner.discard_unread().await;
         }
         let answer = answer.unwrap_or_else(|expired| Answer::Local(self.expired(&owner, expired)));
         Ok(self.finish(owner, timer, answer))

@@ -29,6 +29,14 @@ impl Observed {
     }
 }
 
+impl Drop for Observed {
+    fn drop(&mut self) {
+        if !self.inner.is_end_stream() {
+            self.stream.leave_unread(std::mem::take(&mut self.inner));
+        }
+    }
+}
+
 impl http_body::Body for Observed {
     type Data = Bytes;
     type Error = BodyError;
@@ -46,10 +54,14 @@ impl http_body::Body for Observed {
                 }
                 if frame.is_trailers() || self.inner.is_end_stream() {
                     self.stream.complete_request();
+                    self.stream.note_request_sent();
                 }
             }
             Some(Err(error)) => self.stream.fail_request(error),
-            None => self.stream.complete_request(),
+            None => {
+                self.stream.complete_request();
+                self.stream.note_request_sent();
+            }
         }
         Poll::Ready(frame)
     }

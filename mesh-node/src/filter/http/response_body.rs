@@ -68,6 +68,14 @@ fn expire(stream: &Stream, expired: Expired) -> &'static str {
             stream.fail(ResponseFlags::DURATION_TIMEOUT, "max_duration_timeout");
             "stream duration timeout"
         }
+        Expired::Try(limit) => {
+            if let Some(upstream) = &*stream.upstream() {
+                limit.count(&upstream.cluster);
+            }
+            let (flag, details) = limit.explanation();
+            stream.fail(flag, details);
+            "upstream stream too slow"
+        }
         Expired::Response => {
             stream.upstream_timed_out();
             stream.fail(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT, "response_timeout");

@@ -2,6 +2,7 @@
 //! Prepares the request for the upstream, tries hosts, and words what the client is told.
 
 mod attempt;
+mod limits;
 mod local;
 
 use std::cell::RefCell;
@@ -22,6 +23,7 @@ use crate::model::route::{Action, Forward, RetryPolicy, RouteTable};
 use crate::router::{RetryPlan, Routed, Timeouts, apply_request, apply_response, rewrite_host, rewrite_path};
 use crate::telemetry::stream_info::ResponseFlags;
 
+pub use limits::TryLimit;
 pub use local::{redirect_to, timed_out};
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");

@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, Ref, RefCell};
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -18,6 +18,7 @@ use super::ConnectionManager;
 use super::chain;
 use super::request::Request;
 use super::request_headers::{X_REQUEST_ID, is_upgrade};
+use super::router::TryLimit;
 use super::timer::Timer;
 use crate::cluster::{ClusterState, Host, Outcome, Report};
 use crate::http::body::{Body, BodyError};
@@ -25,6 +26,9 @@ use crate::model::format::Format;
 use crate::model::route::Forward;
 use crate::telemetry::format::{Context as FormatContext, Missing, RequestHead, RequestView, evaluate};
 use crate::telemetry::stream_info::{ResponseFlags, StreamInfo};
+
+/// How much of a request that nobody wants is read: Envoy's default buffer of a connection.
+const DISCARDED_BYTES: usize = 1 << 20;
 
 /// The state of one stream.
 #[derive(Debug)]
@@ -52,6 +56,10 @@ pub struct Stream {
     /// What its filters keep.
     pub chain: chain::State,
     grpc_status: Cell<Option<u8>>,
+    /// Something was waited for before the answer.
+    waited: Cell<bool>,
+    /// What nobody has read of a request whose tries are over.
+    unread: RefCell<Option<Body>>,
 }
 
 /// The cluster that serves a stream.
@@ -82,6 +90,10 @@ struct Limits {
     max_duration: Option<Duration>,
     /// From the end of the request to the end of the response.
     response: Option<Duration>,
+    /// Since the last byte in either direction, once the response has begun.
+    try_idle: Option<Duration>,
+    /// When the upstream's stream must have ended.
+    try_end: Option<Instant>,
 }
 
 /// Which limit was reached.
@@ -91,6 +103,7 @@ pub enum Expired {
     Request,
     MaxDuration,
     Response,
+    Try(TryLimit),
 }
 
 impl Stream {
@@ -115,7 +128,7 @@ impl Stream {
             idle: hcm.stream_idle_timeout,
             request: hcm.request_timeout,
             max_duration: hcm.max_stream_duration,
-            response: None,
+            ..Limits::default()
         };
         Owner(Rc::new(Self {
             info: RefCell::new(info),
@@ -136,6 +149,8 @@ impl Stream {
             request_id: RefCell::default(),
             chain: chain::State::default(),
             grpc_status: Cell::new(None),
+            waited: Cell::new(false),
+            unread: RefCell::default(),
             manager,
         }))
     }
@@ -153,6 +168,16 @@ impl Stream {
         let limits = self.limits.get();
         let max_duration = max_duration.unwrap_or(limits.max_duration);
         self.limits.set(Limits { response, max_duration, ..limits });
+    }
+
+    /// Bounds what is left of the try that has begun to answer.
+    pub fn limit_try(&self, try_idle: Option<Duration>, try_end: Option<Instant>) {
+        self.limits.set(Limits { try_idle, try_end, ..self.limits.get() });
+    }
+
+    /// When something moved last, in either direction.
+    pub fn last_activity(&self) -> Instant {
+        self.last_activity.get()
     }
 
     /// Something moved in either direction.
@@ -176,6 +201,43 @@ impl Stream {
                 waker.wake();
             }
         }
+    }
+
+    /// The last byte of the request goes to the upstream.
+    pub fn note_request_sent(&self) {
+        self.info.borrow_mut().last_upstream_tx = Some(self.start.elapsed());
+    }
+
+    /// Keeps what a try has not read of its request.
+    pub fn leave_unread(&self, body: Body) {
+        *self.unread.borrow_mut() = Some(body);
+    }
+
+    /// Reads what is already here of a request that is answered without it, so that its connection can go on.
+    /// Envoy's codec has read that much while the answer was awaited; an answer at once leaves it.
+    pub async fn discard_unread(&self) {
+        let Some(mut body) = self.unread.take().filter(|_| self.waited.get()) else { return };
+        let mut left = DISCARDED_BYTES;
+        poll_fn(|cx| {
+            while left > 0
+                && let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(cx)
+            {
+                match frame {
+                    Some(Ok(frame)) => {
+                        let length = frame.data_ref().map_or(0, bytes::Bytes::len);
+                        self.info.borrow_mut().bytes_received += length as u64;
+                        left = left.saturating_sub(length.max(1));
+                    }
+                    Some(Err(_)) => break,
+                    None => {
+                        self.complete_request();
+                        break;
+                    }
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
     }
 
     /// The request broke off: its client went away, or broke the protocol.
@@ -349,7 +411,10 @@ impl Stream {
             limits.request.filter(|_| complete.is_none()).map(|d| (self.start + d, Expired::Request));
         let max = limits.max_duration.map(|d| (self.start + d, Expired::MaxDuration));
         let response = limits.response.zip(complete).map(|(d, from)| (from + d, Expired::Response));
-        [idle, request, max, response].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let activity = self.last_activity.get();
+        let try_idle = limits.try_idle.map(|d| (activity + d, Expired::Try(TryLimit::Idle)));
+        let try_end = limits.try_end.map(|at| (at, Expired::Try(TryLimit::MaxDuration)));
+        [idle, request, max, response, try_idle, try_end].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Ready when a limit is reached.
@@ -369,11 +434,17 @@ impl Stream {
     }
 
     /// The output of `future`, or the limit that was reached first.
-    pub async fn within<F: Future>(&self, timer: &mut Timer, future: F) -> Result<F::Output, Expired> {
-        let mut future = pin!(future);
+    pub async fn within<F: Future>(
+        &self,
+        timer: &mut Timer,
+        mut future: Pin<&mut F>,
+    ) -> Result<F::Output, Expired> {
         poll_fn(|cx| match future.as_mut().poll(cx) {
             Poll::Ready(output) => Poll::Ready(Ok(output)),
-            Poll::Pending => self.poll_expired(cx, timer).map(Err),
+            Poll::Pending => {
+                self.waited.set(true);
+                self.poll_expired(cx, timer).map(Err)
+            }
         })
         .await
     }

@@ -1,12 +1,10 @@
 //! `x-forwarded-client-cert`: what the TLS session proved about the client, told to the application. The header
 //! of an unauthenticated client must never get through unless the configuration says `ALWAYS_FORWARD_ONLY`.
 
-use std::fmt::Write;
-
 use http::{HeaderMap, HeaderName, HeaderValue};
-use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
 
 use crate::model::network::{ClientCertDetails, ForwardClientCert, HttpConnectionManager};
+use crate::telemetry::certificate::{sha256_hex, url_encoded_pem};
 use crate::telemetry::stream_info::TlsInfo;
 
 const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
@@ -84,45 +82,6 @@ fn element(tls: &TlsInfo, details: ClientCertDetails) -> String {
     if details.dns {
         tls.peer_dns_sans.iter().for_each(|dns| part("DNS=", dns));
     }
-    out
-}
-
-fn sha256_hex(der: &[u8]) -> String {
-    let mut hex = String::with_capacity(64);
-    if let Some(suite) = TLS13_AES_128_GCM_SHA256.tls13() {
-        for byte in suite.common.hash_provider.hash(der).as_ref() {
-            let _ = write!(hex, "{byte:02x}");
-        }
-    }
-    hex
-}
-
-/// PEM with the characters escaped that Envoy escapes.
-fn url_encoded_pem(der: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::from("-----BEGIN%20CERTIFICATE-----%0A");
-    let mut column = 0;
-    for chunk in der.chunks(3) {
-        let word = chunk.iter().fold(0u32, |word, &b| word << 8 | u32::from(b)) << (8 * (3 - chunk.len()));
-        for i in 0..4 {
-            let digit = ALPHABET[(word >> (18 - 6 * i)) as usize & 63];
-            match digit {
-                _ if i > chunk.len() => out.push_str("%3D"),
-                b'+' => out.push_str("%2B"),
-                b'/' => out.push_str("%2F"),
-                digit => out.push(char::from(digit)),
-            }
-        }
-        column += 4;
-        if column == 64 {
-            out.push_str("%0A");
-            column = 0;
-        }
-    }
-    if column != 0 {
-        out.push_str("%0A");
-    }
-    out.push_str("-----END%20CERTIFICATE-----%0A");
     out
 }
 

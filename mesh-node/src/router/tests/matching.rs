@@ -296,11 +296,20 @@ fn a_split_of_99_to_1_comes_out_as_99_to_1() {
 #[test]
 fn a_header_can_name_the_cluster() {
     let mut forward = forward();
-    forward.cluster = ClusterChoice::Header(http::HeaderName::from_static("x-cluster"));
+    forward.cluster = ClusterChoice::Header(HeaderKey::Name(http::HeaderName::from_static("x-cluster")));
     let route = route("r", prefix("/"), Action::Forward(Box::new(forward)));
     let table = table(vec![virtual_host("v", &["*"], vec![route])]);
     assert_eq!(cluster_of(&table, &get("h", "/", &[("x-cluster", "blue")]), 0).as_deref(), Some("blue"));
     assert_eq!(cluster_of(&table, &get("h", "/", &[]), 0), None);
+}
+
+#[test]
+fn the_host_can_name_the_cluster() {
+    let mut forward = forward();
+    forward.cluster = ClusterChoice::Header(HeaderKey::Authority);
+    let route = route("r", prefix("/"), Action::Forward(Box::new(forward)));
+    let table = table(vec![virtual_host("v", &["*"], vec![route])]);
+    assert_eq!(cluster_of(&table, &get("blue", "/", &[]), 0).as_deref(), Some("blue"));
 }
 
 #[test]

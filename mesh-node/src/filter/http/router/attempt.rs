@@ -1,6 +1,7 @@
 //! Tries: chooses a host, sends the request, and again where the retry policy says so (Envoy: `RetryStateImpl`).
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::super::local_reply::LocalReply;
 use super::super::request::Request;
 use super::super::request_body::{Observed, Replayable};
 use super::super::reset::ResetReason;
+use super::limits::{TryLimit, TryLimits};
 use super::{ATTEMPT_COUNT, EXPECTED_TIMEOUT, Forwarding, local};
 use crate::cluster::{Host, LbContext, Outcome, Report, RetryGuard};
 use crate::http::body::Body;
@@ -36,7 +38,7 @@ enum Source {
 /// How a try ended without a response.
 enum Failure {
     Reset(UpstreamError),
-    TimedOut,
+    TimedOut(TryLimit),
 }
 
 /// What the retry state says of a finished try.
@@ -98,8 +100,8 @@ impl Forwarding<'_> {
                 Ok(response) => tries.judge(self, &source, |plan| {
                     plan.retries_response(response.status(), response.headers())
                 }),
-                Err(Failure::TimedOut) => {
-                    tries.judge(self, &source, |plan| plan.retries_reset(router::ResetReason::PerTryTimeout))
+                Err(Failure::TimedOut(limit)) => {
+                    tries.judge(self, &source, |plan| plan.retries_reset(limit.for_retry()))
                 }
                 Err(Failure::Reset(error)) => {
                     tries.judge(self, &source, |plan| plan.retries_reset(for_retry(error.kind)))
@@ -112,7 +114,7 @@ impl Forwarding<'_> {
                     tokio::time::sleep(pause).await;
                 }
                 (Verdict::Stands, Ok(response)) => return Ok(response),
-                (Verdict::Stands, Err(Failure::TimedOut)) => return Err(local::per_try_timed_out(stream)),
+                (Verdict::Stands, Err(Failure::TimedOut(limit))) => return Err(limit.reply(stream)),
                 (Verdict::Stands, Err(Failure::Reset(error))) => {
                     let reason = ResetReason::from(error.kind);
                     let connect = matches!(error.kind, ErrorKind::ConnectFailure | ErrorKind::TlsFailure);
@@ -241,16 +243,18 @@ impl Forwarding<'_> {
                 _ => UpstreamPath::Network,
             },
         };
-        let exchange = stream.manager.ctx.upstreams.request(&target, self.priority, stream.version, message);
-        let answered = match self.timeouts.per_try {
-            None => exchange.await,
-            Some(limit) => match tokio::time::timeout(limit, exchange).await {
+        let upstreams = &stream.manager.ctx.upstreams;
+        let mut exchange = pin!(upstreams.request(&target, self.priority, stream.version, message));
+        let limits = TryLimits::new(&self.timeouts, &self.cluster);
+        let answered = match &limits {
+            None => exchange.as_mut().await,
+            Some(limits) => match limits.within(stream, exchange.as_mut()).await {
                 Ok(answered) => answered,
-                Err(_) => {
-                    self.cluster.stats.upstream_rq_per_try_timeout.inc();
+                Err(limit) => {
+                    limit.count(&self.cluster);
                     target.host.counters.finish(Outcome::Timeout);
                     self.cluster.report(&target.host, Report::Timeout);
-                    return Err(Failure::TimedOut);
+                    return Err(Failure::TimedOut(limit));
                 }
             },
         };
@@ -260,10 +264,18 @@ impl Forwarding<'_> {
                 if exchange.response.headers().contains_key(IMMEDIATE_FAIL) {
                     self.cluster.fail_at_once(&target.host);
                 }
+                if let Some(limits) = &limits {
+                    limits.bound_body(stream);
+                }
                 let mut info = stream.info.borrow_mut();
                 info.upstream.local = Some(exchange.local);
                 info.upstream.protocol = Some(exchange.protocol);
                 info.upstream.transport_failure = None;
+                let begun = exchange.begun.saturating_duration_since(stream.start);
+                info.first_upstream_tx = Some(begun);
+                // A body's end is later; whoever reads it says when.
+                let sent = info.last_upstream_tx.map_or(begun, |sent| sent.max(begun));
+                info.last_upstream_tx = Some(sent);
                 info.first_upstream_rx = Some(stream.start.elapsed());
                 Ok(exchange.response)
             }

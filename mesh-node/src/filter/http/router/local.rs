@@ -101,15 +101,8 @@ pub fn timed_out(stream: &Stream) -> LocalReply {
     aborted(stream, reply.flag(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT))
 }
 
-/// The last try took too long.
-pub(super) fn per_try_timed_out(stream: &Stream) -> LocalReply {
-    let text = "upstream request timeout";
-    let reply = LocalReply::new(StatusCode::GATEWAY_TIMEOUT, text, "upstream_per_try_timeout");
-    aborted(stream, reply.flag(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT))
-}
-
 /// Counts a failure against the cluster as the response that the client gets, and tells how often was tried.
-fn aborted(stream: &Stream, reply: LocalReply) -> LocalReply {
+pub(super) fn aborted(stream: &Stream, reply: LocalReply) -> LocalReply {
     let upstream = stream.upstream();
     let Some(upstream) = &*upstream else { return reply };
     upstream.cluster.stats.count_response(reply.status.as_u16());

@@ -196,13 +196,16 @@ async fn accept_captured(mut source: impl CaptureSource, contexts: Rc<Contexts>,
     }
 }
 
+/// The context made for a pod, and the configuration that it was made of.
+type Made = (Arc<Serving>, Rc<WorkerContext>);
+
 /// The contexts of one worker: what serves the pods.
 struct Contexts {
     common: Rc<WorkerContext>,
     /// With a sidecar for each pod.
     servings: Option<Arc<Servings>>,
     /// By the pod's uid. One that is old is replaced by the next connection.
-    made: RefCell<HashMap<Str, (Arc<Serving>, Rc<WorkerContext>), ahash::RandomState>>,
+    made: RefCell<HashMap<Str, Made, ahash::RandomState>>,
 }
 
 impl Contexts {

@@ -39,7 +39,7 @@ impl HttpService for Hop {
         request.headers_mut().remove(header::CONNECTION);
         let host = self.cluster.choose(&LbContext::default()).map_err(|_| Reset)?;
         let path = UpstreamPath::Network;
-        let target = Target { workload: None, cluster: self.cluster.clone(), host, path };
+        let target = Target { workload: None, cluster: self.cluster.clone(), host, path, alpn: None };
         let version = request.version();
         let mut response =
             match self.upstreams.request(&target, RoutingPriority::Default, version, request).await {

@@ -96,6 +96,19 @@ pub fn visit<T: Message + Name>(message: &T, f: &mut dyn FnMut(SetField<'_>) -> 
     visit::visit(&message.encode_to_vec(), schema, f).is_ok()
 }
 
+/// Full name of the message that a field holds (of a map, that its values are); `None` if it holds none.
+pub fn field_type(message: &str, field: &str) -> Option<&'static str> {
+    let field = schema::Message::named(message)?.field(field)?;
+    let schema::Kind::Message(of) = field.kind() else { return None };
+    if !field.map() {
+        return Some(of.name());
+    }
+    match of.field_number(2)?.kind() {
+        schema::Kind::Message(value) => Some(value.name()),
+        _ => None,
+    }
+}
+
 /// Does a message type of this full name exist, and which fields has it?
 pub fn fields_of(message: &str) -> Option<Vec<&'static str>> {
     Some(schema::Message::named(message)?.fields().map(|f| f.name()).collect())

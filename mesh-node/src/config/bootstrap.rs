@@ -324,12 +324,12 @@ static_resources:
 
     #[test]
     fn what_has_no_effect_is_told_once_for_all_resources() {
-        let text = "{static_resources: {clusters: [{name: a, metadata: {}}, {name: b, metadata: {}}]}, \
+        let text = "{static_resources: {clusters: [{name: a, track_cluster_stats: {}}, {name: b, track_cluster_stats: {}}]}, \
                     layered_runtime: {layers: [{name: x, static_layer: {}}]}}";
         let loaded = load(text).unwrap();
         assert_eq!(
             loaded.ignored,
-            ["layered_runtime", "static_resources.clusters[0].metadata (and 1 more of its kind)"]
+            ["layered_runtime", "static_resources.clusters[0].track_cluster_stats (and 1 more of its kind)"]
         );
         assert_eq!(loaded.message.unwrap().to_json()["static_resources"]["clusters"][1]["name"], "b");
     }

@@ -28,7 +28,7 @@ impl Connect for ViaCluster {
                 io::Error::new(io::ErrorKind::NotFound, message)
             })?;
             let host = cluster.choose(&LbContext::default()).map_err(io::Error::other)?;
-            let target = Target { workload: None, cluster, host, path: UpstreamPath::Network };
+            let target = Target { workload: None, cluster, host, path: UpstreamPath::Network, alpn: None };
             let connection = connect_within_limits(&target, RoutingPriority::Default, None).await;
             Ok(Box::new(Held(connection.map_err(io::Error::other)?)) as Box<dyn Io>)
         })

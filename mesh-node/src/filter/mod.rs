@@ -3,6 +3,8 @@
 
 pub mod http;
 mod istio_labels;
+mod istio_tcp;
+mod network;
 mod rbac;
 pub mod tcp_proxy;
 
@@ -87,26 +89,69 @@ pub trait Downstream: AsyncRead + AsyncWrite + Unpin + 'static {
 pub async fn run<I: Downstream>(
     chain: &FilterChain,
     info: Arc<ConnectionInfo>,
-    io: I,
+    mut io: I,
     ctx: Rc<WorkerContext>,
 ) {
-    match chain.filters.last() {
-        Some(NetworkFilter::TcpProxy(config)) => {
+    // Envoy: a chain without filters closes its connections.
+    let Some((last, before)) = chain.filters.split_last() else { return };
+    let mut admitted = match network::admit(before, &info) {
+        Ok(admitted) => admitted,
+        Err(refused) => {
+            tracing::debug!(chain = %chain.name, source = %info.remote, details = %refused.details, "refused");
+            if let Some(delay) = refused.delay {
+                tokio::time::sleep(delay).await;
+            }
+            if let NetworkFilter::TcpProxy(config) = last {
+                tcp_proxy::refused(config, info, &refused, &ctx);
+            }
+            return;
+        }
+    };
+    if network::exchange_of(before, &info).is_some() {
+        let local = info.workload.as_ref().map_or(&ctx.node, |workload| &workload.peer).clone();
+        match Box::pin(network::exchange(&mut io, &local)).await {
+            Ok(peer) => admitted.peer = peer,
+            Err(error) => {
+                return tracing::debug!(source = %info.remote, %error, "metadata exchange failed");
+            }
+        }
+    }
+    match last {
+        NetworkFilter::TcpProxy(config) => {
             config.stats.downstream_cx_total.inc();
-            let dialed = tcp_proxy::open(config, info, &ctx).await;
+            let dialed = tcp_proxy::open(config, info, admitted, &ctx).await;
             tcp_proxy::serve(config, dialed, io).await;
         }
-        Some(NetworkFilter::HttpConnectionManager(hcm)) => http::serve(hcm.clone(), info, io, ctx).await,
-        // Envoy: a chain without filters closes its connections.
-        None => {}
+        NetworkFilter::HttpConnectionManager(hcm) => {
+            http::serve(hcm.clone(), info, io, ctx).await;
+            drop(admitted);
+        }
+        // The converter ends every chain with one of the two.
+        _ => {}
     }
 }
 
 /// The TCP proxy of a chain that does nothing but proxy bytes: its upstream side may be opened before the
 /// client has said anything, for protocols in which the server speaks first.
 pub fn server_first(chain: &FilterChain) -> Option<&Arc<TcpProxy>> {
-    match chain.filters.as_slice() {
-        [NetworkFilter::TcpProxy(config)] if chain.tls.is_none() => Some(config),
+    match chain.filters.split_last() {
+        Some((NetworkFilter::TcpProxy(config), before))
+            if chain.tls.is_none() && network::are_passive(before) =>
+        {
+            Some(config)
+        }
         _ => None,
     }
+}
+
+/// Opens the upstream side of a connection for [`server_first`]; `None`: a filter refuses it.
+pub async fn open_first(
+    chain: &FilterChain,
+    config: &TcpProxy,
+    info: Arc<ConnectionInfo>,
+    ctx: &WorkerContext,
+) -> Option<tcp_proxy::Dialed> {
+    let (_, before) = chain.filters.split_last()?;
+    let admitted = network::admit(before, &info).ok()?;
+    Some(tcp_proxy::open(config, info, admitted, ctx).await)
 }

@@ -8,13 +8,16 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
+use super::istio_tcp::Series;
+use super::network::{self, Admitted, Refused};
 use super::{Downstream, WorkerContext};
 use crate::budget::Purse;
-use crate::cluster::{ClusterState, LbContext, Report, RoutingPriority};
+use crate::cluster::{ClusterState, Host, LbContext, Report, RoutingPriority};
 use crate::model::Str;
 use crate::model::listener::Direction;
 use crate::model::network::{TcpClusters, TcpProxy};
 use crate::router::address_hash;
+use crate::telemetry::peer::LocalPeer;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
 use crate::upstream::copy::{End, Meters, Moved, copy};
 use crate::upstream::{Connection, ErrorKind, Target, UpstreamPath, connect_within_limits};
@@ -24,6 +27,10 @@ use crate::upstream::{Connection, ErrorKind, Target, UpstreamPath, connect_withi
 pub struct Dialed {
     stream: StreamInfo,
     connection: Option<Connection>,
+    admitted: Admitted,
+    /// Who this end is, as it tells others.
+    local: Arc<LocalPeer>,
+    target: Option<(Arc<ClusterState>, Arc<Host>)>,
 }
 
 impl Dialed {
@@ -38,29 +45,57 @@ impl Dialed {
 
 /// Opens the upstream side of a connection. Counts no client: this may be to hear whether the server speaks
 /// first, of a client that then comes through another filter chain, or once more through this.
-pub async fn open(config: &TcpProxy, info: Arc<ConnectionInfo>, ctx: &WorkerContext) -> Dialed {
+pub async fn open(
+    config: &TcpProxy,
+    info: Arc<ConnectionInfo>,
+    mut admitted: Admitted,
+    ctx: &WorkerContext,
+) -> Dialed {
+    let local = info.workload.as_ref().map_or(&ctx.node, |workload| &workload.peer).clone();
     let mut stream = StreamInfo::new(info);
-    let connection = dial(config, &mut stream, ctx).await;
-    Dialed { stream, connection }
+    stream.peer = admitted.peer.take();
+    let mut dialed = Dialed { stream, connection: None, admitted, local, target: None };
+    dialed.connection = dial(config, &mut dialed, ctx).await;
+    dialed
 }
 
 /// Moves bytes to the end of the connection and logs it.
 pub async fn serve<I: Downstream>(config: &TcpProxy, dialed: Dialed, mut io: I) {
-    let Dialed { mut stream, connection } = dialed;
+    let Dialed { mut stream, connection, admitted, local, target } = dialed;
+    let stats = admitted.stats.as_ref();
+    let series = stats.map(|stats| Series::open(stats, &local, &stream, target.as_ref()));
     if let Some(connection) = connection {
-        relay(config, &mut stream, &mut io, connection).await;
+        relay(config, &mut stream, &mut io, connection, series.as_ref()).await;
     }
+    drop(series);
+    log(config, &mut stream);
+}
+
+/// Logs and counts a connection that a filter before closed.
+pub fn refused(config: &TcpProxy, info: Arc<ConnectionInfo>, refused: &Refused, ctx: &WorkerContext) {
+    let local = info.workload.as_ref().map_or(&ctx.node, |workload| &workload.peer).clone();
+    let mut stream = StreamInfo::new(info);
+    if let Some(stats) = &refused.stats {
+        drop(Series::open(stats, &local, &stream, None));
+    }
+    stream.connection_termination_details = Some(refused.details.clone());
+    log(config, &mut stream);
+}
+
+fn log(config: &TcpProxy, stream: &mut StreamInfo) {
     stream.end = Some(stream.start.elapsed());
     for log in &config.access_log {
-        log.log(&stream, None, None, None);
+        log.log(stream, None, None, None);
     }
 }
 
 /// Connects to a host of the configured cluster, trying `max_connect_attempts` times.
-async fn dial(config: &TcpProxy, stream: &mut StreamInfo, ctx: &WorkerContext) -> Option<Connection> {
-    let name = pick(&config.cluster, fastrand::u64(..));
+async fn dial(config: &TcpProxy, dialed: &mut Dialed, ctx: &WorkerContext) -> Option<Connection> {
+    let configured = || pick(&config.cluster, fastrand::u64(..)).clone();
+    let name = dialed.admitted.cluster.clone().unwrap_or_else(configured);
+    let stream = &mut dialed.stream;
     stream.upstream.cluster = Some(name.clone());
-    let Some(cluster) = ctx.clusters.get(name) else {
+    let Some(cluster) = ctx.clusters.get(&name) else {
         config.stats.downstream_cx_no_route.inc();
         stream.flags.set(ResponseFlags::NO_CLUSTER_FOUND);
         return None;
@@ -68,13 +103,41 @@ async fn dial(config: &TcpProxy, stream: &mut StreamInfo, ctx: &WorkerContext) -
     for attempt in 1..=config.max_connect_attempts {
         stream.upstream.attempts = attempt;
         match attempt_once(config, &cluster, stream).await {
-            Ok(connection) => return Some(connection),
+            Ok((mut connection, host)) => {
+                dialed.target = Some((cluster.clone(), host));
+                return match exchange(&cluster, &mut connection, stream, &dialed.local).await {
+                    Ok(()) => Some(connection),
+                    Err(error) => {
+                        tracing::debug!(cluster = %cluster.name(), %error, "metadata exchange failed");
+                        stream.flags.set(ResponseFlags::UPSTREAM_CONNECTION_TERMINATION);
+                        None
+                    }
+                };
+            }
             Err(Worth::Retrying) => {}
             Err(Worth::Nothing) => return None,
         }
     }
     stream.flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
     None
+}
+
+/// Tells the server who we are, where it agreed to hear it.
+async fn exchange(
+    cluster: &ClusterState,
+    connection: &mut Connection,
+    stream: &mut StreamInfo,
+    local: &LocalPeer,
+) -> io::Result<()> {
+    let Some(protocol) = &cluster.config.istio.exchange else { return Ok(()) };
+    if connection.stream.alpn() == Some(protocol.as_bytes()) {
+        let heard = Box::pin(network::exchange(&mut connection.stream, local)).await?;
+        // An inbound stream keeps the client's.
+        if stream.connection.direction != Direction::Inbound {
+            stream.peer = heard;
+        }
+    }
+    Ok(())
 }
 
 enum Worth {
@@ -86,7 +149,7 @@ async fn attempt_once(
     config: &TcpProxy,
     cluster: &Arc<ClusterState>,
     stream: &mut StreamInfo,
-) -> Result<Connection, Worth> {
+) -> Result<(Connection, Arc<Host>), Worth> {
     let info = stream.connection.clone();
     let hash = (config.hash_source_ip && cluster.config.lb.hashes()).then(|| address_hash(info.remote.ip()));
     let context = LbContext {
@@ -110,13 +173,15 @@ async fn attempt_once(
             }
             _ => UpstreamPath::Network,
         },
+        alpn: None,
     };
     match connect_within_limits(&target, RoutingPriority::Default, None).await {
         Ok(connection) => {
             cluster.report(&target.host, Report::ConnectedForGood);
             stream.upstream.local = Some(connection.local);
             stream.upstream.transport_failure = None;
-            Ok(connection)
+            stream.upstream.peer_principal = connection.stream.peer_uri_san();
+            Ok((connection, target.host))
         }
         Err(error) => {
             tracing::debug!(cluster = %cluster.name(), host = %target.host.address, %error, "cannot connect");
@@ -139,10 +204,13 @@ async fn relay<I: Downstream>(
     stream: &mut StreamInfo,
     io: &mut I,
     mut connection: Connection,
+    series: Option<&Series>,
 ) {
     let stats = &config.stats;
-    let meters =
-        Meters { received: &stats.downstream_cx_rx_bytes_total, sent: &stats.downstream_cx_tx_bytes_total };
+    let meters = Meters {
+        received: [Some(&stats.downstream_cx_rx_bytes_total), series.and_then(|s| s.received.as_deref())],
+        sent: [Some(&stats.downstream_cx_tx_bytes_total), series.and_then(|s| s.sent.as_deref())],
+    };
     let mut moved = Moved::default();
     let purse = stream.connection.workload.as_ref().map(|workload| Purse::of(&workload.limits.buffers));
     let end = {
@@ -157,7 +225,7 @@ async fn relay<I: Downstream>(
         Some(End::Idle) => {
             stats.idle_timeout.inc();
             stream.flags.set(ResponseFlags::STREAM_IDLE_TIMEOUT);
-            stream.connection_termination_details = Some("tcp_session_idle_timeout");
+            stream.connection_termination_details = Some("tcp_session_idle_timeout".into());
         }
         Some(End::Downstream(error)) => {
             stream.flags.set(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
@@ -170,7 +238,7 @@ async fn relay<I: Downstream>(
         None => {
             stats.max_downstream_connection_duration.inc();
             stream.flags.set(ResponseFlags::DURATION_TIMEOUT);
-            stream.connection_termination_details = Some("max_downstream_connection_duration");
+            stream.connection_termination_details = Some("max_downstream_connection_duration".into());
         }
     }
 }

@@ -125,6 +125,7 @@ mod tests {
         Listener {
             name: "l".into(),
             address: "0.0.0.0:15006".parse().unwrap(),
+            additional_addresses: Vec::new(),
             direction: Direction::Inbound,
             bind_to_port: true,
             use_original_dst: false,

@@ -9,6 +9,8 @@ mod chain_match;
 mod detect;
 pub mod inspect;
 mod replay;
+#[cfg(test)]
+mod simulation;
 pub mod tls;
 
 use std::net::SocketAddr;
@@ -140,7 +142,8 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
         tokio::time::sleep(CLIENT_FIRST).await;
         let Some(chain) = chosen(&inspect::Detected::default()) else { return std::future::pending().await };
         let Some(config) = filter::server_first(&chain) else { return std::future::pending().await };
-        let dialed = tcp_proxy::open(config, connection(None, None), &ctx).await;
+        let opened = filter::open_first(&chain, config, connection(None, None), &ctx).await;
+        let Some(dialed) = opened else { return std::future::pending().await };
         dialed.server_spoke().await;
         (config.clone(), dialed)
     };

@@ -72,6 +72,8 @@ pub struct IstioCluster {
     pub external: bool,
     /// Told nothing of its clients (`disable_mx`).
     pub disable_mx: bool,
+    /// Connections on which this ALPN protocol is agreed begin with the metadata exchange (`filters`).
+    pub exchange: Option<Str>,
     /// Keeps the ALPN of its TLS context (`alpn_override: "false"`).
     pub keep_alpn: bool,
 }

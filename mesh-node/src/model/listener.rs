@@ -24,6 +24,8 @@ pub enum Direction {
 pub struct Listener {
     pub name: Str,
     pub address: SocketAddr,
+    /// Other addresses by which connections are handed to it; never bound.
+    pub additional_addresses: Vec<SocketAddr>,
     pub direction: Direction,
     /// False: never bound; entered from a `use_original_dst` listener by original destination.
     pub bind_to_port: bool,
@@ -86,6 +88,12 @@ impl Listener {
                         table.for_each_cluster(f);
                     }
                 }
+                NetworkFilter::Rbac(_)
+                | NetworkFilter::LocalRateLimit(_)
+                | NetworkFilter::ConnectionLimit(_)
+                | NetworkFilter::MetadataExchange(_)
+                | NetworkFilter::IstioStats(_)
+                | NetworkFilter::SniCluster => {}
             }
         }
     }

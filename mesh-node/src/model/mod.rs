@@ -59,7 +59,9 @@ impl Snapshot {
     ) -> Self {
         let mut by_address = HashMap::default();
         for (index, listener) in listeners.iter().enumerate() {
-            by_address.entry(listener.address).or_insert(index);
+            for address in std::iter::once(&listener.address).chain(&listener.additional_addresses) {
+                by_address.entry(*address).or_insert(index);
+            }
         }
         let clusters = clusters.into_iter().map(|c| (c.name.clone(), c)).collect();
         Self { version, listeners, by_address, routes: HashMap::default(), clusters }

@@ -4,17 +4,62 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Str;
-use super::http_filter::HttpFilter;
+use super::http_filter::{HttpFilter, IstioStats};
 use super::metadata::Metadata;
+use super::rate_limit::TokenBucket;
+use super::rbac::{HttpRbac, RbacStats};
 use super::route::RouteTable;
 use crate::telemetry::access_log::AccessLog;
-use crate::telemetry::stats::{HttpStats, TcpStats};
+use crate::telemetry::stats::{Counter, Gauge, HttpStats, TcpStats};
 
 /// A compiled network filter. A filter that is not here rejects its listener by name.
 #[derive(Debug, Clone)]
 pub enum NetworkFilter {
+    Rbac(Arc<NetworkRbac>),
+    LocalRateLimit(Arc<ConnectionRateLimit>),
+    ConnectionLimit(Arc<ConnectionLimit>),
+    MetadataExchange(Arc<MetadataExchange>),
+    IstioStats(Arc<IstioStats>),
+    /// The server name names the cluster of the TCP proxy.
+    SniCluster,
     TcpProxy(Arc<TcpProxy>),
     HttpConnectionManager(Arc<HttpConnectionManager>),
+}
+
+/// `envoy.extensions.filters.network.rbac.v3.RBAC`.
+#[derive(Debug)]
+pub struct NetworkRbac {
+    pub rbac: HttpRbac,
+    /// How long a denied connection is left open.
+    pub delay_deny: Option<Duration>,
+    pub stats: RbacStats,
+}
+
+/// `envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit`.
+#[derive(Debug)]
+pub struct ConnectionRateLimit {
+    pub bucket: TokenBucket,
+    /// `local_rate_limit.PREFIX.rate_limited`
+    pub rate_limited: Arc<Counter>,
+}
+
+/// `envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit`.
+#[derive(Debug)]
+pub struct ConnectionLimit {
+    pub max: u64,
+    /// How long a connection over the limit is left open.
+    pub delay: Option<Duration>,
+    /// `connection_limit.PREFIX.active_connections`, which is what is limited.
+    pub active: Arc<Gauge>,
+    /// `connection_limit.PREFIX.limited_connections`
+    pub limited: Arc<Counter>,
+}
+
+/// `envoy.tcp.metadataexchange.config.MetadataExchange`.
+#[derive(Debug)]
+pub struct MetadataExchange {
+    /// The ALPN protocol by which both ends agree on the exchange.
+    pub protocol: Str,
 }
 
 /// `envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy`.
@@ -74,6 +119,7 @@ pub struct HttpConnectionManager {
     pub via: Option<Str>,
     pub generate_request_id: bool,
     pub preserve_external_request_id: bool,
+    pub append_x_forwarded_port: bool,
     pub always_set_request_id_in_response: bool,
     /// Default 5 minutes.
     pub stream_idle_timeout: Option<Duration>,

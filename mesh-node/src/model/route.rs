@@ -39,6 +39,7 @@ impl RouteTable {
                 ClusterChoice::Weighted { clusters, .. } => clusters.iter().for_each(|c| f(&c.name)),
                 ClusterChoice::Header(_) => {}
             }
+            forward.mirrors.iter().filter(|mirror| mirror.header.is_none()).for_each(|m| f(&m.cluster));
         }
     }
 }
@@ -139,6 +140,20 @@ pub struct Forward {
     /// `metadata_match.filter_metadata["envoy.lb"]`.
     pub metadata_match: Option<Metadata>,
     pub priority_high: bool,
+    pub mirrors: Vec<Mirror>,
+}
+
+/// `RouteAction.RequestMirrorPolicy`.
+#[derive(Debug, Clone)]
+pub struct Mirror {
+    pub cluster: Str,
+    /// The header that names the cluster instead.
+    pub header: Option<http::HeaderName>,
+    /// `None`: every request.
+    pub fraction: Option<(u32, u32)>,
+    /// The host gets no `-shadow`.
+    pub keep_host: bool,
+    pub host_rewrite: Option<Str>,
 }
 
 /// The cluster of a route.

@@ -279,7 +279,7 @@ fn plain_value<'a>(plain: Plain, context: &Context<'a>) -> Value<'a> {
         Plain::UpstreamProtocol => upstream.protocol.map(protocol).into(),
         Plain::ResponseCode => Value::Number(info.response_code.unwrap_or(0).into()),
         Plain::ResponseCodeDetails => info.response_code_details.as_deref().into(),
-        Plain::ConnectionTerminationDetails => info.connection_termination_details.into(),
+        Plain::ConnectionTerminationDetails => info.connection_termination_details.as_deref().into(),
         Plain::ResponseFlags => Value::Text(info.flags.short().into()),
         Plain::ResponseFlagsLong => Value::Text(info.flags.long().into()),
         Plain::UpstreamTransportFailureReason => upstream.transport_failure.as_deref().into(),

@@ -62,7 +62,7 @@ pub struct StreamInfo {
     /// Envoy's response code details, such as `via_upstream`.
     pub response_code: Option<u16>,
     pub response_code_details: Option<Cow<'static, str>>,
-    pub connection_termination_details: Option<&'static str>,
+    pub connection_termination_details: Option<Cow<'static, str>>,
     /// Body bytes (HTTP), or all bytes (TCP).
     pub bytes_received: u64,
     pub bytes_sent: u64,

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use rustls_pki_types::ServerName;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -157,7 +158,15 @@ async fn handshake(
         // An address is never sent as server name.
         None => ServerName::from(target.host.address.ip()),
     };
-    match TlsConnector::from(tls.config.clone()).connect(name, io).await {
+    let config = match &target.alpn {
+        None => tls.config.clone(),
+        Some(alpn) => {
+            let mut config = rustls::ClientConfig::clone(&tls.config);
+            config.alpn_protocols.clone_from(alpn);
+            Arc::new(config)
+        }
+    };
+    match TlsConnector::from(config).connect(name, io).await {
         Ok(stream) => {
             stats.ssl_handshake.inc();
             Ok(stream)

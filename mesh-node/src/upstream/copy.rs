@@ -51,8 +51,8 @@ pub struct Moved {
 /// Live counters that move with the bytes, not only at the end.
 #[derive(Debug, Clone, Copy)]
 pub struct Meters<'a> {
-    pub received: &'a Counter,
-    pub sent: &'a Counter,
+    pub received: [Option<&'a Counter>; 2],
+    pub sent: [Option<&'a Counter>; 2],
 }
 
 /// Copies until both directions ended, one failed, or nothing moved for `idle`. Dropping the future stops at
@@ -80,8 +80,8 @@ where
         moved.received = out.total;
         moved.sent = back.total;
         if received + returned > 0 {
-            meters.received.add(received);
-            meters.sent.add(returned);
+            meters.received.into_iter().flatten().for_each(|counter| counter.add(received));
+            meters.sent.into_iter().flatten().for_each(|counter| counter.add(returned));
             if let Some(idle) = &mut idle {
                 idle.last = Instant::now();
             }
@@ -265,7 +265,7 @@ mod tests {
         let (server, mut upstream) = duplex(1000);
         let (received, sent) = (Counter::default(), Counter::default());
         let mut moved = Moved::default();
-        let meters = Meters { received: &received, sent: &sent };
+        let meters = Meters { received: [Some(&received), None], sent: [Some(&sent), None] };
         let (end, ()) = tokio::join!(
             async {
                 let end = copy(&mut downstream, &mut upstream, idle, meters, &mut moved, None).await;
@@ -333,7 +333,8 @@ mod tests {
         for _ in 0..PAIRS {
             let (client, mut downstream) = duplex(1000);
             let (server, mut upstream) = duplex(1000);
-            let (purse, meters) = (&purse, Meters { received: &received, sent: &sent });
+            let (purse, meters) =
+                (&purse, Meters { received: [Some(&received), None], sent: [Some(&sent), None] });
             copies.push(async move {
                 let mut moved = Moved::default();
                 copy(&mut downstream, &mut upstream, None, meters, &mut moved, Some(purse)).await;

@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::cluster::{ClusterState, Host};
+use crate::model::http_filter::AlpnList;
 use crate::model::workload::Workload;
 
 pub use connect::{Connection, connect, connect_within_limits};
@@ -33,6 +34,8 @@ pub struct Target {
     pub cluster: Arc<ClusterState>,
     pub host: Arc<Host>,
     pub path: UpstreamPath,
+    /// What TLS offers in place of its context's protocols (`istio.alpn`).
+    pub alpn: Option<AlpnList>,
 }
 
 /// Which way out of a workload.

@@ -21,6 +21,7 @@ use super::{Target, UpstreamError, UpstreamPath};
 use crate::cluster::{Host, RequestGuard};
 use crate::http::{h1, h2};
 use crate::model::Str;
+use crate::model::http_filter::AlpnList;
 use crate::model::workload::Workload;
 
 /// How often idle connections are looked at; also the unit in which their age is counted.
@@ -49,6 +50,8 @@ pub(super) struct Key {
     source: Option<IpAddr>,
     /// Where the request decides it (`auto_sni`).
     server_name: Option<Str>,
+    /// What TLS offers, where a filter decides it.
+    alpn: Option<AlpnList>,
 }
 
 impl Key {
@@ -61,6 +64,7 @@ impl Key {
                 UpstreamPath::Application { source } => Some(source.ip()),
             },
             server_name,
+            alpn: target.alpn.clone(),
         }
     }
 }

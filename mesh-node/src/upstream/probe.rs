@@ -48,6 +48,7 @@ impl Probe for Prober {
                 cluster: cluster.clone(),
                 host: host.clone(),
                 path: UpstreamPath::Network,
+                alpn: None,
             };
             let stream = match establish(&target, None).await {
                 Ok((stream, _)) => stream,

@@ -66,7 +66,7 @@ fn up(address: SocketAddr, change: impl FnOnce(&mut Cluster)) -> Arc<ClusterStat
 
 fn target(cluster: &Arc<ClusterState>) -> Target {
     let host = cluster.choose(&LbContext::default()).unwrap();
-    Target { workload: None, cluster: cluster.clone(), host, path: UpstreamPath::Network }
+    Target { workload: None, cluster: cluster.clone(), host, path: UpstreamPath::Network, alpn: None }
 }
 
 async fn send(upstreams: &Upstreams, target: &Target) -> Result<Exchange, UpstreamError> {

@@ -153,7 +153,7 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
         ),
         close_connections_on_host_health_failure: proto.close_connections_on_host_health_failure,
         stats: context.stats.cluster(stat_name),
-        istio: Arc::new(istio::cluster(proto.metadata.as_ref())),
+        istio: Arc::new(istio::cluster(at, proto)?),
         content_hash: content_hash(proto, files.hashes()),
     })
 }

@@ -1,26 +1,25 @@
 //! `envoy.config.listener.v3.Listener`: addresses, listener filters, filter chains.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_xds::pb::envoy::config::core::v3::TrafficDirection;
-use mesh_xds::pb::envoy::config::listener::v3::filter::ConfigType;
 use mesh_xds::pb::envoy::config::listener::v3::filter_chain_match::ConnectionSourceType;
 use mesh_xds::pb::envoy::config::listener::v3::listener_filter::ConfigType as ListenerConfigType;
 use mesh_xds::pb::envoy::config::listener::v3::listener_filter_chain_match_predicate::Rule;
 use mesh_xds::pb::envoy::config::listener::v3::{
-    Filter, FilterChain as ChainProto, FilterChainMatch as MatchProto, Listener as Proto,
+    FilterChain as ChainProto, FilterChainMatch as MatchProto, Listener as Proto,
     ListenerFilterChainMatchPredicate as PredicateProto,
 };
 use mesh_xds::pb::google::protobuf::Any;
 
 use super::common::{boolean, cidrs, content_hash, enumeration, number, socket_address, timeout};
 use super::error::{At, XdsError};
-use super::{Context, access_log, http_connection_manager, support, tcp_proxy, tls};
+use super::{Context, access_log, network_filters, support, tls};
 use crate::model::listener::{
     Direction, FilterChain, FilterChainMatch, Listener, ListenerFilters, PortPredicate, SourceType,
 };
-use crate::model::network::NetworkFilter;
 
 /// Envoy's `listener_filters_timeout`.
 const LISTENER_FILTERS_TIMEOUT: Duration = Duration::from_secs(15);
@@ -55,6 +54,7 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<L
     Ok(Listener {
         name: name.into(),
         address,
+        additional_addresses: additional_addresses(at.field("additional_addresses"), proto, direction)?,
         direction,
         bind_to_port: boolean(proto.bind_to_port.or(deprecated_bind), true),
         use_original_dst: boolean(proto.use_original_dst, false),
@@ -78,6 +78,22 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<L
     })
 }
 
+/// Addresses that would have to be bound are another matter.
+fn additional_addresses(
+    at: At<'_>,
+    proto: &Proto,
+    direction: Direction,
+) -> Result<Vec<SocketAddr>, XdsError> {
+    if !proto.additional_addresses.is_empty()
+        && direction == Direction::Unspecified
+        && boolean(proto.bind_to_port, true)
+    {
+        return Err(at.index(0).invalid("is not bound by mesh-node; use a listener for each address"));
+    }
+    let additional = proto.additional_addresses.iter().enumerate();
+    additional.map(|(i, of)| socket_address(at.index(i).field("address"), of.address.as_ref())).collect()
+}
+
 fn listener_filters(at: At<'_>, proto: &Proto) -> Result<ListenerFilters, XdsError> {
     let mut filters =
         ListenerFilters { original_dst: boolean(proto.use_original_dst, false), ..Default::default() };
@@ -90,7 +106,7 @@ fn listener_filters(at: At<'_>, proto: &Proto) -> Result<ListenerFilters, XdsErr
         let Some(ListenerConfigType::TypedConfig(config)) = &filter.config_type else {
             return Err(at.field("typed_config").invalid("is required"));
         };
-        match short_type(config) {
+        match short_type(config).as_str() {
             "OriginalDst" => filters.original_dst = true,
             "TlsInspector" => filters.tls_inspector = Some(disabled),
             "HttpInspector" => filters.http_inspector = Some(disabled),
@@ -103,14 +119,13 @@ fn listener_filters(at: At<'_>, proto: &Proto) -> Result<ListenerFilters, XdsErr
 }
 
 /// The last part of a type's name. The table of supported fields has made sure of the whole.
-fn short_type(any: &Any) -> &str {
-    any.type_url.rsplit('.').next().unwrap_or_default()
+fn short_type(any: &Any) -> String {
+    mesh_xds::type_name(any).rsplit('.').next().unwrap_or_default().to_owned()
 }
 
 /// The extension in `any` has no place here.
 pub(super) fn extension(at: At<'_>, any: &Any) -> XdsError {
-    let name = any.type_url.rsplit('/').next().unwrap_or_default();
-    XdsError::Extension { path: at.to_string(), name: name.to_owned() }
+    XdsError::Extension { path: at.to_string(), name: mesh_xds::type_name(any) }
 }
 
 fn predicate(at: At<'_>, proto: &PredicateProto) -> Result<PortPredicate, XdsError> {
@@ -192,19 +207,7 @@ fn chain(
         Some(socket) => tls::downstream(at.field("transport_socket"), socket, context, files)?,
         None => None,
     };
-    let at_filters = at.field("filters");
-    let mut filters = Vec::with_capacity(proto.filters.len());
-    for (i, filter) in proto.filters.iter().enumerate() {
-        // Both network filters end their chain.
-        if i + 1 < proto.filters.len() {
-            let message = format!("{:?} must be the last filter of its chain", filter.name);
-            return Err(at_filters.index(i).invalid(message));
-        }
-        filters.push(network_filter(at_filters.index(i), filter, direction, context)?);
-    }
-    if filters.is_empty() {
-        return Err(at_filters.invalid("needs a filter, such as envoy.filters.network.tcp_proxy"));
-    }
+    let filters = network_filters::chain(at.field("filters"), &proto.filters, direction, context)?;
     Ok(Arc::new(FilterChain {
         name: proto.name.as_str().into(),
         matches,
@@ -216,28 +219,6 @@ fn chain(
             None,
         )?,
     }))
-}
-
-fn network_filter(
-    at: At<'_>,
-    filter: &Filter,
-    direction: Direction,
-    context: &Context<'_>,
-) -> Result<NetworkFilter, XdsError> {
-    let Some(ConfigType::TypedConfig(config)) = &filter.config_type else {
-        return Err(at.field("typed_config").invalid("is required"));
-    };
-    let at = at.field("typed_config");
-    if let Some(proto) = mesh_xds::unpack(config) {
-        let proto = proto.map_err(|e| at.invalid(e.to_string()))?;
-        return Ok(NetworkFilter::TcpProxy(Arc::new(tcp_proxy::convert(at, &proto, context)?)));
-    }
-    if let Some(proto) = mesh_xds::unpack(config) {
-        let proto = proto.map_err(|e| at.invalid(e.to_string()))?;
-        let manager = http_connection_manager::convert(at, &proto, direction, context)?;
-        return Ok(NetworkFilter::HttpConnectionManager(Arc::new(manager)));
-    }
-    Err(extension(at, config))
 }
 
 fn chain_match(at: At<'_>, proto: &MatchProto) -> Result<FilterChainMatch, XdsError> {

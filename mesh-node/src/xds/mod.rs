@@ -26,6 +26,7 @@ mod lb_policy;
 mod listener;
 mod matcher;
 mod metadata;
+mod network_filters;
 mod outlier;
 mod path_template;
 mod rbac;
@@ -82,5 +83,9 @@ impl Context<'_> {
     }
 }
 
+#[cfg(test)]
+mod istio_fields;
+#[cfg(test)]
+mod recordings;
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use mesh_xds::pb::envoy::config::route::v3::redirect_action::{
 };
 use mesh_xds::pb::envoy::config::route::v3::retry_policy::{RetryHostPredicate, retry_host_predicate};
 use mesh_xds::pb::envoy::config::route::v3::route_action::{
-    ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier,
+    ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier, RequestMirrorPolicy,
 };
 use mesh_xds::pb::envoy::config::route::v3::weighted_cluster::cluster_weight;
 use mesh_xds::pb::envoy::config::route::v3::{
@@ -18,7 +18,7 @@ use mesh_xds::pb::envoy::config::route::v3::{
 use mesh_xds::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 use mesh_xds::pb::google::protobuf;
 
-use super::common::{data, duration_or, enumeration, number, timeout};
+use super::common::{data, duration_or, enumeration, non_empty, number, runtime_fraction, timeout};
 use super::error::{At, XdsError};
 use super::headers::{lists, mutations};
 use super::http_connection_manager::upgrades;
@@ -28,8 +28,8 @@ use super::route::Table;
 use super::{format, hash_policy, headers, matcher, metadata};
 use crate::model::metadata::Metadata;
 use crate::model::route::{
-    ClusterChoice, DirectResponse, Forward, HostRewrite, PathRewrite, Redirect, RedirectPath, RetryOn,
-    RetryPolicy, WeightedCluster,
+    ClusterChoice, DirectResponse, Forward, HostRewrite, Mirror, PathRewrite, Redirect, RedirectPath,
+    RetryOn, RetryPolicy, WeightedCluster,
 };
 
 /// Envoy's route timeout.
@@ -70,7 +70,33 @@ pub(super) fn forward(at: At<'_>, proto: &RouteAction, table: &Table<'_, '_>) ->
         metadata_match: metadata::criteria(proto.metadata_match.as_ref(), None),
         hash_policy: hash_policy::convert(at.field("hash_policy"), &proto.hash_policy)?,
         priority_high: proto.priority == 1,
+        mirrors: mirrors(at.field("request_mirror_policies"), &proto.request_mirror_policies, table)?,
     })
+}
+
+fn mirrors(
+    at: At<'_>,
+    protos: &[RequestMirrorPolicy],
+    table: &Table<'_, '_>,
+) -> Result<Vec<Mirror>, XdsError> {
+    let one = |(i, proto): (usize, &RequestMirrorPolicy)| {
+        let at = at.index(i);
+        let header = match proto.cluster_header.as_str() {
+            "" => None,
+            name => Some(headers::name(at.field("cluster_header"), name)?),
+        };
+        if header.is_none() {
+            known_cluster(at.field("cluster"), &proto.cluster, table)?;
+        }
+        Ok(Mirror {
+            cluster: proto.cluster.as_str().into(),
+            header,
+            fraction: proto.runtime_fraction.as_ref().map(runtime_fraction),
+            keep_host: proto.disable_shadow_host_suffix_append,
+            host_rewrite: non_empty(&proto.host_rewrite_literal),
+        })
+    };
+    protos.iter().enumerate().map(one).collect()
 }
 
 /// `None`: not given; `Some(None)`: zero, which is "no limit".

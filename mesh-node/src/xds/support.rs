@@ -44,18 +44,27 @@ pub(super) fn check<T: Message + Name>(at: &str, message: &T, ignored: &mut Igno
     error.map_or(Ok(()), Err)
 }
 
-enum Verdict {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
     Honoured,
     Ignored,
     Refused,
 }
 
 fn verdict(set: SetField<'_>) -> Verdict {
-    let Some((_, honoured, ignored)) = row(set.message) else { return Verdict::Refused };
-    let lists = |list: &str| list.split(' ').any(|f| f == set.field);
-    if set.field == "@type" || lists(honoured) {
+    match of_field(set.message, set.field) {
+        Verdict::Refused if set.empty && row(set.message).is_some() => Verdict::Ignored,
+        verdict => verdict,
+    }
+}
+
+/// What the table says of a field; `@type` stands for the message itself.
+pub(super) fn of_field(message: &str, field: &str) -> Verdict {
+    let Some((_, honoured, ignored)) = row(message) else { return Verdict::Refused };
+    let lists = |list: &str| list.split(' ').any(|f| f == field);
+    if field == "@type" || lists(honoured) {
         Verdict::Honoured
-    } else if lists(ignored) || set.empty {
+    } else if lists(ignored) {
         Verdict::Ignored
     } else {
         Verdict::Refused
@@ -83,6 +92,7 @@ mod tests {
             let list = |fields: &str| fields.split_whitespace().collect::<Vec<_>>().join(", ");
             page.push_str(&format!("| `{message}` | {} | {} |\n", list(honoured), list(ignored)));
         }
+        page.push_str(&super::super::istio_fields::section());
         page
     }
 

@@ -29,11 +29,13 @@ pub(super) const ROWS: &[Row] = &[
     ("config.listener.v3.Listener",
      "name address stat_prefix filter_chains default_filter_chain use_original_dst traffic_direction \
       bind_to_port deprecated_v1 listener_filters listener_filters_timeout \
-      continue_on_listener_filters_timeout per_connection_buffer_limit_bytes access_log",
+      continue_on_listener_filters_timeout per_connection_buffer_limit_bytes access_log \
+      additional_addresses",
      "metadata drain_type stats_matcher reuse_port enable_reuse_port connection_balance_config \
       tcp_fast_open_queue_length tcp_backlog_size max_connections_to_accept_per_socket_event \
       ignore_global_conn_limit bypass_overload_manager per_connection_buffer_high_watermark_timeout \
       tcp_keepalive"),
+    ("config.listener.v3.AdditionalAddress", "address", ""),
     ("config.listener.v3.Listener.DeprecatedV1", "bind_to_port", ""),
     ("config.listener.v3.FilterChain",
      "name filter_chain_match filters transport_socket transport_socket_connect_timeout", "metadata"),
@@ -127,7 +129,7 @@ pub(super) const ROWS: &[Row] = &[
       generate_request_id preserve_external_request_id always_set_request_id_in_response \
       forward_client_cert_details set_current_client_cert_details proxy_100_continue upgrade_configs \
       normalize_path merge_slashes path_with_escaped_slashes_action strip_matching_host_port \
-      strip_any_host_port route_config rds tracing",
+      strip_any_host_port route_config rds tracing request_id_extension append_x_forwarded_port",
      "http1_safe_max_connection_duration http3_protocol_options stream_flush_timeout drain_timeout_jitter \
       access_log_flush_interval flush_access_log_on_new_request access_log_options \
       stream_error_on_invalid_http_message append_local_overload add_proxy_protocol_connection_state"),
@@ -145,6 +147,19 @@ pub(super) const ROWS: &[Row] = &[
      "dynamic_stats start_child_span upstream_log_options suppress_grpc_request_failure_code_stats \
       reject_connect_request_early_data"),
 
+    ("extensions.filters.network.rbac.v3.RBAC",
+     "rules shadow_rules shadow_rules_stat_prefix stat_prefix delay_deny", "enforcement_type"),
+    ("extensions.filters.network.local_ratelimit.v3.LocalRateLimit", "stat_prefix token_bucket",
+     "runtime_enabled share_key"),
+    ("extensions.filters.network.connection_limit.v3.ConnectionLimit", "stat_prefix max_connections delay",
+     "runtime_enabled"),
+    ("extensions.filters.network.sni_cluster.v3.SniCluster", "", ""),
+    ("extensions.filters.network.mysql_proxy.v3.MySQLProxy", "", "stat_prefix"),
+    ("extensions.filters.network.http_connection_manager.v3.RequestIDExtension", "typed_config", ""),
+    ("extensions.request_id.uuid.v3.UuidRequestIdConfig", "",
+     "pack_trace_reason use_request_id_for_trace_sampling"),
+    ("extensions.filters.network.mongo_proxy.v3.MongoProxy", "", "stat_prefix emit_dynamic_metadata commands"),
+    ("tcp.metadataexchange.config.MetadataExchange", "protocol", "enable_discovery additional_labels"),
     ("config.route.v3.FilterConfig", "config disabled", "is_optional"),
     ("extensions.filters.http.cors.v3.Cors", "", ""),
     ("extensions.filters.http.cors.v3.CorsPolicy",
@@ -282,8 +297,11 @@ pub(super) const ROWS: &[Row] = &[
      "cluster cluster_header weighted_clusters cluster_not_found_response_code prefix_rewrite regex_rewrite \
       host_rewrite_literal auto_host_rewrite host_rewrite_header host_rewrite_path_regex \
       append_x_forwarded_host timeout idle_timeout retry_policy priority hash_policy max_grpc_timeout \
-      grpc_timeout_offset metadata_match upgrade_configs max_stream_duration",
+      grpc_timeout_offset metadata_match upgrade_configs max_stream_duration request_mirror_policies",
      "rate_limits include_vh_rate_limits cors early_data_policy flush_timeout"),
+    ("config.route.v3.RouteAction.RequestMirrorPolicy",
+     "cluster cluster_header runtime_fraction disable_shadow_host_suffix_append host_rewrite_literal",
+     "trace_sampled"),
     ("config.route.v3.RouteAction.MaxStreamDuration", "max_stream_duration grpc_timeout_header_max", ""),
     ("config.route.v3.RouteAction.UpgradeConfig", "upgrade_type enabled", ""),
     ("config.route.v3.RouteAction.HashPolicy",
@@ -319,11 +337,12 @@ pub(super) const ROWS: &[Row] = &[
       transport_socket_matches protocol_selection upstream_connection_options \
       close_connections_on_host_health_failure original_dst_lb_config least_request_lb_config \
       round_robin_lb_config ring_hash_lb_config maglev_lb_config load_balancing_policy \
-      outlier_detection health_checks lb_subset_config",
-     "metadata wait_for_warm_on_init typed_dns_resolver_config use_tcp_for_dns_lookups \
+      outlier_detection health_checks lb_subset_config metadata filters",
+     "wait_for_warm_on_init typed_dns_resolver_config use_tcp_for_dns_lookups \
       stats_matcher per_connection_buffer_high_watermark_timeout ignore_health_on_host_removal \
       track_timeout_budgets track_cluster_stats preconnect_policy lrs_report_endpoint_metrics"),
     ("config.cluster.v3.Cluster.EdsClusterConfig", "eds_config service_name", ""),
+    ("config.cluster.v3.Filter", "name typed_config", ""),
     ("config.cluster.v3.Cluster.TransportSocketMatch", "name match transport_socket", ""),
     ("config.cluster.v3.Cluster.RefreshRate", "base_interval max_interval", ""),
     ("config.cluster.v3.Cluster.CommonLbConfig",

@@ -14,7 +14,7 @@ use crate::model::network::{Codec, HttpConnectionManager, NetworkFilter, RouteSo
 use crate::model::route::{Action, ClusterChoice, PathMatch, PathRewrite, RedirectPath, RouteTable};
 
 /// Calls `f` with a context that knows the clusters `a` and `b` and the given secrets.
-fn with_context<T>(secrets: &str, f: impl FnOnce(&mut Context<'_>) -> T) -> T {
+pub(super) fn with_context<T>(secrets: &str, f: impl FnOnce(&mut Context<'_>) -> T) -> T {
     let stats = Store::default();
     let log_files = LogFiles::start(stats.filesystem().clone()).unwrap();
     let secrets = Node::parse(secrets).ok().and_then(|n| from_node::<Secret>(&n).ok());
@@ -108,8 +108,8 @@ fn a_listener_that_cannot_be_honoured_is_refused_by_field_and_remedy() {
             format!("{MANAGER}.tunneling_config: this field is not supported by mesh-node; remove it"),
         ),
         (
-            forward("request_mirror_policies: [{cluster: b}]"),
-            format!("{ROUTE}.route.request_mirror_policies[0]: this field is not supported by mesh-node; remove it"),
+            forward("request_mirror_policies: [{cluster: nope}]"),
+            format!("{ROUTE}.route.request_mirror_policies[0].cluster: unknown cluster \"nope\"; add it to static_resources.clusters"),
         ),
         (
             forward("timeout: -1s"),
@@ -390,7 +390,7 @@ fn fields_without_effect_are_told_of_but_do_not_refuse() {
     let proto = from_node(&node).unwrap();
     with_context("", |context| {
         super::cluster("C", &proto, context).unwrap();
-        assert_eq!(context.ignored.paths, ["C.metadata", "C.track_cluster_stats"]);
+        assert_eq!(context.ignored.paths, ["C.track_cluster_stats"]);
     });
 }
 

@@ -1,4 +1,4 @@
-//! The schema of Istio's own filters, which the package of Envoy's messages does not have. Part of the build
+//! The schema of Istio's own filters and of what it uses of Envoy's contrib, which the package of Envoy's messages does not have. Part of the build
 //! script; the typed messages are in `mod.rs` beside this file.
 
 use super::{Field, Message, Schema};
@@ -111,6 +111,10 @@ const MESSAGES: &[(&str, &[Row])] = &[
             (1, "istio_headers", MESSAGE, "io.istio.http.peer_metadata.Config.IstioHeaders"),
             (2, "baggage", MESSAGE, "io.istio.http.peer_metadata.Config.Baggage"),
         ],
+    ),
+    (
+        "envoy.extensions.filters.network.mysql_proxy.v3.MySQLProxy",
+        &[(1, "stat_prefix", STRING, ""), (2, "access_log", STRING, "")],
     ),
     ("io.istio.http.peer_metadata.Config.Baggage", &[]),
     ("io.istio.http.peer_metadata.Config.WorkloadDiscovery", &[]),

@@ -16,6 +16,7 @@ use crate::telemetry::stream_info::ConnectionInfo;
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_ENVOY_INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
 const X_ENVOY_EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
@@ -153,6 +154,10 @@ pub fn mutate(parts: &mut Parts, with: &Mutation<'_>) -> Facts {
         }
     }
     let (remote, trusted) = client_address(headers, with, &seen);
+    if with.hcm.append_x_forwarded_port {
+        let port = HeaderValue::from(with.connection.local.port());
+        headers.entry(X_FORWARDED_PORT).or_insert(port);
+    }
     if !headers.contains_key(X_FORWARDED_PROTO) {
         headers.insert(X_FORWARDED_PROTO, own_scheme(with.connection));
     }

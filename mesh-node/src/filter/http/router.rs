@@ -4,6 +4,7 @@
 mod attempt;
 mod limits;
 mod local;
+mod mirror;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -121,6 +122,9 @@ async fn to_cluster(routing: Routing<'_>, forward: &Forward, mut request: Reques
     };
     forwarding.rewrite(&mut request);
     stream.log_request(&request);
+    if !forward.mirrors.is_empty() {
+        mirror::start(&forwarding, &mut request);
+    }
     match forwarding.try_hosts(request).await {
         Ok(response) => Answer::Upstream(forwarding.finish(response)),
         Err(reply) => Answer::Local(reply),

@@ -107,6 +107,7 @@ pub(crate) fn forward() -> Forward {
         hash_policy: Vec::new(),
         metadata_match: None,
         priority_high: false,
+        mirrors: Vec::new(),
     }
 }
 

@@ -35,6 +35,8 @@ use mesh_xds::pb::envoy::extensions::filters::network::http_connection_manager::
 use mesh_xds::pb::google::protobuf::Any;
 use mesh_xds::prost::{Message, Name};
 
+pub(super) use self::istio::stats;
+pub(super) use self::rate_limit::bucket;
 use super::error::{At, XdsError};
 use super::listener::extension;
 use super::{Context, access_log, rbac};

@@ -17,8 +17,9 @@ use super::limits::{TryLimit, TryLimits};
 use super::{ATTEMPT_COUNT, EXPECTED_TIMEOUT, Forwarding, local};
 use crate::cluster::{Host, LbContext, Outcome, Report, RetryGuard};
 use crate::http::body::Body;
-use crate::model::cluster::Discovery;
+use crate::model::cluster::{Discovery, Transport, UpstreamProtocol};
 use crate::model::hash;
+use crate::model::http_filter::AlpnList;
 use crate::model::listener::Direction;
 use crate::model::route::{HashCookie, HostRewrite, RetryPolicy};
 use crate::router::{self, RetryPlan, back_off};
@@ -229,12 +230,27 @@ impl Forwarding<'_> {
         }
     }
 
+    /// What is offered to a host that is spoken to by TLS (`istio.alpn`).
+    fn alpn(&self, host: &Host) -> Option<AlpnList> {
+        let cluster = &self.cluster.config;
+        if cluster.istio.keep_alpn || matches!(host.transport, Transport::Raw) {
+            return None;
+        }
+        let http2 = match cluster.protocol {
+            UpstreamProtocol::Http1 => false,
+            UpstreamProtocol::Http2 | UpstreamProtocol::Auto => true,
+            UpstreamProtocol::Downstream => self.stream().version == http::Version::HTTP_2,
+        };
+        self.stream().chain.alpn(http2)
+    }
+
     async fn send(&self, host: Arc<Host>, message: http::Request<Body>) -> Result<Response<Body>, Failure> {
         let stream = self.stream();
         let connection = &stream.manager.connection;
         let target = Target {
             workload: connection.workload.clone(),
             cluster: self.cluster.clone(),
+            alpn: self.alpn(&host),
             host,
             path: match connection.direction {
                 Direction::Inbound if connection.workload.is_some() => {

@@ -2,6 +2,7 @@
 
 mod answers;
 mod http2;
+mod istio;
 mod limits;
 mod requests;
 pub mod support;

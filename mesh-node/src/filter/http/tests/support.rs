@@ -55,6 +55,7 @@ pub fn hcm() -> HttpConnectionManager {
         via: None,
         generate_request_id: true,
         preserve_external_request_id: false,
+        append_x_forwarded_port: false,
         always_set_request_id_in_response: false,
         stream_idle_timeout: Some(Duration::from_secs(300)),
         request_timeout: None,
@@ -118,6 +119,7 @@ pub fn forward_to(cluster: &str) -> Forward {
         hash_policy: Vec::new(),
         metadata_match: None,
         priority_high: false,
+        mirrors: Vec::new(),
     }
 }
 
@@ -457,6 +459,14 @@ impl Reaction {
 }
 
 impl Server {
+    /// The requests, once there are `count` of them.
+    pub async fn seen(&self, count: usize) -> Vec<String> {
+        while self.requests.borrow().len() < count {
+            tokio::task::yield_now().await;
+        }
+        self.requests.borrow().clone()
+    }
+
     /// Starts a server that reacts to its n-th request with the n-th reaction, and to all later ones with the
     /// last.
     pub async fn start(script: Vec<Reaction>) -> Self {

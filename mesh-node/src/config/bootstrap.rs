@@ -258,7 +258,7 @@ static_resources:
   - name: b
     outlier_detection: {{}}
     health_checks:
-    - {{timeout: 1s, interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1, tcp_health_check: {{}}}}
+    - {{timeout: 1s, interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1, custom_health_check: {{name: redis}}}}
   listeners:
   - name: one
     address: {{socket_address: {{address: 0.0.0.0, port_value: 80}}}}
@@ -271,8 +271,8 @@ static_resources:
             load(&text).unwrap_err(),
             [
                 "f.yaml:2: admin.address.socket_address.address: must be an IP address, not \"nowhere\"",
-                "f.yaml:8: static_resources.clusters[0].health_checks[0]: this field is not supported by \
-                 mesh-node; remove it",
+                "f.yaml:8: static_resources.clusters[0].health_checks[0].custom_health_check: this field is not \
+                 supported by mesh-node; remove it",
                 "f.yaml:14: static_resources.listeners[0].filter_chains[0].filters[0].typed_config.cluster: \
                  unknown cluster \"a\"; add it to static_resources.clusters",
             ]

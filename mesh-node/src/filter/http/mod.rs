@@ -170,13 +170,15 @@ impl ConnectionManager {
         if let Some(routed) = routed {
             note_route(stream, routed);
             if let Some(refused) = self.refuse_upgrade(stream, &request, routed) {
-                let cluster = routed.cluster(&request.head()).and_then(|name| self.ctx.clusters.get(&name));
-                stream.info.borrow_mut().upstream.cluster = cluster.map(|cluster| cluster.name().clone());
+                self.note_cluster(stream, &request, routed);
                 stream.log_request(&request);
                 return Answer::Local(refused);
             }
         }
         if let Some(reply) = chain::decode(stream, &mut request, table, routed).await {
+            if let Some(routed) = routed {
+                self.note_cluster(stream, &request, routed);
+            }
             stream.log_request(&request);
             return Answer::Local(reply);
         }
@@ -309,9 +311,13 @@ impl ConnectionManager {
             self.hcm.stats.downstream_cx_upgrades_total.inc();
             return None;
         }
+        Some(LocalReply::new(StatusCode::FORBIDDEN, "", "upgrade_failed"))
+    }
+
+    /// Access logs name the route's cluster even where a request never gets to it.
+    fn note_cluster(&self, stream: &Stream, request: &Request, routed: &Routed<'_>) {
         let cluster = routed.cluster(&request.head()).and_then(|name| self.ctx.clusters.get(&name));
         stream.info.borrow_mut().upstream.cluster = cluster.map(|cluster| cluster.name().clone());
-        Some(LocalReply::new(StatusCode::FORBIDDEN, "", "upgrade_failed"))
     }
 
     /// The answer to a stream that reached a limit before its response began.

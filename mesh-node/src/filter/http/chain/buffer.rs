@@ -36,6 +36,7 @@ pub(super) async fn decode(limit: usize, stream: &Rc<Stream>, request: &mut Requ
         match frame.into_data() {
             Ok(data) if buffered.len() + data.len() > limit => {
                 let details = "request_payload_too_large";
+                stream.info.borrow_mut().bytes_received += (buffered.len() + data.len()) as u64;
                 return Some(LocalReply::new(StatusCode::PAYLOAD_TOO_LARGE, "Payload Too Large", details));
             }
             Ok(data) => buffered.extend_from_slice(&data),

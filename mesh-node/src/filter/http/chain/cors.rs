@@ -12,6 +12,7 @@ use super::super::local_reply::LocalReply;
 use super::super::request::Request;
 use super::{Decoding, Step, drawn};
 use crate::model::http_filter::{CorsPolicy, CorsStats, HttpFilter, Override};
+use crate::model::route::Action;
 
 const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
 const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
@@ -62,6 +63,8 @@ pub(super) fn decode(
     stats: &CorsStats,
     request: &Request,
 ) -> Option<LocalReply> {
+    // A direct response or a redirect has no policy, as in Envoy.
+    decoding.routed.filter(|routed| matches!(routed.route.action, Action::Forward(_)))?;
     let headers = &request.parts.headers;
     let origin = headers.get(ORIGIN).filter(|origin| !origin.is_empty())?;
     let policies = Policies(
@@ -90,7 +93,11 @@ pub(super) fn decode(
         && headers.get(ACCESS_CONTROL_REQUEST_METHOD).is_some_and(|method| !method.is_empty());
     let forward = !allowed && policies.flag(|p| p.forward_not_matching_preflights).unwrap_or(true);
     let mut reply = (preflight && !forward).then(|| LocalReply::new(StatusCode::OK, "", "cors_response"));
-    if let (Some(reply), true) = (&mut reply, allowed) {
+    if let Some(reply) = &mut reply {
+        // A preflight of a foreign origin hears everything but that it is allowed.
+        if !allowed && policies.flag(|p| p.allow_credentials).unwrap_or(false) {
+            reply.headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);
+        }
         let mut tell = |name: HeaderName, value: Option<HeaderValue>| {
             if let Some(value) = value {
                 reply.headers.insert(name, value);

@@ -105,7 +105,8 @@ impl<'f, 'd> Faulting<'f, 'd> {
         }
         self.stats.aborts_injected.inc();
         let (status, grpc_status) = match with {
-            AbortWith::Grpc(status) => (http_status(status), Some(status)),
+            // As in Envoy, also for a request that is not gRPC.
+            AbortWith::Grpc(status) => (200, Some(status)),
             AbortWith::Http(status) => (status, None),
             AbortWith::Header => return None,
         };
@@ -159,23 +160,5 @@ fn share_of(headers: &HeaderMap, name: &str, configured: Fraction) -> Fraction {
     match number(headers, name).and_then(|n| u32::try_from(n).ok()) {
         Some(asked) => (asked.min(configured.0), configured.1),
         None => configured,
-    }
-}
-
-/// Envoy: `Grpc::Utility::grpcToHttpStatus`.
-fn http_status(grpc: u8) -> u16 {
-    match grpc {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
     }
 }

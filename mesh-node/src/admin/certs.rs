@@ -50,7 +50,7 @@ fn describe(path: &str, certificate: &X509Certificate<'_>) -> Value {
     let days = validity.time_to_expiration().map_or(0, |left| left.whole_days());
     json!({
         "path": path,
-        "serial_number": certificate.serial.to_str_radix(16),
+        "serial_number": crate::telemetry::certificate::serial_digits(certificate),
         "subject_alt_names": alternative_names(certificate),
         "days_until_expiration": days.to_string(),
         "valid_from": time(validity.not_before.timestamp()),

@@ -52,9 +52,14 @@ fn parsed(der: &[u8]) -> Option<X509Certificate<'_>> {
     X509Certificate::from_der(der).ok().map(|(_, certificate)| certificate)
 }
 
-/// The serial number in lower-case hexadecimal digits, without leading zeros.
 pub(super) fn serial(der: &[u8]) -> Option<String> {
-    Some(format!("{:x}", parsed(der)?.tbs_certificate.serial))
+    Some(serial_digits(&parsed(der)?))
+}
+
+/// The serial number in lower-case hexadecimal digits, two a byte, without leading zero bytes.
+pub fn serial_digits(certificate: &X509Certificate<'_>) -> String {
+    let digits = format!("{:x}", certificate.tbs_certificate.serial);
+    if digits.len() % 2 == 1 { format!("0{digits}") } else { digits }
 }
 
 /// When a certificate's validity begins or ends.

@@ -3,6 +3,7 @@
 //! One file per subcommand; this file only names them. It must not hold logic of its own, so that a
 //! subcommand can be read without the others.
 
+mod apt_sources;
 mod bench;
 mod build_ebpf;
 mod demo;

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{build_ebpf, tree};
+use crate::{apt_sources, build_ebpf, tree};
 
 const BPF_LINKER: &str = "^0.13";
 /// The version that benchmarks and the differential suite compare with.
@@ -232,20 +232,16 @@ fn install(packages: &[&Package]) -> Result<()> {
 /// Recent compilers come to a stable Debian with its security updates. Installed machines follow those; a root
 /// made by debootstrap does not.
 fn follow_security_updates() -> Result<()> {
-    let apt = Path::new("/etc/apt");
-    let mut sources = vec![apt.join("sources.list")];
-    sources
-        .extend(fs::read_dir(apt.join("sources.list.d")).into_iter().flatten().flatten().map(|e| e.path()));
-    let text = |path: &PathBuf| fs::read_to_string(path).unwrap_or_default();
-    if sources.iter().any(|path| text(path).contains("-security")) {
+    if apt_sources::texts().iter().any(|text| text.contains("-security")) {
         return Ok(());
     }
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let field = |name: &str| release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
     let (Some("debian"), Some(codename)) = (field("ID"), field("VERSION_CODENAME")) else { return Ok(()) };
-    let path = apt.join("sources.list.d/debian-security.list");
+    let mirror = apt_sources::mirror()?;
+    let path = Path::new("/etc/apt/sources.list.d/debian-security.list");
     eprintln!("setup: following Debian's security updates, where recent compilers are ({})", path.display());
-    fs::write(&path, format!("deb http://deb.debian.org/debian-security {codename}-security main\n"))
+    fs::write(path, format!("deb {mirror}-security {codename}-security main\n"))
         .with_context(|| format!("could not write {}", path.display()))
 }
 

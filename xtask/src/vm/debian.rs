@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::tree;
+use crate::{apt_sources, tree};
 
 /// A kernel and its modules, unpacked.
 pub struct Kernel {
@@ -125,36 +125,13 @@ fn output(command: &mut Command) -> Result<String> {
 
 /// A source list of `suite` from the mirror that this machine uses for its own release.
 fn source_line(suite: &str) -> Result<String> {
-    let uri = machine_mirror()?;
+    let uri = apt_sources::mirror().context("kernel packages come from Debian's mirror")?;
     let keyring =
         ["/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"]
             .into_iter()
             .find(|path| Path::new(path).exists());
     let signed = keyring.map(|path| format!("[signed-by={path}] ")).unwrap_or_default();
     Ok(format!("deb {signed}{uri} {suite} main\n"))
-}
-
-/// The first Debian archive (no security or snapshot archive) in the machine's apt sources.
-fn machine_mirror() -> Result<String> {
-    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
-    if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
-        files.extend(entries.flatten().map(|entry| entry.path()));
-    }
-    for file in files {
-        let text = fs::read_to_string(&file).unwrap_or_default();
-        if let Some(uri) = text.lines().filter_map(mirror_in).next() {
-            return Ok(uri);
-        }
-    }
-    bail!("no Debian mirror in /etc/apt/sources.list or sources.list.d: kernel packages come from there")
-}
-
-/// The archive named by one line, of either format of source lists.
-fn mirror_in(line: &str) -> Option<String> {
-    let line = line.trim();
-    let words = line.strip_prefix("URIs:").or_else(|| line.strip_prefix("deb "))?;
-    let uri = words.split_whitespace().find(|word| word.contains("://"))?;
-    uri.trim_end_matches('/').ends_with("/debian").then(|| uri.to_owned())
 }
 
 impl Kernel {
@@ -239,15 +216,6 @@ fn dependencies(module: &[u8]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_mirror_is_found_in_both_formats_of_source_lists() {
-        let mirror = Some("http://mirror.example/debian".to_owned());
-        assert_eq!(mirror_in("URIs: http://mirror.example/debian"), mirror);
-        assert_eq!(mirror_in("deb [arch=amd64] http://mirror.example/debian bookworm main"), mirror);
-        assert_eq!(mirror_in("URIs: http://mirror.example/debian-security"), None);
-        assert_eq!(mirror_in("# URIs: http://mirror.example/debian"), None);
-    }
 
     #[test]
     fn a_module_is_loaded_after_those_it_depends_on() {

@@ -111,6 +111,10 @@ pub struct End {
     /// Both ends' first numbers, in the order of [`PairKey`].
     pub connecting_seq: u32,
     pub accepting_seq: u32,
+    /// Number of the [`crate::hand_off::Direction`] that begins here; 0: not known.
+    pub direction: u32,
+    /// 1: the last message went straight to the other application.
+    pub straight: u32,
 }
 
 pub mod state {
@@ -158,6 +162,7 @@ pub struct Offsets {
     pub protocol_above: u32,
     pub write_seq: u32,
     pub message_receiver: u32,
+    pub message_start: u32,
     pub net_cookie: u32,
     pub task_memory: u32,
     pub memory_executable: u32,

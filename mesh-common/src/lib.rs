@@ -5,10 +5,11 @@
 #![no_std]
 
 pub mod accel;
+pub mod hand_off;
 
 /// Changes whenever a type below does. User space compares it with what a pinned map holds, and
 /// replaces maps of another layout instead of reading them.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Pods of one node that can be enrolled at a time; slots are `1..MAX_PODS`.
 pub const MAX_PODS: u32 = 1024;
@@ -131,6 +132,8 @@ pub mod pod_flags {
     pub const CIDRS: u32 = 1 << 4;
     /// New flows between the pod's applications and the proxy are accelerated.
     pub const ACCELERATE: u32 = 1 << 5;
+    /// New flows of the pod may be handed off.
+    pub const HAND_OFF: u32 = 1 << 6;
 }
 
 /// An address of a pod.
@@ -213,6 +216,8 @@ pub mod settings_flags {
     pub const CONNECT: u32 = 1 << 3;
     /// New flows are accelerated, in pods that have it on.
     pub const ACCELERATE: u32 = 1 << 4;
+    /// What was handed off goes straight; without it, through the proxy.
+    pub const HAND_OFF: u32 = 1 << 5;
 }
 
 pub mod action {
@@ -291,7 +296,17 @@ pub mod reason {
     pub const LEFT_READER: u16 = 26;
     /// A direction that was never accelerated: bytes were on TCP before both ends were known.
     pub const LEFT_UNCLEAN: u16 = 27;
-    pub const NAMES: [&str; 28] = [
+    /// A flow of an application whose bytes go straight to the other application.
+    pub const HANDED_OFF: u16 = 28;
+    /// One half of a connection that the proxy carries: its application's flow is not accelerated.
+    pub const KEPT_APPLICATION: u16 = 29;
+    /// The same: its other end is no other half of this proxy, or the way there is not accelerated.
+    pub const KEPT_PEER: u16 = 30;
+    /// The same: TLS is added or taken away.
+    pub const KEPT_TLS: u16 = 31;
+    /// The same: as many as can be are handed off.
+    pub const KEPT_FULL: u16 = 32;
+    pub const NAMES: [&str; 33] = [
         "steered_outbound",
         "steered_inbound",
         "passed_excluded",
@@ -320,6 +335,11 @@ pub mod reason {
         "left_no_peer",
         "left_reader",
         "left_unclean",
+        "handed_off",
+        "kept_application",
+        "kept_peer",
+        "kept_tls",
+        "kept_full",
     ];
 }
 
@@ -382,9 +402,10 @@ mod tests {
         assert_eq!(size_of::<accel::OwnerKey>(), 16);
         assert_eq!(size_of::<accel::PairKey>(), 44);
         assert_eq!(size_of::<accel::Pair>(), 48);
-        assert_eq!(size_of::<accel::End>(), 96);
-        assert_eq!(size_of::<accel::Offsets>(), 22 * 4);
+        assert_eq!(size_of::<accel::End>(), 104);
+        assert_eq!(size_of::<hand_off::Direction>(), 8 * hand_off::word::COUNT);
+        assert_eq!(size_of::<accel::Offsets>(), 23 * 4);
         assert_eq!(hook::NAMES.len(), hook::ACCEL as usize + 1);
-        assert_eq!(reason::NAMES.len(), reason::LEFT_UNCLEAN as usize + 1);
+        assert_eq!(reason::NAMES.len(), reason::KEPT_FULL as usize + 1);
     }
 }

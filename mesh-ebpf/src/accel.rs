@@ -65,6 +65,8 @@ fn end(owner: OwnerKey, state: u32, way: u32) -> End {
         leaving: 0,
         connecting_seq: 0,
         accepting_seq: 0,
+        direction: 0,
+        straight: 0,
     }
 }
 

@@ -11,6 +11,7 @@ mod connect;
 mod connect4;
 mod connect6;
 mod context;
+mod hand_off;
 mod kernel;
 mod maps;
 mod packet;

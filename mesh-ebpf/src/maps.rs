@@ -17,7 +17,9 @@ use mesh_common::{
     Address, CidrKey, CounterKey, FlowKey, MAX_FLOWS, MAX_PODS, Pod, PodAddress, PortKey, Settings,
     SocketTag,
     accel::{Carried, End, MAX_ENDS, MAX_OWNERS, Offsets, Owner, OwnerKey, Pair, PairKey},
-    direction, listener_index,
+    direction,
+    hand_off::{Direction, MAX_DIRECTIONS},
+    listener_index,
 };
 
 /// The pod that a per-namespace program instance belongs to. Those hooks cannot ask the kernel
@@ -112,6 +114,14 @@ pub static SWITCHED: Array<u64> = Array::pinned(1, BPF_F_MMAPABLE);
 /// What went past TCP, by the slot of the pod.
 #[map]
 pub static CARRIED: PerCpuArray<Carried> = PerCpuArray::pinned(MAX_PODS, 0);
+
+/// The directions that are handed off, in memory that the proxy has too.
+#[map]
+pub static DIRECTIONS: Array<Direction> = Array::pinned(MAX_DIRECTIONS, BPF_F_MMAPABLE);
+
+/// The number of the direction that begins at an application's socket, by the socket's key.
+#[map]
+pub static HANDED_OFF: HashMap<u64, u32> = HashMap::pinned(MAX_DIRECTIONS, BPF_F_NO_PREALLOC);
 
 const OWN: usize = BPF_F_NO_PREALLOC as usize;
 const INHERITED: usize = OWN | 1 << 9/* BPF_F_CLONE: accepted sockets inherit */;

@@ -19,12 +19,13 @@ use mesh_common::{
 use crate::{
     accel::never,
     context::field,
+    hand_off::{self, Given},
     kernel::{self, Manner},
     maps::{ACCELERATED, CARRIED, ENDS, SWITCHED, count},
 };
 
-const PASS: u32 = sk_action::SK_PASS;
-const TCP_ESTABLISHED: u32 = 1;
+pub const PASS: u32 = sk_action::SK_PASS;
+pub const TCP_ESTABLISHED: u32 = 1;
 const TCP_CLOSE_WAIT: u32 = 8;
 
 #[sk_msg]
@@ -48,6 +49,15 @@ pub fn mesh_sk_msg(ctx: SkMsgContext) -> u32 {
     {
         return leave(end, reason::LEFT_UNCLEAN);
     }
+    match hand_off::give(&ctx, end, offsets, connection, size.into()) {
+        Given::Yes => return PASS,
+        Given::No => end.straight = 0,
+        Given::Stream => {
+            // The proxy has read all that it was given.
+            end.waiting = 0;
+            return leave(end, reason::LEFT_STREAM);
+        }
+    }
     if let Err(reason) = check_reader(end, offsets, size.into()) {
         return leave(end, reason);
     }
@@ -63,14 +73,20 @@ pub fn mesh_sk_msg(ctx: SkMsgContext) -> u32 {
     end.waiting += u64::from(size);
     end.messages += 1;
     end.bytes += u64::from(size);
-    if let Some(carried) = CARRIED.get_ptr_mut(end.owner.slot) {
+    carried(end.owner.slot, size.into());
+    PASS
+}
+
+/// Counts a message that went past TCP.
+#[inline(always)]
+pub fn carried(slot: u32, size: u64) {
+    if let Some(carried) = CARRIED.get_ptr_mut(slot) {
         // SAFETY: this CPU's own value; programs of one CPU do not interrupt each other here.
         unsafe {
             (*carried).messages += 1;
-            (*carried).bytes += u64::from(size);
+            (*carried).bytes += size;
         }
     }
-    PASS
 }
 
 /// Whether the other end may get `size` bytes past TCP.

@@ -84,7 +84,8 @@ fn cleanup(settings: &Settings) -> Result<(), StartError> {
 
 fn status(settings: &Settings) -> Result<(), StartError> {
     let status = capture::status(&settings.capture)?;
-    let view = admin::AccelerationView { on: status.accelerates, ..Default::default() };
+    let view =
+        admin::AccelerationView { on: status.accelerates, hand_off: status.hands_off, ..Default::default() };
     print!("{}", admin::acceleration_text(&view));
     for pod in &status.pods {
         let counters = admin_state::counts(&pod.counters, &pod.name);

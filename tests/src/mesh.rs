@@ -62,6 +62,11 @@ impl MeshConfig {
         self.setting("acceleration", true)
     }
 
+    /// The same, and lets bytes between two applications of the node skip the proxy.
+    pub fn handed_off(self) -> MeshConfig {
+        self.accelerated().setting("hand_off", true)
+    }
+
     /// Resets connections that are older than the enrolment of their pod; the default lets them pass.
     pub fn refuse_older_connections(self) -> MeshConfig {
         self.setting("older_connections", "refuse")

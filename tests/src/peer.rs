@@ -267,6 +267,46 @@ impl Running {
     }
 }
 
+/// What [`Echoes`] do on each of their connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Turn {
+    /// Send so many bytes, and receive them back.
+    Exchange(usize),
+    /// The same, then the end of both directions, the client's first.
+    HalfClose(usize),
+    /// Wait for the other side's end, or a reset.
+    Ended,
+}
+
+/// Open connections of an event loop to a server that sends back what it gets.
+pub struct Echoes(Process);
+
+impl Echoes {
+    /// Starts the server, an event loop too.
+    pub fn serve(place: &impl Place, listen: SocketAddr) -> Result<Process> {
+        let mut command = peer("echo-serve")?;
+        command.args(["--listen", &listen.to_string()]);
+        started(place, command)
+    }
+
+    pub fn open(place: &impl Place, to: SocketAddr, connections: usize) -> Result<Echoes> {
+        let mut command = peer("echo-call")?;
+        command.args(["--to", &to.to_string(), "--connections", &connections.to_string()]);
+        let mut process = place.start(command)?;
+        let line = process.line()?;
+        ensure!(line == "connected", "the connections to {to} do not open: {line}");
+        Ok(Echoes(process))
+    }
+
+    /// Takes a turn on each connection, one after the other.
+    pub fn take(&mut self, turn: Turn) -> Result<()> {
+        self.0.send(&serde_json::to_string(&turn)?)?;
+        let line = self.0.line_within(Duration::from_secs(60))?;
+        ensure!(line == "done", "{turn:?}: {line}");
+        Ok(())
+    }
+}
+
 /// A server that accepts and never reads.
 pub fn deaf(place: &impl Place, listen: SocketAddr) -> Result<Process> {
     let mut command = peer("deaf")?;

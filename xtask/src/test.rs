@@ -90,8 +90,13 @@ fn run_suite(suite: Suite, filter: Option<&str>) -> Result<()> {
             cargo(&["test", "--release", "-p", "mesh-tests", "--test", "long", "--", "--nocapture"])?;
             // Every byte of accelerated streams is checked, in as many transfers as an hour has room for.
             build_programs()?;
-            let tests = ["accelerated_streams_are", "short_connections_leave"];
-            let counts = ["100000", "10000"];
+            let tests = [
+                "accelerated_streams_are",
+                "short_connections_leave",
+                "streams_that_are_handed_off",
+                "handing_off_and_back",
+            ];
+            let counts = ["100000", "10000", "50000", "50000"];
             for (test, count) in tests.into_iter().zip(counts) {
                 let args = ["test", "-p", "mesh-tests", "--test", "netns", "--", test];
                 cargo_with(&args, &[("MESH_STREAMS", count)])?;

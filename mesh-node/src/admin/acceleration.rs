@@ -12,6 +12,8 @@ use super::workloads::KernelCount;
 pub struct AccelerationView {
     /// New connections are accelerated, in pods that are not left out.
     pub on: bool,
+    /// Connections between two applications of this node are handed off.
+    pub hand_off: bool,
     /// Why they are not although it was asked for.
     pub refused: Option<String>,
     /// What was tested of the kernel, with what is wrong.
@@ -23,6 +25,8 @@ pub struct AccelerationView {
 pub struct PastTcpView {
     /// The pod's own switch.
     pub allowed: bool,
+    /// The pod's own switch of handing off.
+    pub hand_off_allowed: bool,
     pub messages: u64,
     pub bytes: u64,
     /// Listening ports (`None`: clients of the pod, or the whole of it), connections seen that were fit for
@@ -42,7 +46,9 @@ pub fn page(state: &dyn AdminState, _: &Query) -> Reply {
 
 /// How the node stands, one fact a line.
 pub fn text(acceleration: &AccelerationView) -> String {
-    let mut out = format!("acceleration::{}\n", if acceleration.on { "on" } else { "off" });
+    let word = |on: bool| if on { "on" } else { "off" };
+    let (on, hand_off) = (word(acceleration.on), word(acceleration.hand_off));
+    let mut out = format!("acceleration::{on}\nhand_off::{hand_off}\n");
     if let Some(reason) = &acceleration.refused {
         let _ = writeln!(out, "refused::{reason}");
     }
@@ -54,12 +60,18 @@ pub fn text(acceleration: &AccelerationView) -> String {
 
 /// How one pod stands.
 pub fn pod_text(pod: &str, counters: &[KernelCount], past: &PastTcpView) -> String {
-    let mut out = format!("{pod}::acceleration::{}\n", if past.allowed { "allowed" } else { "off" });
+    let word = |allowed: bool| if allowed { "allowed" } else { "off" };
+    let (allowed, hand_off) = (word(past.allowed), word(past.hand_off_allowed));
+    let mut out = format!("{pod}::acceleration::{allowed}\n{pod}::hand_off::{hand_off}\n");
     for KernelCount { hook, reason, value } in counters.iter().filter(|c| c.reason.starts_with("steered_")) {
         let _ = writeln!(out, "{pod}::{hook}.{reason}::{value}");
     }
     for KernelCount { reason, value, .. } in counters.iter().filter(|c| c.hook == "accel") {
-        let what = if reason.starts_with("left_") { "directions" } else { "flows" };
+        let what = match reason.split('_').next() {
+            Some("left") => "directions",
+            Some("kept") => "halves",
+            _ => "flows",
+        };
         let _ = writeln!(out, "{pod}::{what}.{reason}::{value}");
     }
     let _ = writeln!(out, "{pod}::messages::{}", past.messages);
@@ -76,9 +88,18 @@ pub fn pod_text(pod: &str, counters: &[KernelCount], past: &PastTcpView) -> Stri
 
 /// `enable=on` or `enable=off`: for connections that come from now on.
 pub fn switch(state: &dyn AdminState, query: &Query) -> Reply {
+    switched(query, |on| state.accelerate(on))
+}
+
+/// `enable=on` or `enable=off`: for all connections.
+pub fn switch_hand_off(state: &dyn AdminState, query: &Query) -> Reply {
+    switched(query, |on| state.hand_off(on))
+}
+
+fn switched(query: &Query, switch: impl FnOnce(bool)) -> Reply {
     match query.get("enable") {
-        Some("on") => state.accelerate(true),
-        Some("off") => state.accelerate(false),
+        Some("on") => switch(true),
+        Some("off") => switch(false),
         _ => return Reply::bad_request("enable must be on or off\n"),
     }
     Reply::ok()

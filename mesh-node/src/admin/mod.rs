@@ -63,6 +63,8 @@ pub trait AdminState: Send + Sync + 'static {
     fn acceleration(&self) -> AccelerationView;
     /// Accelerates new connections, or not.
     fn accelerate(&self, on: bool);
+    /// Hands connections off, open ones too, or not.
+    fn hand_off(&self, on: bool);
     fn logging(&self) -> &Logging;
     /// Opens access logs again by their paths.
     fn reopen_logs(&self);

@@ -38,9 +38,11 @@ impl Page {
 }
 
 /// Sorted by path, as the help lists them.
-const PAGES: [Page; 23] = [
+const PAGES: [Page; 24] = [
     page("/", "this list with links", home),
     page("/acceleration", "which bytes go past TCP, which do not, and why", acceleration::page),
+    post("/acceleration/hand_off", "hand connections off, or not", acceleration::switch_hand_off)
+        .with(&[("enable", "on or off")]),
     post("/acceleration/switch", "accelerate new connections, or not", acceleration::switch)
         .with(&[("enable", "on or off")]),
     page("/certs", "certificates of the configuration", certs::page),

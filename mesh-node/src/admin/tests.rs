@@ -95,10 +95,12 @@ impl AdminState for Fake {
             counters: vec![
                 KernelCount { hook: "connect", reason: "steered_outbound", value: 3 },
                 KernelCount { hook: "accel", reason: "accelerated", value: 2 },
+                KernelCount { hook: "accel", reason: "kept_peer", value: 4 },
                 KernelCount { hook: "accel", reason: "left_stream", value: 1 },
             ],
             past_tcp: PastTcpView {
                 allowed: true,
+                hand_off_allowed: false,
                 messages: 5,
                 bytes: 70,
                 known: vec![(Some(80), 4, None), (None, 0, Some("tcp_blocking"))],
@@ -108,12 +110,16 @@ impl AdminState for Fake {
     fn acceleration(&self) -> AccelerationView {
         AccelerationView {
             on: true,
+            hand_off: true,
             refused: None,
             tests: vec![("fionread", None), ("splice", Some("cannot".into()))],
         }
     }
     fn accelerate(&self, on: bool) {
         self.call(if on { "accelerate" } else { "leave on TCP" });
+    }
+    fn hand_off(&self, on: bool) {
+        self.call(if on { "hand off" } else { "keep" });
     }
     fn logging(&self) -> &Logging {
         &self.logging
@@ -263,6 +269,7 @@ fn statistics_are_filtered_and_formatted() {
     let ours = "# TYPE mesh_kernel_total counter\n\
                 mesh_kernel_total{namespace=\"ns\",pod=\"pod\",hook=\"connect\",reason=\"steered_outbound\"} 3\n\
                 mesh_kernel_total{namespace=\"ns\",pod=\"pod\",hook=\"accel\",reason=\"accelerated\"} 2\n\
+                mesh_kernel_total{namespace=\"ns\",pod=\"pod\",hook=\"accel\",reason=\"kept_peer\"} 4\n\
                 mesh_kernel_total{namespace=\"ns\",pod=\"pod\",hook=\"accel\",reason=\"left_stream\"} 1\n";
     assert_eq!(get(&state, "/stats/prometheus?filter=mesh_kernel").body, ours);
     let limits = "# TYPE mesh_limit_total counter\n\
@@ -286,7 +293,7 @@ fn workloads_and_server_info() {
          ns/pod::cx_refused_by_max_connections::0\nns/pod::cx_refused_by_max_buffered_bytes::2\n\
          ns/pod::rq_refused_by_max_buffered_bytes::0\nns/pod::retries_given_up::0\n\
          ns/pod::buffers_pressed::1\nns/pod::connect.steered_outbound::3\n\
-         ns/pod::accel.accelerated::2\nns/pod::accel.left_stream::1\n"
+         ns/pod::accel.accelerated::2\nns/pod::accel.kept_peer::4\nns/pod::accel.left_stream::1\n"
     );
     let info: Value = serde_json::from_str(&get(&state, "/server_info").body).unwrap();
     assert_eq!((&info["state"], &info["uptime_current_epoch"]), (&json!("LIVE"), &json!("8s")));
@@ -298,9 +305,9 @@ fn the_acceleration_page_says_for_every_pod_what_goes_past_tcp_and_why_the_rest_
     let state = fake();
     assert_eq!(
         get(&state, "/acceleration").body,
-        "acceleration::on\ntest::fionread::as TCP\ntest::splice::cannot\n\
-         ns/pod::acceleration::allowed\nns/pod::connect.steered_outbound::3\n\
-         ns/pod::flows.accelerated::2\nns/pod::directions.left_stream::1\n\
+        "acceleration::on\nhand_off::on\ntest::fionread::as TCP\ntest::splice::cannot\n\
+         ns/pod::acceleration::allowed\nns/pod::hand_off::off\nns/pod::connect.steered_outbound::3\n\
+         ns/pod::flows.accelerated::2\nns/pod::halves.kept_peer::4\nns/pod::directions.left_stream::1\n\
          ns/pod::messages::5\nns/pod::bytes::70\n\
          ns/pod::port 80::4 seen\nns/pod::clients::never: tcp_blocking\n"
     );
@@ -310,7 +317,8 @@ fn the_acceleration_page_says_for_every_pod_what_goes_past_tcp_and_why_the_rest_
     assert_eq!(get(&state, "/acceleration/switch?enable=on").status, 405);
     assert_eq!(post(&state, "/acceleration/switch?enable=maybe").status, 400);
     assert_eq!(post(&state, "/acceleration/switch?enable=off").body, "OK\n");
-    assert_eq!(*state.calls.lock().unwrap(), ["leave on TCP"]);
+    assert_eq!(post(&state, "/acceleration/hand_off?enable=on").body, "OK\n");
+    assert_eq!(*state.calls.lock().unwrap(), ["leave on TCP", "hand off"]);
 }
 
 #[tokio::test]

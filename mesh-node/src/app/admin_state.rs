@@ -199,11 +199,16 @@ impl AdminState for State {
         let Some(capture) = self.capture.get() else { return AccelerationView::default() };
         let report = capture.acceleration();
         let tests = report.tests.into_iter().map(|test| (test.name, test.problem)).collect();
-        AccelerationView { on: report.on, refused: report.refused, tests }
+        AccelerationView { on: report.on, hand_off: report.hand_off, refused: report.refused, tests }
     }
     fn accelerate(&self, on: bool) {
         if let Some(capture) = self.capture.get() {
             capture.accelerate(on);
+        }
+    }
+    fn hand_off(&self, on: bool) {
+        if let Some(capture) = self.capture.get() {
+            capture.hand_off(on);
         }
     }
     fn logging(&self) -> &Logging {
@@ -233,6 +238,7 @@ pub fn counts(counters: &[Counter], pod: &str) -> Vec<KernelCount> {
 pub fn past_tcp(traffic: &Traffic) -> PastTcpView {
     PastTcpView {
         allowed: traffic.accelerates,
+        hand_off_allowed: traffic.hands_off,
         messages: traffic.messages,
         bytes: traffic.bytes,
         known: traffic.known.iter().map(|k| (k.port, k.seen, k.never)).collect(),

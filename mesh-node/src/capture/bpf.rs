@@ -204,6 +204,48 @@ impl Drop for Mapped {
     }
 }
 
+/// An array map that was made to be mapped, as this process's memory: words that programs read and write too.
+#[derive(Debug)]
+pub(super) struct SharedWords {
+    first: *const AtomicU64,
+    words: usize,
+}
+
+// SAFETY: words that are only accessed atomically.
+unsafe impl Send for SharedWords {}
+// SAFETY: as above.
+unsafe impl Sync for SharedWords {}
+
+impl SharedWords {
+    /// Maps the array pinned at `path`, whose entries have `words` words together.
+    pub(super) fn open(path: &Path, words: usize) -> io::Result<Self> {
+        let map = open_pin(path)?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: no pointers; the kernel refuses more bytes than the array has.
+        let address = unsafe {
+            libc::mmap(std::ptr::null_mut(), words * 8, protection, libc::MAP_SHARED, map.as_raw_fd(), 0)
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { first: address.cast::<AtomicU64>().cast_const(), words })
+    }
+
+    /// The word with this number; the array has so many.
+    pub(super) fn word(&self, number: usize) -> &AtomicU64 {
+        assert!(number < self.words, "word {number} of {}", self.words);
+        // SAFETY: mapped for as long as `self` lives, aligned to a page, and within its length.
+        unsafe { &*self.first.add(number) }
+    }
+}
+
+impl Drop for SharedWords {
+    fn drop(&mut self) {
+        // SAFETY: what `open` mapped.
+        unsafe { libc::munmap(self.first.cast_mut().cast(), self.words * 8) };
+    }
+}
+
 /// How many programs are attached to a hook of the cgroup itself (not of those above it).
 pub(super) fn count_programs(cgroup: BorrowedFd<'_>, kind: AttachType) -> io::Result<u32> {
     let mut attr = Attr::new().u32(0, cgroup.as_raw_fd() as u32).u32(4, kind as u32);
@@ -303,6 +345,20 @@ impl<K: Plain, V: Plain + Default> Map<K, V> {
 }
 
 impl<K: Plain> Map<K, u64> {
+    /// Adds one to a per-CPU counter that only one thread of one process counts.
+    pub(super) fn count(&self, key: &K, possible_cpus: usize) -> io::Result<()> {
+        let mut values = vec![0_u64; possible_cpus];
+        // SAFETY: the kernel writes and reads eight bytes per possible CPU.
+        unsafe {
+            match self.attr(key).pointer(16, values.as_mut_ptr()).call(MAP_LOOKUP_ELEM) {
+                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
+                _ => {}
+            }
+            values[0] += 1;
+            self.attr(key).pointer(16, values.as_ptr()).call(MAP_UPDATE_ELEM).map(drop)
+        }
+    }
+
     /// The sum over all CPUs of a per-CPU value.
     pub(super) fn sum(&self, key: &K, possible_cpus: usize) -> io::Result<u64> {
         let mut values = vec![0_u64; possible_cpus];

@@ -355,6 +355,9 @@ pub(super) fn fill_maps(
     if spec.acceleration {
         flags |= pod_flags::ACCELERATE;
     }
+    if spec.hand_off {
+        flags |= pod_flags::HAND_OFF;
+    }
     for ip in &spec.ips {
         maps.pod_addresses.insert(&PodAddress { slot, address: address(*ip) }, &1)?;
         maps.address_pods.insert(&address(*ip), &slot)?;

@@ -35,6 +35,8 @@ pub(super) enum Command {
     Gone(u32),
     /// Accelerate new flows, or not.
     Accelerate(bool),
+    /// Hand connections off, or not.
+    HandOff(bool),
     Stop,
 }
 
@@ -113,6 +115,7 @@ impl Manager {
                 }
                 Ok(Command::Gone(slot)) => self.finish(slot),
                 Ok(Command::Accelerate(on)) => self.accelerate(on),
+                Ok(Command::HandOff(on)) => self.acceleration.switch_hand_off(on, &self.maps),
                 Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }

@@ -23,7 +23,7 @@ use super::accel::Acceleration;
 use super::bpf::Map;
 use super::programs::Maps;
 use super::sockopt;
-use crate::model::workload::{PastTcp, SocketFactory, Trial};
+use crate::model::workload::{HalfOfConnection, HandOff, PastTcp, SocketFactory, Trial};
 
 /// How long a connection to an application stays noted where sockops does not forget it at its end.
 const NOTED: Duration = Duration::from_secs(2);
@@ -232,6 +232,10 @@ impl PodSockets {
 impl SocketFactory for PodSockets {
     fn past_tcp(&self, socket: BorrowedFd<'_>) -> Option<PastTcp> {
         self.acceleration.gauge.get()?.past_tcp(socket)
+    }
+
+    fn hand_off(&self, half: &HalfOfConnection<'_>) -> Option<Box<dyn HandOff>> {
+        self.acceleration.hand_off.get()?.half(self.gone.slot, half)
     }
 
     fn trial(&self, remote: SocketAddr) -> Option<Arc<dyn Trial>> {

@@ -18,6 +18,7 @@ use super::settings::Cidr;
 /// The annotations of Istio that exclude a pod's traffic from capture; comma-separated.
 const ANNOTATIONS: &str = "traffic.sidecar.istio.io/";
 const ACCELERATION: &str = "mesh-node/acceleration";
+const HAND_OFF: &str = "mesh-node/hand-off";
 
 /// One pod of the pods file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -33,7 +34,7 @@ pub struct PodSpec {
     pub labels: BTreeMap<String, String>,
     /// `traffic.sidecar.istio.io/excludeOutboundPorts`, `excludeInboundPorts`,
     /// `excludeOutboundIPRanges` and `excludeInboundIPRanges` add to the lists below; others, beside
-    /// that of acceleration, are not looked at.
+    /// those of acceleration and hand-off, are not looked at.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
     pub ips: Vec<IpAddr>,
@@ -49,6 +50,10 @@ pub struct PodSpec {
     /// `mesh-node/acceleration`, `on` or `off`.
     #[serde(default = "yes")]
     pub acceleration: bool,
+    /// The pod's connections may be handed off where that is on. Also by the annotation `mesh-node/hand-off`,
+    /// `on` or `off`.
+    #[serde(default = "yes", alias = "handOff")]
+    pub hand_off: bool,
     #[serde(default, alias = "excludeOutboundPorts")]
     pub exclude_outbound_ports: Vec<u16>,
     #[serde(default, alias = "excludeInboundPorts")]
@@ -130,11 +135,13 @@ fn take_annotations(pod: &mut PodSpec) -> Result<(), String> {
         let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
         items.map(|item| item.parse().map_err(|_| format!("{name}: {item:?} is not {kind}"))).collect()
     }
-    match pod.annotations.get(ACCELERATION).map(String::as_str) {
-        None => {}
-        Some("on") => pod.acceleration = true,
-        Some("off") => pod.acceleration = false,
-        Some(other) => return Err(format!("{ACCELERATION}: {other:?} is neither on nor off")),
+    for (name, switch) in [(ACCELERATION, &mut pod.acceleration), (HAND_OFF, &mut pod.hand_off)] {
+        match pod.annotations.get(name).map(String::as_str) {
+            None => {}
+            Some("on") => *switch = true,
+            Some("off") => *switch = false,
+            Some(other) => return Err(format!("{name}: {other:?} is neither on nor off")),
+        }
     }
     let annotations = &pod.annotations;
     pod.exclude_outbound_ports.extend(values::<u16>(annotations, "excludeOutboundPorts", "a port")?);

@@ -43,6 +43,10 @@ pub struct Settings {
     /// New connections between pods and the proxy go past TCP, where the kernel and the application allow
     /// it. A pod can be left out in the pods file.
     pub acceleration: bool,
+    /// Accelerated TCP connections between two applications of this node, plaintext all the way, are handed off:
+    /// bytes go from one application straight to the other, while the proxy looks on. Needs `acceleration`. A
+    /// pod can be left out in the pods file.
+    pub hand_off: bool,
     /// Ports of the two listeners inside each pod, on its loopback address.
     pub outbound_port: u16,
     pub inbound_port: u16,
@@ -85,6 +89,7 @@ impl Default for Settings {
             tc_steering: true,
             tc_guard: true,
             acceleration: false,
+            hand_off: false,
             outbound_port: 15001,
             inbound_port: 15006,
             mark: 0x500,
@@ -125,6 +130,9 @@ impl Settings {
         }
         if self.rule_priority == 0 || self.rule_priority >= 32766 {
             problems.push(format!("rule_priority: {} is not between 1 and 32765", self.rule_priority));
+        }
+        if self.hand_off && !self.acceleration {
+            problems.push("hand_off: needs acceleration; set both to true".to_owned());
         }
         if self.heartbeat_timeout_ms < 500 {
             problems.push("heartbeat_timeout_ms: less than 500 takes a busy proxy for a dead one".to_owned());
@@ -227,13 +235,15 @@ mod tests {
             mark: 0x501,
             route_table: 254,
             max_buffered_bytes: 4096,
+            hand_off: true,
             ..Settings::default()
         };
         let problems = bad.problems();
-        assert_eq!(problems.len(), 4);
+        assert_eq!(problems.len(), 5);
         assert!(problems[0].starts_with("instance"));
         assert!(problems[2].starts_with("route_table"));
-        assert!(problems[3].starts_with("max_buffered_bytes"));
+        assert!(problems[3].starts_with("hand_off"));
+        assert!(problems[4].starts_with("max_buffered_bytes"));
     }
 
     #[test]

@@ -89,6 +89,12 @@ impl Capture {
         let _ = self.commands.send(Command::Accelerate(on));
     }
 
+    /// Switches handing off of connections, open ones too; takes effect soon after.
+    pub fn hand_off(&self, on: bool) {
+        // Without a receiver the process ends.
+        let _ = self.commands.send(Command::HandOff(on));
+    }
+
     /// Switches log lines of the kernel programs on or off.
     pub fn log_connections(&self, on: bool) {
         if let Err(error) = self.maps.set_flag(settings_flags::LOG, on) {
@@ -189,6 +195,7 @@ fn try_start(
     };
     if settings.acceleration {
         manager.accelerate(true);
+        manager.acceleration.switch_hand_off(settings.hand_off, &manager.maps);
     }
     manager.begin(&pods)?;
     let thread =

@@ -15,6 +15,8 @@ use super::settings::Settings;
 pub struct Status {
     /// New connections are accelerated.
     pub accelerates: bool,
+    /// Connections between two applications of this node are handed off.
+    pub hands_off: bool,
     /// By name.
     pub pods: Vec<PodStatus>,
 }
@@ -39,12 +41,10 @@ pub fn status(settings: &Settings) -> Result<Status, CaptureError> {
     let names = records.iter().map(|record| (record.slot, record.pod.clone())).collect();
     let counters = counters::read_of(&maps, &names).map_err(unreadable)?;
     let mut known = accel::known(&maps).map_err(unreadable)?;
+    let flags = maps.settings.get(&0).map_err(unreadable)?.map_or(0, |settings| settings.flags);
     let mut status = Status {
-        accelerates: maps
-            .settings
-            .get(&0)
-            .map_err(unreadable)?
-            .is_some_and(|settings| settings.flags & settings_flags::ACCELERATE != 0),
+        accelerates: flags & settings_flags::ACCELERATE != 0,
+        hands_off: flags & settings_flags::HAND_OFF != 0,
         pods: Vec::new(),
     };
     for (slot, name) in names {

@@ -83,6 +83,8 @@ fn own_address() -> IpAddr {
 pub trait Downstream: AsyncRead + AsyncWrite + Unpin + 'static {
     /// The socket below, for its options.
     fn socket(&self) -> &TcpStream;
+    /// Whether what is read and written here is what the socket gets and gives.
+    fn is_plain(&self) -> bool;
 }
 
 /// Runs the network filters of `chain` to the end of the connection.

@@ -1,6 +1,7 @@
 //! TCP proxy (`envoy.extensions.filters.network.tcp_proxy.v3`): one upstream connection per client connection.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +17,12 @@ use crate::cluster::{ClusterState, Host, LbContext, Report, RoutingPriority};
 use crate::model::Str;
 use crate::model::listener::Direction;
 use crate::model::network::{TcpClusters, TcpProxy};
+use crate::model::workload::{HalfOfConnection, HandOff};
 use crate::router::address_hash;
 use crate::telemetry::peer::LocalPeer;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
 use crate::upstream::copy::{End, Meters, Moved, copy};
-use crate::upstream::{Connection, ErrorKind, Target, UpstreamPath, connect_within_limits};
+use crate::upstream::{Beside, Connection, ErrorKind, Target, UpstreamPath, connect_within_limits};
 
 /// A client's connection for which the upstream side has been opened, or could not be.
 #[derive(Debug)]
@@ -213,11 +215,19 @@ async fn relay<I: Downstream>(
     };
     let mut moved = Moved::default();
     let purse = stream.connection.workload.as_ref().map(|workload| Purse::of(&workload.limits.buffers));
+    let drain = &stream.connection.drain;
+    let mut beside = hand_off(stream, io, &connection).map(|hand_off| Beside::new(hand_off, drain.clone()));
     let end = {
-        let idle = config.idle_timeout;
-        let copying = pin!(copy(io, &mut connection.stream, idle, meters, &mut moved, purse.as_deref()));
+        let (idle, upstream) = (config.idle_timeout, &mut connection.stream);
+        let copying = pin!(copy(io, upstream, idle, meters, &mut moved, purse.as_deref(), beside.as_mut()));
         within(config.max_downstream_connection_duration, copying).await
     };
+    if let Some(mut beside) = beside {
+        let last = beside.finish();
+        meters.count(last);
+        moved.received += last.received;
+        moved.sent += last.sent;
+    }
     stream.bytes_received = moved.received;
     stream.bytes_sent = moved.sent;
     match end {
@@ -241,6 +251,16 @@ async fn relay<I: Downstream>(
             stream.connection_termination_details = Some("max_downstream_connection_duration".into());
         }
     }
+}
+
+/// What lets the two applications of the connection send each other bytes past the proxy: all filters before this
+/// one have decided, and this one looks at no byte.
+fn hand_off<I: Downstream>(stream: &StreamInfo, io: &I, connection: &Connection) -> Option<Box<dyn HandOff>> {
+    let workload = stream.connection.workload.as_ref()?;
+    let plain = io.is_plain() && connection.stream.is_plain();
+    let sockets = [io.socket().as_fd(), connection.stream.socket().as_fd()];
+    let inbound = stream.connection.direction == Direction::Inbound;
+    workload.sockets.hand_off(&HalfOfConnection { inbound, plain: plain.then_some(sockets) })
 }
 
 async fn within(limit: Option<Duration>, copying: impl Future<Output = End>) -> Option<End> {

@@ -38,11 +38,17 @@ impl Downstream for Replay<Stream> {
     fn socket(&self) -> &TcpStream {
         self.get_ref().socket()
     }
+    fn is_plain(&self) -> bool {
+        true
+    }
 }
 
 impl Downstream for tokio_rustls::server::TlsStream<Replay<Stream>> {
     fn socket(&self) -> &TcpStream {
         self.get_ref().0.get_ref().socket()
+    }
+    fn is_plain(&self) -> bool {
+        false
     }
 }
 

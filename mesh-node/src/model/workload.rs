@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::time::Duration;
 
 use super::Str;
 use crate::budget::Budget;
@@ -25,6 +26,12 @@ pub trait SocketFactory: Send + Sync + std::fmt::Debug {
     /// How bytes of a connected socket of this pod, accepted or opened here, go past TCP; `None` if they do not.
     fn past_tcp(&self, socket: BorrowedFd<'_>) -> Option<PastTcp> {
         let _ = socket;
+        None
+    }
+    /// What hands the connection off whose one half is between these two sockets of the pod; `None` if that
+    /// never happens.
+    fn hand_off(&self, half: &HalfOfConnection<'_>) -> Option<Box<dyn HandOff>> {
+        let _ = half;
         None
     }
     /// For a connection to the pod's own application that goes by TCP: what tells when the next one would
@@ -60,6 +67,39 @@ pub trait Gauge: Send + Sync + std::fmt::Debug {
     /// When a direction last went to TCP whose reader still had something to read that went past TCP: on the
     /// whole node, told before the first byte goes by TCP. Monotonic nanoseconds; 0: never.
     fn last_switch_ns(&self) -> u64;
+}
+
+/// What the proxy copies between: a client and an endpoint.
+#[derive(Debug)]
+pub struct HalfOfConnection<'a> {
+    /// The endpoint is the pod's own application, else the client is.
+    pub inbound: bool,
+    /// The sockets towards the client and the endpoint, if what is written to one is what is read from the
+    /// other. Open for as long as what hands off is used.
+    pub plain: Option<[BorrowedFd<'a>; 2]>,
+}
+
+/// Lets two applications of this node send each other bytes past the proxy, which goes on copying what they give
+/// to it. Dropped, or told to end, it lets everything go through the proxy.
+pub trait HandOff: Send + Sync + std::fmt::Debug {
+    /// Nothing is held back in this half: it has written so many bytes to the endpoint and to the client since
+    /// the connection began.
+    fn all_written(&self, received: u64, sent: u64);
+    /// What went past the proxy.
+    fn past_proxy(&self) -> PastProxy;
+    /// From now on everything goes through the proxy.
+    fn end(&self);
+}
+
+/// Bytes of a connection that applications sent each other straight.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PastProxy {
+    /// From the client.
+    pub received: u64,
+    /// To the client.
+    pub sent: u64,
+    /// How long ago the last did; `None`: none did.
+    pub quiet: Option<Duration>,
 }
 
 /// What waits at the other end of a socket.

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use super::Beside;
 use crate::budget::Purse;
 use crate::telemetry::stats::Counter;
 
@@ -55,8 +56,17 @@ pub struct Meters<'a> {
     pub sent: [Option<&'a Counter>; 2],
 }
 
+impl Meters<'_> {
+    /// Counts what has moved.
+    pub fn count(&self, moved: Moved) {
+        self.received.into_iter().flatten().for_each(|counter| counter.add(moved.received));
+        self.sent.into_iter().flatten().for_each(|counter| counter.add(moved.sent));
+    }
+}
+
 /// Copies until both directions ended, one failed, or nothing moved for `idle`. Dropping the future stops at
-/// once; `moved` then still tells what went through. Buffers count in `purse`.
+/// once; `moved` then still tells what went through, also what went `beside`, as far as that was asked. Buffers
+/// count in `purse`.
 pub async fn copy<D, U>(
     downstream: &mut D,
     upstream: &mut U,
@@ -64,6 +74,7 @@ pub async fn copy<D, U>(
     meters: Meters<'_>,
     moved: &mut Moved,
     purse: Option<&Purse>,
+    mut beside: Option<&mut Beside>,
 ) -> End
 where
     D: AsyncRead + AsyncWrite + Unpin,
@@ -76,15 +87,23 @@ where
         let before = (out.total, back.total);
         let sent = out.poll(cx, downstream, upstream);
         let answered = back.poll(cx, upstream, downstream);
-        let (received, returned) = (out.total - before.0, back.total - before.1);
-        moved.received = out.total;
-        moved.sent = back.total;
-        if received + returned > 0 {
-            meters.received.into_iter().flatten().for_each(|counter| counter.add(received));
-            meters.sent.into_iter().flatten().for_each(|counter| counter.add(returned));
-            if let Some(idle) = &mut idle {
-                idle.last = Instant::now();
+        let mut new = Moved { received: out.total - before.0, sent: back.total - before.1 };
+        if new != Moved::default()
+            && let Some(idle) = &mut idle
+        {
+            idle.last = Instant::now();
+        }
+        if let Some(beside) = &mut beside {
+            if out.is_empty() && back.is_empty() {
+                beside.all_written(Moved { received: out.total, sent: back.total });
             }
+            let past = beside.poll(cx);
+            new = Moved { received: new.received + past.received, sent: new.sent + past.sent };
+        }
+        if new != Moved::default() {
+            moved.received += new.received;
+            moved.sent += new.sent;
+            meters.count(new);
         }
         match (sent, answered) {
             (Poll::Ready(Err(Side::Reader(e))), _) | (_, Poll::Ready(Err(Side::Writer(e)))) => {
@@ -97,7 +116,7 @@ where
             _ => {}
         }
         match &mut idle {
-            Some(idle) => idle.poll(cx).map(|()| End::Idle),
+            Some(idle) => idle.poll(cx, beside.as_deref()).map(|()| End::Idle),
             None => Poll::Pending,
         }
     })
@@ -133,6 +152,11 @@ impl<'a> Direction<'a> {
             read_ended: false,
             done: false,
         }
+    }
+
+    /// Whether nothing was read that is not written.
+    fn is_empty(&self) -> bool {
+        self.start == self.end
     }
 
     fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), Side>>
@@ -239,9 +263,10 @@ impl IdleTimer {
         Self { limit, last: Instant::now(), sleep: Box::pin(tokio::time::sleep(limit)) }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(&mut self, cx: &mut Context<'_>, beside: Option<&Beside>) -> Poll<()> {
         loop {
             ready!(self.sleep.as_mut().poll(cx));
+            self.last = self.last.max(beside.and_then(Beside::last).unwrap_or(self.last));
             let due = self.last + self.limit;
             if due <= Instant::now() {
                 return Poll::Ready(());
@@ -268,7 +293,7 @@ mod tests {
         let meters = Meters { received: [Some(&received), None], sent: [Some(&sent), None] };
         let (end, ()) = tokio::join!(
             async {
-                let end = copy(&mut downstream, &mut upstream, idle, meters, &mut moved, None).await;
+                let end = copy(&mut downstream, &mut upstream, idle, meters, &mut moved, None, None).await;
                 drop((downstream, upstream));
                 end
             },
@@ -337,7 +362,7 @@ mod tests {
                 (&purse, Meters { received: [Some(&received), None], sent: [Some(&sent), None] });
             copies.push(async move {
                 let mut moved = Moved::default();
-                copy(&mut downstream, &mut upstream, None, meters, &mut moved, Some(purse)).await;
+                copy(&mut downstream, &mut upstream, None, meters, &mut moved, Some(purse), None).await;
                 drop((downstream, upstream));
                 moved.sent
             });

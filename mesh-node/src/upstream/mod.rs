@@ -2,6 +2,7 @@
 //!
 //! Everything here belongs to one worker. Connections are never shared between workloads.
 
+mod beside;
 mod connect;
 pub mod copy;
 mod error;
@@ -20,6 +21,7 @@ use crate::cluster::{ClusterState, Host};
 use crate::model::http_filter::AlpnList;
 use crate::model::workload::Workload;
 
+pub use beside::Beside;
 pub use connect::{Connection, connect, connect_within_limits};
 pub use error::{ErrorKind, UpstreamError};
 pub use exchange::{Exchange, Upstreams};

@@ -30,6 +30,11 @@ impl UpstreamStream {
         }
     }
 
+    /// Whether what is read and written here is what the socket gets and gives.
+    pub fn is_plain(&self) -> bool {
+        matches!(self, Self::Raw(_))
+    }
+
     /// See [`Stream::is_outgrown`].
     pub fn is_outgrown(&self) -> bool {
         match self {

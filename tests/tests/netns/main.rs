@@ -2,6 +2,7 @@
 
 mod accel;
 mod guard;
+mod hand_off;
 mod leaving;
 mod lifecycle;
 mod limits;

@@ -48,6 +48,7 @@ pub(super) fn offsets() -> Result<Offsets, BtfError> {
         protocol_above: at("inet_connection_sock.icsk_ulp_ops")?,
         write_seq: at("tcp_sock.write_seq")?,
         message_receiver: at("sk_msg.sk_redir")?,
+        message_start: at("sk_msg.sg.start")?,
         net_cookie: at("net.net_cookie")?,
         task_memory: at("task_struct.mm")?,
         memory_executable: at("mm_struct.exe_file")?,

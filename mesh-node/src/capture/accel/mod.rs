@@ -7,6 +7,7 @@
 
 mod btf;
 mod gauge;
+mod hand_off;
 mod self_test;
 
 use std::os::fd::AsFd;
@@ -19,6 +20,7 @@ use mesh_common::{SocketTag, pod_flags, reason, settings_flags};
 use super::bpf::{self, Map, Mapped};
 use super::programs::{Maps, Programs};
 pub(super) use gauge::KernelGauge;
+pub(super) use hand_off::HandOffs;
 pub use self_test::Tested;
 
 use crate::model::workload::Trial;
@@ -28,6 +30,8 @@ use crate::model::workload::Trial;
 pub struct Report {
     /// New flows are accelerated.
     pub on: bool,
+    /// Connections between two applications of this node are handed off.
+    pub hand_off: bool,
     /// Why they are not although it was asked for.
     pub refused: Option<String>,
     /// What was tested of the kernel, in order; empty before the first time it was asked for.
@@ -38,6 +42,9 @@ pub struct Report {
 #[derive(Debug, Default)]
 pub(super) struct Acceleration {
     pub(super) gauge: OnceLock<Arc<KernelGauge>>,
+    pub(super) hand_off: OnceLock<Arc<HandOffs>>,
+    /// Handing off was asked for; it needs acceleration.
+    hands_off: AtomicBool,
     report: Mutex<Report>,
     /// As in the report, for those who ask for every connection.
     on: AtomicBool,
@@ -79,7 +86,7 @@ impl Acceleration {
         on: bool,
         sockops: bool,
         programs: &mut Programs,
-        maps: &Maps,
+        maps: &Arc<Maps>,
         tags: &Map<i32, SocketTag>,
     ) {
         let mut refused = None;
@@ -95,7 +102,12 @@ impl Acceleration {
                         for test in tests.iter().filter(|test| test.problem.is_some()) {
                             tracing::warn!("{}: {}", test.name, test.problem.as_deref().unwrap_or_default());
                         }
-                        let _ = self.gauge.set(Arc::new(gauge));
+                        let gauge = Arc::new(gauge);
+                        match HandOffs::open(programs, maps.clone(), gauge.clone()) {
+                            Ok(hand_off) => drop(self.hand_off.set(Arc::new(hand_off))),
+                            Err(error) => tracing::warn!("no connection is handed off: {error}"),
+                        }
+                        let _ = self.gauge.set(gauge);
                     } else {
                         refused = Some(failed.join("; "));
                     }
@@ -117,6 +129,31 @@ impl Acceleration {
         report.on = on && refused.is_none();
         self.on.store(report.on, Ordering::Relaxed);
         report.refused = refused;
+        drop(report);
+        self.settle_hand_off(maps);
+    }
+
+    /// Switches handing off, also of connections that are open: what is in the queues stays in order.
+    pub(super) fn switch_hand_off(&self, on: bool, maps: &Maps) {
+        self.hands_off.store(on, Ordering::Relaxed);
+        self.settle_hand_off(maps);
+    }
+
+    fn settle_hand_off(&self, maps: &Maps) {
+        let wanted = self.hands_off.load(Ordering::Relaxed);
+        let ready = self.hand_off.get().filter(|_| wanted && self.on.load(Ordering::Relaxed));
+        let mut on = ready.is_some();
+        if let Err(error) = maps.set_flag(settings_flags::HAND_OFF, on) {
+            tracing::warn!("handing off is not switched: SETTINGS map: {error}");
+            on = false;
+        }
+        if let Some(hand_off) = self.hand_off.get() {
+            hand_off.switch(on);
+        }
+        if on != wanted {
+            tracing::warn!("connections between applications are not handed off: acceleration is not on");
+        }
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).hand_off = on;
     }
 }
 
@@ -153,6 +190,8 @@ fn prepare(
 pub struct Traffic {
     /// The pod's own switch.
     pub accelerates: bool,
+    /// The pod's own switch of handing off.
+    pub hands_off: bool,
     pub messages: u64,
     pub bytes: u64,
     pub known: Vec<Known>,
@@ -167,7 +206,9 @@ pub(super) fn traffic(maps: &Maps, slot: u32, known: &mut Vec<(u32, Known)>) -> 
         traffic.bytes += carried.bytes;
     }
     traffic.known = known.extract_if(.., |(of, _)| *of == slot).map(|(_, known)| known).collect();
-    traffic.accelerates = maps.pods.get(&slot)?.is_some_and(|pod| pod.flags & pod_flags::ACCELERATE != 0);
+    let flags = maps.pods.get(&slot)?.map_or(0, |pod| pod.flags);
+    traffic.accelerates = flags & pod_flags::ACCELERATE != 0;
+    traffic.hands_off = flags & pod_flags::HAND_OFF != 0;
     Ok(traffic)
 }
 

@@ -2,6 +2,7 @@
 //! the process that made it. What the commands print is read by `mesh_tests::peer`.
 
 mod client;
+mod echo;
 mod load;
 mod many;
 mod mixed;
@@ -98,6 +99,18 @@ enum Command {
         #[arg(long)]
         listen: SocketAddr,
     },
+    /// Send back what comes, as an event loop.
+    EchoServe {
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+    /// Connections of an event loop that take the turns that standard input says.
+    EchoCall {
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long)]
+        connections: usize,
+    },
     /// Write until nothing more is taken; prints the number of bytes.
     Flood {
         #[arg(long)]
@@ -143,6 +156,8 @@ fn main() -> ExitCode {
             streams::call(to, seed, count, concurrency, blocking)
         }
         Command::Deaf { listen } => streams::deaf(listen),
+        Command::EchoServe { listen } => echo::serve(listen),
+        Command::EchoCall { to, connections } => echo::call(to, connections),
         Command::Flood { to, message } => streams::flood(to, message),
         Command::Janitor { of } => {
             std::io::stdin().read_to_end(&mut Vec::new()).ok();

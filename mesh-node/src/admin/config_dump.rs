@@ -55,7 +55,8 @@ const SECRETS: Section = Section {
     type_url: "envoy.extensions.transport_sockets.tls.v3.Secret",
 };
 /// Repeated fields of the dumps that may be empty.
-const EMPTY: [&str; 8] = [
+const EMPTY: [&str; 9] = [
+    "ecds_filters",
     "dynamic_active_clusters",
     "dynamic_warming_clusters",
     "dynamic_listeners",
@@ -246,6 +247,7 @@ fn element_of(field: &str) -> Option<&'static str> {
         "dynamic_route_configs" => "DynamicRouteConfig",
         "dynamic_active_secrets" => "DynamicSecret",
         "dynamic_endpoint_configs" => "DynamicEndpointConfig",
+        "ecds_filters" => "EcdsFilterConfig",
         _ => return None,
     })
 }

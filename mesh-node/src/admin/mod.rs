@@ -56,6 +56,8 @@ pub trait AdminState: Send + Sync + 'static {
         &self,
         workload: Option<&str>,
     ) -> Option<BTreeMap<&'static str, serde_json::Map<String, serde_json::Value>>>;
+    /// Istio's table of names. Of one pod or of all, as [`Self::clusters`].
+    fn name_table(&self, workload: Option<&str>) -> Option<serde_json::Value>;
     /// Flags and settings in effect, as an object.
     fn settings(&self) -> serde_json::Value;
     fn uptime(&self) -> Duration;

@@ -38,7 +38,7 @@ impl Page {
 }
 
 /// Sorted by path, as the help lists them.
-const PAGES: [Page; 24] = [
+const PAGES: [Page; 25] = [
     page("/", "this list with links", home),
     page("/acceleration", "which bytes go past TCP, which do not, and why", acceleration::page),
     post("/acceleration/hand_off", "hand connections off, or not", acceleration::switch_hand_off)
@@ -60,6 +60,14 @@ const PAGES: [Page; 24] = [
             ("include_eds", "endpoints that came by EDS too"),
         ],
     ),
+    page("/debug/ndsz", "names of the mesh and their addresses", |state, query| {
+        let workload = query.get("workload");
+        match state.name_table(workload) {
+            Some(table) => Reply::json(&table),
+            None => Reply::no_workload(workload),
+        }
+    })
+    .with(&[("workload", "NAMESPACE/POD: the names that this pod was told")]),
     post("/drain_listeners", "stop accepting, let connections end", |state, query| {
         state.drain_listeners(query.has("inboundonly"));
         Reply::ok()

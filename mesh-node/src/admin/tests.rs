@@ -49,6 +49,9 @@ impl AdminState for Fake {
         });
         (bootstrap, UNIX_EPOCH)
     }
+    fn name_table(&self, workload: Option<&str>) -> Option<Value> {
+        workload.is_none().then(|| json!({ "table": {} }))
+    }
     fn dynamic(
         &self,
         workload: Option<&str>,

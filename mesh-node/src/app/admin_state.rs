@@ -156,6 +156,14 @@ impl AdminState for State {
             None => Some(dump(&self.assembly)),
         }
     }
+    fn name_table(&self, workload: Option<&str>) -> Option<serde_json::Value> {
+        let table =
+            |assembly: &Mutex<Assembly>| assembly.lock().unwrap_or_else(PoisonError::into_inner).name_table();
+        match workload {
+            Some(name) => self.serving(name).map(|serving| table(&serving.assembly)),
+            None => Some(table(&self.assembly)),
+        }
+    }
     fn settings(&self) -> serde_json::Value {
         self.settings.clone()
     }

@@ -33,6 +33,9 @@ pub(crate) fn start(
                 tokio::spawn(task.run()).abort_handle()
             })
             .collect(),
+        Discovery::ForwardProxy(cache) => {
+            vec![tokio::spawn(sweep(Arc::downgrade(cluster), cache.host_ttl)).abort_handle()]
+        }
         Discovery::OriginalDst { cleanup_interval, .. } => {
             vec![tokio::spawn(sweep(Arc::downgrade(cluster), *cleanup_interval)).abort_handle()]
         }

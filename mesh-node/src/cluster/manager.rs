@@ -6,6 +6,7 @@
 //! from the start.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -13,8 +14,9 @@ use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 
 use super::checks::{NoProbe, Probe};
+use super::names::Names;
 use super::{ClusterState, Random, Resolve, SystemResolver, ThreadRandom};
-use crate::model::cluster::{Assignment, Cluster, Discovery};
+use crate::model::cluster::{Assignment, Cluster, Discovery, DnsCache};
 use crate::model::tls::Secrets;
 use crate::model::{Snapshot, Str};
 
@@ -30,6 +32,7 @@ pub struct ClusterManager {
     secrets: Arc<Secrets>,
     random: Arc<dyn Random>,
     resolver: Arc<dyn Resolve>,
+    names: Names,
     prober: Arc<dyn Probe>,
     workers: usize,
     /// Where the clusters' own work runs, whoever asks for them first.
@@ -58,7 +61,8 @@ impl ClusterManager {
     pub fn with(workers: usize, random: Arc<dyn Random>, resolver: Arc<dyn Resolve>) -> Self {
         let (clusters, assignments, secrets) = (Arc::default(), Mutex::default(), Arc::default());
         let (prober, runtime) = (Arc::new(NoProbe), Handle::try_current().ok());
-        Self { clusters, assignments, secrets, random, resolver, prober, workers, runtime }
+        let names = Names::default();
+        Self { clusters, assignments, secrets, random, resolver, names, prober, workers, runtime }
     }
 
     /// The same manager with hosts checked by `prober`; without one every check fails.
@@ -136,6 +140,11 @@ impl ClusterManager {
         self.assignments().remove(name);
     }
 
+    /// An address of a name that a request brought; `None` if it has none.
+    pub async fn resolve(&self, name: &str, cache: &DnsCache) -> Option<IpAddr> {
+        self.names.resolve(name, cache, &self.resolver, self.runtime.as_ref()).await
+    }
+
     /// Secrets for TLS that come apart from clusters and listeners.
     pub fn secrets(&self) -> &Arc<Secrets> {
         &self.secrets
@@ -209,7 +218,10 @@ impl Entry {
 fn works_on_its_own(config: &Cluster) -> bool {
     match config.discovery {
         Discovery::Static | Discovery::Eds { .. } => config.health_check.is_some(),
-        Discovery::StrictDns(_) | Discovery::LogicalDns(_) | Discovery::OriginalDst { .. } => true,
+        Discovery::StrictDns(_)
+        | Discovery::LogicalDns(_)
+        | Discovery::ForwardProxy(_)
+        | Discovery::OriginalDst { .. } => true,
     }
 }
 

@@ -19,6 +19,7 @@ mod host_set;
 mod maglev;
 mod manager;
 mod mersenne;
+mod names;
 mod original_dst;
 mod outlier;
 mod priority;

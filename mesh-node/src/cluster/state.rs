@@ -268,7 +268,7 @@ impl ClusterState {
 
     pub(crate) fn host_count(&self) -> usize {
         match self.config.discovery {
-            Discovery::OriginalDst { .. } => self.original_dst.len(),
+            Discovery::OriginalDst { .. } | Discovery::ForwardProxy(_) => self.original_dst.len(),
             _ => self.hosts.load().counts().all,
         }
     }
@@ -276,7 +276,7 @@ impl ClusterState {
     /// All hosts now, in order of priority.
     pub fn hosts(&self) -> Vec<Arc<Host>> {
         match self.config.discovery {
-            Discovery::OriginalDst { .. } => self.original_dst.all(),
+            Discovery::OriginalDst { .. } | Discovery::ForwardProxy(_) => self.original_dst.all(),
             _ => self.hosts.load().hosts().cloned().collect(),
         }
     }
@@ -289,6 +289,7 @@ impl ClusterState {
     /// The host for the next connection or request.
     pub fn choose(&self, context: &LbContext<'_>) -> Result<Arc<Host>, NoHost> {
         let chosen = match &self.config.discovery {
+            Discovery::ForwardProxy(_) => self.choose_original_dst(false, None, context),
             Discovery::OriginalDst { http_header, port_override, .. } => {
                 self.choose_original_dst(http_header.is_some(), *port_override, context)
             }

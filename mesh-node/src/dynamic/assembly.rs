@@ -13,13 +13,16 @@ use mesh_xds::client::{Received, Rejected, ResourceType, Wanted};
 
 use super::compile::{Compiled, Compiler, Value};
 use super::error_state::{ErrorState, ErrorStates};
-use super::slot::{Item, Slot};
+use super::extensions::Template;
+use super::late::Late;
+use super::slot::{Item, Named, Slot, due, promote, put, put_named, set_fixed};
 use crate::model::cluster::{Assignment, Cluster};
 use crate::model::listener::Listener;
 use crate::model::route::RouteTable;
-use crate::model::source::{Dynamic, Need, NeedKind, Source};
+use crate::model::source::{Dynamic, GrpcTarget, Need, NeedKind, Source};
 use crate::model::tls::Secret;
 use crate::model::{RouteHandle, Str};
+use crate::telemetry::stats::ClusterStats;
 
 /// The resources of the bootstrap, each with what it needs.
 #[derive(Debug, Default, Clone)]
@@ -59,20 +62,12 @@ pub(super) struct Routes {
     pub(super) pending: Option<(Named, Instant)>,
 }
 
-/// A resource that others name.
-#[derive(Debug)]
-pub(super) struct Named {
-    pub(super) compiled: Arc<Compiled>,
-    pub(super) version: String,
-    pub(super) updated: SystemTime,
-}
-
 /// A subscription of the whole of a type: clusters or listeners.
 #[derive(Debug, Default)]
-struct Whole {
+pub(super) struct Whole {
     /// When it was first asked for.
-    asked: Option<Instant>,
-    answered: bool,
+    pub(super) asked: Option<Instant>,
+    pub(super) answered: bool,
     version: String,
 }
 
@@ -80,29 +75,35 @@ struct Whole {
 #[derive(Debug)]
 pub struct Assembly {
     compiler: Arc<Compiler>,
-    dynamic: Dynamic,
+    pub(super) dynamic: Dynamic,
     pub(super) clusters: BTreeMap<Str, Slot<Cluster>>,
     pub(super) listeners: BTreeMap<Str, Slot<Listener>>,
     pub(super) endpoints: BTreeMap<Str, Named>,
     pub(super) secrets: BTreeMap<Str, Named>,
     pub(super) routes: BTreeMap<Str, Routes>,
+    /// Listeners as they came, of those with filters that come apart from them.
+    pub(super) templates: BTreeMap<Str, Template>,
+    pub(super) extensions: BTreeMap<Str, Named>,
+    pub(super) name_table: Option<Named>,
     pub(super) errors: ErrorStates,
-    whole_clusters: Whole,
-    whole_listeners: Whole,
+    pub(super) whole_clusters: Whole,
+    pub(super) whole_listeners: Whole,
     /// Clusters are there for the first time: listeners may be asked for.
     begun: bool,
     /// What [`Self::settle`] has to look at.
-    changed: Changed,
+    pub(super) changed: Changed,
+    /// What has not come in time.
+    pub(super) late: Late,
     /// Steps that do not wait for anything.
     ready: Vec<Step>,
 }
 
 #[derive(Debug, Default)]
-struct Changed {
+pub(super) struct Changed {
     /// Something that serves was removed.
-    removed: bool,
+    pub(super) removed: bool,
     /// What is named may have changed.
-    needs: bool,
+    pub(super) needs: bool,
 }
 
 impl Assembly {
@@ -115,6 +116,10 @@ impl Assembly {
             endpoints: BTreeMap::new(),
             secrets: BTreeMap::new(),
             routes: BTreeMap::new(),
+            templates: BTreeMap::new(),
+            extensions: BTreeMap::new(),
+            name_table: None,
+            late: Late::default(),
             errors: ErrorStates::new(),
             whole_clusters: Whole::default(),
             whole_listeners: Whole::default(),
@@ -186,6 +191,7 @@ impl Assembly {
             Value::Listener(listener) => {
                 // Its drain is this sidecar's alone.
                 let value = Arc::new(Listener { drain: Arc::default(), ..(**listener).clone() });
+                self.templates.remove(name);
                 self.changed.needs |= put(&mut self.listeners, name, value, &compiled, version, now)?;
             }
             Value::Endpoints(assignment) => {
@@ -211,6 +217,12 @@ impl Assembly {
                     _ => routes.pending = Some((named, now)),
                 }
             }
+            Value::Template(..) => return self.take_template(name, compiled, version, now),
+            Value::Extension(_) => return self.take_extension(name, compiled, version, now),
+            Value::NameTable(_) => {
+                let (version, updated) = (version.to_owned(), SystemTime::now());
+                self.name_table = Some(Named { compiled, version, updated });
+            }
         }
         Ok(())
     }
@@ -226,6 +238,9 @@ impl Assembly {
                 }
             }
             ResourceType::Listener => {
+                if self.templates.remove(name).is_some() {
+                    self.changed.needs = true;
+                }
                 if self.listeners.get(name).is_some_and(|slot| !slot.fixed) {
                     self.listeners.remove(name);
                     self.changed = Changed { removed: true, needs: true };
@@ -242,7 +257,9 @@ impl Assembly {
                 }
             }
             // A table stays for as long as a listener names it, as in Envoy.
-            ResourceType::Route | ResourceType::ExtensionConfig | ResourceType::NameTable => {}
+            ResourceType::Route => {}
+            ResourceType::ExtensionConfig => self.remove_extension(name, Instant::now()),
+            ResourceType::NameTable => self.name_table = None,
         }
     }
 
@@ -259,6 +276,8 @@ impl Assembly {
 
     /// Puts into service what has all it needs. Says what is to be done.
     pub fn settle(&mut self, now: Instant) -> Vec<Step> {
+        self.fill_late(now);
+        self.note_late(now);
         let mut steps = std::mem::take(&mut self.ready);
         let mut publish = std::mem::take(&mut self.changed.removed);
         let ready = due(&self.clusters, |item, since| self.has_needs(item, since, now));
@@ -299,7 +318,7 @@ impl Assembly {
         item.needs.iter().all(|need| self.has(need) || is_over(need.patience, since, now))
     }
 
-    fn has(&self, need: &Need) -> bool {
+    pub(super) fn has(&self, need: &Need) -> bool {
         // Where nobody can be asked, waiting is of no use.
         if !self.can_be_asked(&need.source) {
             return true;
@@ -308,6 +327,7 @@ impl Assembly {
             NeedKind::Endpoints => self.endpoints.contains_key(&need.name),
             NeedKind::Routes => self.routes.get(&need.name).is_some_and(|routes| routes.active.is_some()),
             NeedKind::Secret => self.secrets.contains_key(&need.name),
+            NeedKind::Extension => self.extensions.contains_key(&need.name),
         }
     }
 
@@ -315,7 +335,10 @@ impl Assembly {
     fn can_be_asked(&self, source: &Source) -> bool {
         match source {
             Source::Ads => self.dynamic.ads.is_some(),
-            Source::Grpc(source) => source.servers.iter().any(|s| self.clusters.contains_key(&s.cluster)),
+            Source::Grpc(source) => source.servers.iter().any(|server| match &server.target {
+                GrpcTarget::Cluster(name) => self.clusters.contains_key(name),
+                GrpcTarget::Address { .. } => true,
+            }),
             Source::File { .. } => true,
         }
     }
@@ -349,7 +372,9 @@ impl Assembly {
         let Some(asked) = self.whole_listeners.asked else { return false };
         let answered = self.whole_listeners.answered
             || self.dynamic.listeners.as_ref().is_none_or(|(_, patience)| is_over(*patience, asked, now));
-        answered && self.listeners.values().all(|slot| slot.active.is_some() || slot.warming.is_none())
+        answered
+            && !self.awaits_extensions()
+            && self.listeners.values().all(|slot| slot.active.is_some() || slot.warming.is_none())
     }
 
     /// When [`Self::settle`] should look again, though nothing comes.
@@ -367,6 +392,7 @@ impl Assembly {
         of_slots(&self.clusters)
             .chain(of_slots(&self.listeners))
             .chain(self.routes.values().filter_map(|r| Some(r.pending.as_ref()?.1 + WAIT_FOR_CLUSTERS)))
+            .chain(self.templates.values().flat_map(Template::deadlines))
             .chain(of_whole(&self.whole_clusters, &self.dynamic.clusters))
             .chain(of_whole(&self.whole_listeners, &self.dynamic.listeners))
             .filter(|at| *at > now)
@@ -382,6 +408,9 @@ impl Assembly {
         if let Some((source, _)) = self.dynamic.listeners.as_ref().filter(|_| self.begun) {
             wanted.insert((source.clone(), ResourceType::Listener), Wanted::All);
         }
+        if self.dynamic.name_table && self.dynamic.ads.is_some() && self.begun {
+            wanted.insert((Source::Ads, ResourceType::NameTable), Wanted::All);
+        }
         for need in self.needs() {
             if !self.can_be_asked(&need.source) {
                 continue;
@@ -394,9 +423,10 @@ impl Assembly {
         wanted
     }
 
-    fn needs(&self) -> impl Iterator<Item = &Need> {
+    pub(super) fn needs(&self) -> impl Iterator<Item = &Need> {
         let of_clusters = self.clusters.values().flat_map(Slot::items).flat_map(|item| &*item.needs);
-        of_clusters.chain(self.listeners.values().flat_map(Slot::items).flat_map(|item| &*item.needs))
+        let of_listeners = self.listeners.values().flat_map(Slot::items).flat_map(|item| &*item.needs);
+        of_clusters.chain(of_listeners).chain(self.templates.values().flat_map(Template::needs))
     }
 
     /// Drops what nothing names any more.
@@ -405,7 +435,9 @@ impl Assembly {
             self.needs().filter(|need| need.kind == kind).map(|need| need.name.clone()).collect()
         };
         let (endpoints, routes) = (named(NeedKind::Endpoints), named(NeedKind::Routes));
-        let secrets = named(NeedKind::Secret);
+        let (secrets, extensions) = (named(NeedKind::Secret), named(NeedKind::Extension));
+        // Servers do not say that a filter is gone.
+        self.extensions.retain(|name, _| extensions.contains(name));
         let mut steps = Vec::new();
         self.endpoints.retain(|name, _| {
             let keep = endpoints.contains(name);
@@ -459,6 +491,11 @@ impl Assembly {
         (&self.whole_clusters.version, &self.whole_listeners.version)
     }
 
+    /// Of the cluster whose endpoints have that name.
+    pub(super) fn cluster_stats(&self, endpoints: &str) -> Option<&Arc<ClusterStats>> {
+        self.clusters.get(endpoints)?.items().last().map(|item| &item.value.stats)
+    }
+
     pub(super) fn compiler(&self) -> &Arc<Compiler> {
         &self.compiler
     }
@@ -468,91 +505,15 @@ impl Assembly {
 /// shorter as a rule.
 const WAIT_FOR_CLUSTERS: std::time::Duration = std::time::Duration::from_secs(15);
 
-fn is_over(patience: Option<std::time::Duration>, since: Instant, now: Instant) -> bool {
+pub(super) fn is_over(patience: Option<std::time::Duration>, since: Instant, now: Instant) -> bool {
     patience.is_some_and(|patience| now.saturating_duration_since(since) >= patience)
 }
 
-fn type_of(kind: NeedKind) -> ResourceType {
+pub(super) fn type_of(kind: NeedKind) -> ResourceType {
     match kind {
         NeedKind::Endpoints => ResourceType::Endpoint,
         NeedKind::Routes => ResourceType::Route,
         NeedKind::Secret => ResourceType::Secret,
-    }
-}
-
-/// Names of those that wait no longer.
-fn due<T>(slots: &BTreeMap<Str, Slot<T>>, ready: impl Fn(&Item<T>, Instant) -> bool) -> Vec<Str> {
-    let waiting = slots.iter().filter_map(|(name, slot)| Some((name, slot.warming.as_ref()?)));
-    waiting.filter(|(_, (item, since))| ready(item, *since)).map(|(name, _)| name.clone()).collect()
-}
-
-/// Puts these into service. False if there are none.
-fn promote<T>(slots: &mut BTreeMap<Str, Slot<T>>, due: &[Str]) -> bool {
-    for name in due {
-        if let Some(slot) = slots.get_mut(name) {
-            slot.promote();
-        }
-    }
-    !due.is_empty()
-}
-
-/// Takes a cluster or listener. True if it is another one than before.
-fn put<T>(
-    slots: &mut BTreeMap<Str, Slot<T>>,
-    name: &str,
-    value: Arc<T>,
-    compiled: &Arc<Compiled>,
-    version: &str,
-    now: Instant,
-) -> Result<bool, String> {
-    let slot = slots.entry(name.into()).or_insert_with(|| Slot::new(false));
-    if slot.fixed {
-        return Err("is a static resource of the bootstrap; use another name".to_owned());
-    }
-    let (version, updated) = (version.to_owned(), SystemTime::now());
-    let same = |item: &Item<T>| item.compiled.as_ref().is_some_and(|held| Arc::ptr_eq(held, compiled));
-    if let Some(item) = slot.latest_mut().filter(|item| same(item)) {
-        // Servers send again what has not changed.
-        (item.version, item.updated) = (version, updated);
-        return Ok(false);
-    }
-    if slot.active.as_ref().is_some_and(same) {
-        // Back to what serves, before the other one did.
-        slot.warming = None;
-        return Ok(true);
-    }
-    let (needs, clusters) = (compiled.needs.clone(), compiled.clusters.clone());
-    slot.warm(Item { value, compiled: Some(compiled.clone()), needs, clusters, version, updated }, now);
-    Ok(true)
-}
-
-/// Takes a resource that others name. True if it is another one than before.
-fn put_named(named: &mut BTreeMap<Str, Named>, name: &Str, compiled: Arc<Compiled>, version: &str) -> bool {
-    let other = named.get(name).is_none_or(|held| !Arc::ptr_eq(&held.compiled, &compiled));
-    let new = Named { compiled, version: version.to_owned(), updated: SystemTime::now() };
-    named.insert(name.clone(), new);
-    other
-}
-
-fn set_fixed<T>(
-    slots: &mut BTreeMap<Str, Slot<T>>,
-    statics: Vec<(Arc<T>, Vec<Need>)>,
-    name: impl Fn(&T) -> &Str,
-    hash: impl Fn(&T) -> u64,
-    clusters: &dyn Fn(&T) -> Arc<[Str]>,
-    now: Instant,
-) {
-    let names: BTreeSet<Str> = statics.iter().map(|(value, _)| name(value).clone()).collect();
-    slots.retain(|name, slot| !slot.fixed || names.contains(name));
-    for (value, needs) in statics {
-        let slot = slots.entry(name(&value).clone()).or_insert_with(|| Slot::new(true));
-        slot.fixed = true;
-        if slot.latest_mut().is_some_and(|item| hash(&item.value) == hash(&value)) {
-            continue;
-        }
-        let (clusters, updated) = (clusters(&value), SystemTime::now());
-        let item =
-            Item { value, compiled: None, needs: needs.into(), clusters, version: String::new(), updated };
-        slot.warm(item, now);
+        NeedKind::Extension => ResourceType::ExtensionConfig,
     }
 }

@@ -6,7 +6,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use mesh_xds::client::ResourceType;
+use mesh_xds::istio::nds::NameTable as NameTableProto;
 use mesh_xds::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
+use mesh_xds::pb::envoy::config::core::v3::TypedExtensionConfig;
 use mesh_xds::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use mesh_xds::pb::envoy::config::listener::v3::Listener as ListenerProto;
 use mesh_xds::pb::envoy::config::route::v3::RouteConfiguration;
@@ -16,6 +18,7 @@ use mesh_xds::prost::Message;
 use crate::model::Str;
 use crate::model::cluster::{Assignment, Cluster};
 use crate::model::listener::Listener;
+use crate::model::name_table::NameTable;
 use crate::model::route::RouteTable;
 use crate::model::source::Need;
 use crate::model::tls::Secret;
@@ -42,6 +45,11 @@ pub(super) enum Value {
     Listener(Arc<Listener>),
     Routes(Arc<RouteTable>),
     Secret(Arc<Secret>),
+    /// A listener with filters that come apart from it.
+    Template(Arc<ListenerProto>, Arc<[xds::Discovered]>),
+    /// A filter's configuration.
+    Extension(Arc<TypedExtensionConfig>),
+    NameTable(Arc<NameTable>),
 }
 
 /// Compiles for all sidecars of the process.
@@ -82,6 +90,11 @@ impl Compiler {
         Ok(compiled)
     }
 
+    /// A listener whose filters have been filled in.
+    pub(super) fn compile_listener(&self, proto: &ListenerProto) -> Result<Arc<Compiled>, String> {
+        self.compile(ResourceType::Listener, &proto.encode_to_vec())
+    }
+
     fn known(
         &self,
     ) -> std::sync::MutexGuard<'_, HashMap<(ResourceType, u64), Weak<Compiled>, ahash::RandomState>> {
@@ -109,6 +122,12 @@ impl Compiler {
             }
             ResourceType::Listener => {
                 let proto = decode::<ListenerProto>(body)?;
+                let filters = told(xds::discovered("listener", &proto, &mut context))?;
+                if !filters.is_empty() {
+                    let value = Value::Template(Arc::new(proto), filters.into());
+                    let needs = context.needs.take().into();
+                    return Ok(Compiled { kind, body: body.into(), value, needs, clusters: [].into() });
+                }
                 let listener = told(xds::listener("listener", &proto, &mut context))?;
                 listener.for_each_cluster(&mut |name| clusters.push(name.clone()));
                 Value::Listener(Arc::new(listener))
@@ -123,8 +142,14 @@ impl Compiler {
                 let proto = decode::<SecretProto>(body)?;
                 Value::Secret(Arc::new(told(xds::secret("secret", &proto, &mut context))?))
             }
-            ResourceType::ExtensionConfig | ResourceType::NameTable => {
-                return Err(format!("{kind} is not subscribed to"));
+            ResourceType::ExtensionConfig => {
+                let proto = decode::<TypedExtensionConfig>(body)?;
+                told(xds::extension("extension_config", &proto, &mut context))?;
+                Value::Extension(Arc::new(proto))
+            }
+            ResourceType::NameTable => {
+                let proto = decode::<NameTableProto>(body)?;
+                Value::NameTable(Arc::new(told(xds::name_table("name_table", &proto))?))
             }
         };
         clusters.sort_unstable();

@@ -5,12 +5,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use http::Version;
 use mesh_xds::client::{Connect, Connecting, Io};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::cluster::{ClusterManager, LbContext, RoutingPriority};
 use crate::model::Str;
-use crate::upstream::{Connection, Target, UpstreamPath, connect_within_limits};
+use crate::model::cluster::UpstreamProtocol;
+use crate::upstream::{Connection, Target, UpstreamPath, connect_within_limits, implied_alpn};
 
 /// Connects to a host of the cluster of that name.
 #[derive(Debug)]
@@ -28,7 +30,14 @@ impl Connect for ViaCluster {
                 io::Error::new(io::ErrorKind::NotFound, message)
             })?;
             let host = cluster.choose(&LbContext::default()).map_err(io::Error::other)?;
-            let target = Target { workload: None, cluster, host, path: UpstreamPath::Network, alpn: None };
+            let target = Target {
+                workload: None,
+                cluster,
+                host,
+                path: UpstreamPath::Network,
+                alpn: None,
+                implied_alpn: implied_alpn(UpstreamProtocol::Http2, Version::HTTP_2),
+            };
             let connection = connect_within_limits(&target, RoutingPriority::Default, None).await;
             Ok(Box::new(Held(connection.map_err(io::Error::other)?)) as Box<dyn Io>)
         })

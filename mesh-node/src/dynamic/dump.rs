@@ -7,22 +7,26 @@ use mesh_xds::client::ResourceType;
 use serde_json::{Map, Value, json};
 
 use super::Assembly;
-use super::assembly::Named;
-use super::compile::Compiled;
+use super::compile::{Compiled, Value as Resource};
 use super::error_state::ErrorState;
-use super::slot::{Item, Slot};
+use super::slot::{Item, Named, Slot};
 use crate::model::Str;
 use crate::model::cluster::Cluster;
+use crate::model::name_table::NamedHost;
 use crate::telemetry::iso8601;
 
 impl Assembly {
     /// The dynamic parts of each dump by the dump's message (`ClustersConfigDump`): fields and their values.
     pub fn dump(&self) -> BTreeMap<&'static str, Map<String, Value>> {
         let (clusters, listeners) = self.versions();
+        let mut warming = self.clusters_of(|slot| slot.warming.as_ref().map(|(item, _)| item));
+        warming.extend(
+            self.never_taken(ResourceType::Cluster, "cluster", &|name| self.clusters.contains_key(name)),
+        );
         let clusters = object(json!({
             "version_info": clusters,
             "dynamic_active_clusters": self.clusters_of(|slot| slot.active.as_ref()),
-            "dynamic_warming_clusters": self.clusters_of(|slot| slot.warming.as_ref().map(|(item, _)| item)),
+            "dynamic_warming_clusters": warming,
         }));
         let listeners =
             object(json!({ "version_info": listeners, "dynamic_listeners": self.dynamic_listeners() }));
@@ -30,13 +34,33 @@ impl Assembly {
         let routes = self.named(ResourceType::Route, "route_config", routes);
         let secrets = self.named(ResourceType::Secret, "secret", self.secrets.iter());
         let endpoints = self.named(ResourceType::Endpoint, "endpoint_config", self.endpoints.iter());
+        let extensions = self.named(ResourceType::ExtensionConfig, "ecds_filter", self.extensions.iter());
         BTreeMap::from([
             ("ClustersConfigDump", clusters),
             ("ListenersConfigDump", listeners),
             ("RoutesConfigDump", object(json!({ "dynamic_route_configs": routes }))),
             ("SecretsConfigDump", object(json!({ "dynamic_active_secrets": secrets }))),
             ("EndpointsConfigDump", object(json!({ "dynamic_endpoint_configs": endpoints }))),
+            ("EcdsConfigDump", object(json!({ "ecds_filters": extensions }))),
         ])
+    }
+
+    /// The name table as pilot-agent shows it (`/debug/ndsz`).
+    pub fn name_table(&self) -> Value {
+        let Some(Compiled { value: Resource::NameTable(table), .. }) =
+            self.name_table.as_ref().map(|named| &*named.compiled)
+        else {
+            return json!({});
+        };
+        let host = |(name, host): (&Str, &NamedHost)| {
+            let mut shown = json!({ "ips": host.ips, "registry": &*host.registry });
+            if !host.short_name.is_empty() {
+                shown["shortname"] = (*host.short_name).into();
+                shown["namespace"] = (*host.namespace).into();
+            }
+            (name.to_string(), shown)
+        };
+        json!({ "table": table.hosts.iter().map(host).collect::<Map<_, _>>() })
     }
 
     fn clusters_of<'a>(
@@ -53,22 +77,55 @@ impl Assembly {
         shown
     }
 
+    /// Resources of which no version was ever taken: a name and what is wrong.
+    fn never_taken(&self, kind: ResourceType, field: &str, known: &dyn Fn(&str) -> bool) -> Vec<Value> {
+        let of_kind = self.errors.iter().filter(|((of, name), _)| *of == kind && !known(name));
+        let shown = |((_, name), error): (&(ResourceType, String), &ErrorState)| {
+            let mut element = json!({
+                field: { "@type": kind.url(), "name": name },
+                "error_state": error_state(kind, error),
+            });
+            if kind == ResourceType::Endpoint {
+                element[field] = json!({ "@type": kind.url(), "cluster_name": name });
+            } else if kind == ResourceType::Secret {
+                element["name"] = name.as_str().into();
+            }
+            element
+        };
+        of_kind.map(shown).collect()
+    }
+
     fn dynamic_listeners(&self) -> Vec<Value> {
         let mut shown = Vec::new();
         for (name, slot) in self.listeners.iter().filter(|(_, slot)| !slot.fixed) {
             let mut element = json!({ "name": &**name });
+            let template = self.templates.get(name);
             if let Some(item) = &slot.active {
                 element["active_state"] = state("listener", item);
             }
             if let Some((item, _)) = &slot.warming {
                 element["warming_state"] = state("listener", item);
             }
+            if let Some(template) = template
+                && let Some(state) = element.get_mut("active_state")
+            {
+                // As it came: filters by name.
+                state["listener"] = message(&template.raw);
+            }
             self.add_error(ResourceType::Listener, name, &mut element);
             shown.push(element);
         }
-        // Listeners of which no version was ever taken.
+        let waiting = self.templates.iter().filter(|(name, _)| !self.listeners.contains_key(*name));
+        for (name, template) in waiting {
+            let state = json!({ "version_info": template.version, "listener": message(&template.raw) });
+            let mut element = json!({ "name": &**name, "warming_state": state });
+            self.add_error(ResourceType::Listener, name, &mut element);
+            shown.push(element);
+        }
         for ((kind, name), error) in &self.errors {
-            if *kind == ResourceType::Listener && !self.listeners.contains_key(name.as_str()) {
+            let known =
+                self.listeners.contains_key(name.as_str()) || self.templates.contains_key(name.as_str());
+            if *kind == ResourceType::Listener && !known {
                 shown.push(json!({ "name": name, "error_state": error_state(*kind, error) }));
             }
         }
@@ -93,7 +150,15 @@ impl Assembly {
             self.add_error(kind, name, &mut element);
             element
         };
-        resources.map(shown).collect()
+        let mut all: Vec<Value> = resources.map(shown).collect();
+        let known = |name: &str| match kind {
+            ResourceType::Route => self.routes.get(name).is_some_and(|routes| routes.active.is_some()),
+            ResourceType::Secret => self.secrets.contains_key(name),
+            ResourceType::Endpoint => self.endpoints.contains_key(name),
+            _ => self.extensions.contains_key(name),
+        };
+        all.extend(self.never_taken(kind, field, &known));
+        all
     }
 
     fn add_error(&self, kind: ResourceType, name: &Str, element: &mut Value) {

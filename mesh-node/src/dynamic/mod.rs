@@ -8,14 +8,18 @@
 mod assembly;
 mod compile;
 mod connect;
+mod direct;
 mod dump;
 mod error_state;
+mod extensions;
+mod late;
 mod node;
 #[cfg(test)]
 mod recordings;
 mod sidecar;
 mod slot;
 mod sources;
+mod subscriptions;
 #[cfg(test)]
 mod tests;
 mod watch;

@@ -2,17 +2,17 @@
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-use mesh_xds::client::{Event, Received, Rejected, ResourceType};
+use mesh_xds::client::{Event, Received, Rejected};
 use mesh_xds::pb::envoy::config::core::v3::Node;
 use tokio::sync::mpsc;
 
 use super::assembly::{Assembled, Assembly, Statics, Step};
 use super::sources::{Brought, FeedKey, Feeds, Servers};
+use super::subscriptions::Subscriptions;
 use crate::cluster::ClusterManager;
 use crate::model::source::Dynamic;
-use crate::telemetry::stats::{Store, SubscriptionStats};
 
 /// Who a sidecar is, and where its configuration comes from.
 #[derive(Debug, Clone)]
@@ -48,14 +48,7 @@ pub struct Sidecar<O> {
     feeds: Feeds,
     inbox: mpsc::UnboundedReceiver<(FeedKey, Brought)>,
     pub outlet: O,
-    stats: Stats,
-}
-
-#[derive(Debug)]
-struct Stats {
-    store: Arc<Store>,
-    cds: Arc<SubscriptionStats>,
-    lds: Arc<SubscriptionStats>,
+    stats: Subscriptions,
 }
 
 /// What [`Sidecar::next`] saw; to be given to [`Sidecar::handle`].
@@ -65,12 +58,7 @@ pub struct Happened(Option<(FeedKey, Brought)>);
 impl<O: Outlet> Sidecar<O> {
     pub fn new(assembly: Assembly, identity: &Identity, servers: Arc<Servers>, outlet: O) -> Self {
         let (outbox, inbox) = mpsc::unbounded_channel();
-        let store = assembly.compiler().stats().clone();
-        let stats = Stats {
-            cds: store.subscription("cluster_manager.cds"),
-            lds: store.subscription("listener_manager.lds"),
-            store,
-        };
+        let stats = Subscriptions::new(assembly.compiler().stats().clone());
         let feeds = Feeds::new(servers, identity.node.clone(), &identity.dynamic, outbox);
         Self { assembly: Arc::new(Mutex::new(assembly)), feeds, inbox, outlet, stats }
     }
@@ -126,7 +114,7 @@ impl<O: Outlet> Sidecar<O> {
                     let _ = self.judge(&received);
                 }
                 Brought::File(Err(problem)) => {
-                    self.count(key.1, |stats| stats.update_failure.inc());
+                    self.stats.failed(key.1);
                     tracing::error!("the last good configuration serves: {problem}");
                 }
             }
@@ -151,7 +139,7 @@ impl<O: Outlet> Sidecar<O> {
     }
 
     fn heard(&mut self, key: &FeedKey, event: Event) {
-        let control_plane = self.stats.store.control_plane();
+        let control_plane = self.stats.store().control_plane().clone();
         match event {
             Event::Connected(server, identifier) => {
                 control_plane.connected_state.set(1);
@@ -159,7 +147,7 @@ impl<O: Outlet> Sidecar<O> {
             }
             Event::Disconnected { server, reason } => {
                 control_plane.connected_state.set(0);
-                self.count(key.1, |stats| stats.update_failure.inc());
+                self.stats.failed(key.1);
                 tracing::warn!(%server, "xDS stream ended, the last good configuration serves: {reason}");
             }
             Event::Problem(problem) => {
@@ -200,33 +188,16 @@ impl<O: Outlet> Sidecar<O> {
         }
         tracing::debug!(%kind, version = %received.version, resources = received.resources.len(),
             removed = received.removed.len(), rejected = rejected.len(), "xDS response taken");
-        self.count(Some(kind), |stats| {
-            stats.update_attempt.inc();
-            let outcome = if rejected.is_empty() { &stats.update_success } else { &stats.update_rejected };
-            outcome.inc();
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            stats.update_time.set(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-        });
+        self.stats.judged(&self.lock(), received, &rejected);
         rejected
-    }
-
-    fn count(&self, kind: Option<ResourceType>, f: impl Fn(&SubscriptionStats)) {
-        match kind {
-            Some(ResourceType::Cluster) => f(&self.stats.cds),
-            Some(ResourceType::Listener) => f(&self.stats.lds),
-            // A stream of all types.
-            None => {
-                f(&self.stats.cds);
-                f(&self.stats.lds);
-            }
-            Some(_) => {}
-        }
     }
 
     /// Puts into service what is ready, and asks for what is wanted now.
     pub async fn settle(&mut self) {
         loop {
             let steps = self.lock().settle(Instant::now());
+            let late = self.lock().take_late();
+            self.stats.late(&late);
             if steps.is_empty() {
                 break;
             }
@@ -240,6 +211,7 @@ impl<O: Outlet> Sidecar<O> {
 
     fn subscribe(&mut self) {
         let wanted = self.lock().wanted();
+        self.stats.follow(&self.assembly.lock().unwrap_or_else(PoisonError::into_inner));
         for problem in self.feeds.want(wanted) {
             tracing::error!("cannot be subscribed to: {problem}");
         }

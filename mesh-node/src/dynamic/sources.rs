@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mesh_xds::client::{
-    Backoff, Command, Event, Protocol, Received, Rejected, ResourceType, Scope, Server, ServerOptions,
-    Stream, StreamOptions, Wanted, open, read_file,
+    Backoff, Command, Connect, Event, Protocol, Received, Rejected, ResourceType, Scope, Server,
+    ServerOptions, Stream, StreamOptions, Wanted, open, read_file,
 };
 use mesh_xds::pb::envoy::config::core::v3::Node;
 use tokio::sync::mpsc;
@@ -15,15 +15,17 @@ use tokio::task::AbortHandle;
 
 use super::Watch;
 use super::connect::ViaCluster;
+use super::direct::{Direct, Shown};
 use crate::cluster::ClusterManager;
-use crate::model::source::{Dynamic, GrpcServer, GrpcSource, Source};
+use crate::model::source::{Dynamic, GrpcServer, GrpcSource, GrpcTarget, Source};
 
 /// Envoy's back-off of xDS streams, with its jitter.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// A control plane that is reachable answers PINGs.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
-/// A response of everything that a very large mesh has; beyond it the server is at fault.
-const MAX_RESPONSE_BYTES: usize = 256 << 20;
+/// More than a response of everything that a very large mesh has; beyond it the server is at fault. Servers may have
+/// a limit of their own (`max_receive_message_length`).
+const MAX_RESPONSE_BYTES: usize = 64 << 20;
 /// With several servers, how long one may stay silent.
 const SILENCE: Duration = Duration::from_secs(15);
 
@@ -45,15 +47,25 @@ impl Servers {
         if let Some(server) = servers.get(wanted) {
             return Ok(server.clone());
         }
-        let via = ViaCluster { clusters: self.clusters.clone(), name: wanted.cluster.clone() };
+        let (name, via): (_, Arc<dyn Connect>) = match &wanted.target {
+            GrpcTarget::Cluster(name) => {
+                let via = ViaCluster { clusters: self.clusters.clone(), name: name.clone() };
+                (name.to_string(), Arc::new(via))
+            }
+            GrpcTarget::Address { host, port, tls } => {
+                let via = Direct { host: host.clone(), port: *port, tls: tls.clone() };
+                (format!("{host}:{port}"), Arc::new(via))
+            }
+        };
         let options = ServerOptions {
-            name: wanted.cluster.to_string(),
+            name,
             authority: wanted.authority.to_string(),
             keepalive_interval: KEEPALIVE.0,
             keepalive_timeout: KEEPALIVE.1,
         };
-        let server = Server::new(&options, Arc::new(via))?;
-        let server = server.with_credentials(Arc::new(wanted.metadata.clone()));
+        let server = Server::new(&options, via)?;
+        let shown = Shown { headers: wanted.metadata.clone(), tokens: wanted.tokens.clone() };
+        let server = server.with_credentials(Arc::new(shown));
         servers.insert(wanted.clone(), server.clone());
         Ok(server)
     }
@@ -151,13 +163,15 @@ impl Feeds {
     fn stream(&self, key: &FeedKey, source: &GrpcSource, scope: Scope) -> Result<Stream, String> {
         let servers: Result<Vec<Server>, String> =
             source.servers.iter().map(|server| self.servers.get(server)).collect();
+        let limits = source.servers.iter().filter_map(|server| server.max_message_bytes);
+        let limit = limits.max().and_then(|bytes| usize::try_from(bytes).ok());
         let options = StreamOptions {
             servers: servers?,
             protocol: if source.delta { Protocol::Delta } else { Protocol::StateOfTheWorld },
             scope,
             node: self.node.clone(),
             backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
-            max_response_bytes: MAX_RESPONSE_BYTES,
+            max_response_bytes: limit.unwrap_or(MAX_RESPONSE_BYTES),
             silence: SILENCE,
         };
         let (outbox, key) = (self.outbox.clone(), key.clone());

@@ -1,5 +1,8 @@
 //! What serves when, and what is refused.
 
+mod bad_input;
+mod extensions;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +12,7 @@ use mesh_xds::{Node, from_node};
 
 use super::*;
 use crate::model::cluster::Discovery;
-use crate::model::source::{Dynamic, GrpcServer, GrpcSource, Source};
+use crate::model::source::{Dynamic, GrpcServer, GrpcSource, GrpcTarget, Source};
 use crate::telemetry::log_file::LogFiles;
 use crate::telemetry::stats::Store;
 
@@ -29,10 +32,17 @@ pub(super) fn compiler() -> Arc<Compiler> {
 }
 
 fn ads() -> Dynamic {
-    let server = GrpcServer { cluster: "xds".into(), authority: "xds".into(), metadata: Vec::new() };
+    let target = GrpcTarget::Cluster("xds".into());
+    let server = GrpcServer {
+        target,
+        authority: "xds".into(),
+        metadata: Vec::new(),
+        tokens: Vec::new(),
+        max_message_bytes: None,
+    };
     let all = Some((Source::Ads, Some(Duration::from_secs(15))));
     let ads = Some(GrpcSource { delta: true, servers: vec![server] });
-    Dynamic { ads, clusters: all.clone(), listeners: all }
+    Dynamic { ads, clusters: all.clone(), listeners: all, name_table: true }
 }
 
 impl Fixture {

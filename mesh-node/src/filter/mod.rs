@@ -133,6 +133,11 @@ pub async fn run<I: Downstream>(
     }
 }
 
+/// Does the TCP proxy serve this chain?
+pub fn ends_in_tcp_proxy(chain: &FilterChain) -> bool {
+    matches!(chain.filters.last(), Some(NetworkFilter::TcpProxy(_)))
+}
+
 /// The TCP proxy of a chain that does nothing but proxy bytes: its upstream side may be opened before the
 /// client has said anything, for protocols in which the server speaks first.
 pub fn server_first(chain: &FilterChain) -> Option<&Arc<TcpProxy>> {

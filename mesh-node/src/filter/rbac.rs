@@ -135,6 +135,7 @@ mod tests {
             }),
             requested_server_name: Some("web.example".into()),
             drain: Arc::default(),
+            listener_log: Vec::new(),
         }
     }
 

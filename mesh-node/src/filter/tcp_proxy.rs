@@ -86,7 +86,7 @@ pub fn refused(config: &TcpProxy, info: Arc<ConnectionInfo>, refused: &Refused, 
 
 fn log(config: &TcpProxy, stream: &mut StreamInfo) {
     stream.end = Some(stream.start.elapsed());
-    for log in &config.access_log {
+    for log in config.access_log.iter().chain(&stream.connection.listener_log) {
         log.log(stream, None, None, None);
     }
 }
@@ -176,6 +176,7 @@ async fn attempt_once(
             _ => UpstreamPath::Network,
         },
         alpn: None,
+        implied_alpn: &[],
     };
     match connect_within_limits(&target, RoutingPriority::Default, None).await {
         Ok(connection) => {

@@ -11,6 +11,8 @@ pub mod inspect;
 mod replay;
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 
 use std::net::SocketAddr;
@@ -18,7 +20,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::TcpStream;
 
@@ -29,7 +31,7 @@ use crate::model::Snapshot;
 use crate::model::listener::{Direction, FilterChain, Listener};
 use crate::model::workload::Workload;
 use crate::stream::Stream;
-use crate::telemetry::stream_info::{ConnectionInfo, TlsInfo};
+use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo, TlsInfo};
 
 use detect::First;
 pub use replay::Replay;
@@ -140,6 +142,7 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
             tls,
             requested_server_name,
             drain: drain.clone(),
+            listener_log: listener.access_log.clone(),
         })
     };
     let chosen = |detected: &inspect::Detected| choose(&listener, source, original_dst, detected);
@@ -169,26 +172,59 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
         listener.stats.no_filter_chain_match.inc();
         tracing::debug!(listener = %listener.name, %source, %original_dst, seen = ?first.detected,
             "no filter chain matches");
+        log_unserved(connection(None, first.detected.server_name), Some("filter_chain_not_found"));
         return reset(io.socket());
     };
     let io = Replay::new(first.bytes, io);
     let Some(tls) = &chain.tls else {
-        return filter::run(&chain, connection(None, first.detected.server_name), io, ctx).await;
+        let connection = connection(None, first.detected.server_name);
+        return log_served(&chain, &connection, filter::run(&chain, connection.clone(), io, ctx)).await;
     };
     let tls = match ctx.clusters.secrets().downstream(tls) {
         Ok(tls) => tls,
         Err(error) => {
             listener.stats.downstream_context_secrets_not_ready.inc();
             tracing::debug!(chain = %chain.name, %source, %error, "connection refused");
+            log_unserved(connection(None, first.detected.server_name), None);
             return reset(io.get_ref().socket());
         }
     };
     match tls::accept(&tls, io, chain.transport_socket_connect_timeout, &listener.stats).await {
         Ok((stream, session)) => {
-            filter::run(&chain, connection(Some(session), first.detected.server_name), stream, ctx).await;
+            let connection = connection(Some(session), first.detected.server_name);
+            log_served(&chain, &connection, filter::run(&chain, connection.clone(), stream, ctx)).await;
         }
-        Err(error) => tracing::debug!(chain = %chain.name, %source, %error, "TLS handshake failed"),
+        Err(error) => {
+            tracing::debug!(chain = %chain.name, %source, %error, "TLS handshake failed");
+            log_unserved(connection(None, first.detected.server_name), None);
+        }
     }
+}
+
+/// Serves a connection, then writes the listener's log. Of a TCP proxy the filter writes it: it knows the rest.
+async fn log_served(chain: &FilterChain, connection: &Arc<ConnectionInfo>, serve: impl Future<Output = ()>) {
+    let start = (Instant::now(), SystemTime::now());
+    serve.await;
+    if !connection.listener_log.is_empty() && !filter::ends_in_tcp_proxy(chain) {
+        let mut info = StreamInfo::new(connection.clone());
+        (info.start, info.start_wall) = start;
+        info.end = Some(info.start.elapsed());
+        connection.listener_log.iter().for_each(|log| log.log(&info, None, None, None));
+    }
+}
+
+/// The listener's log of a connection that nothing serves. `details`: why no filter chain does.
+fn log_unserved(connection: Arc<ConnectionInfo>, details: Option<&'static str>) {
+    if connection.listener_log.is_empty() {
+        return;
+    }
+    let mut info = StreamInfo::new(connection);
+    if let Some(details) = details {
+        info.flags.set(ResponseFlags::NO_ROUTE_FOUND);
+        info.response_code_details = Some(details.into());
+    }
+    info.end = Some(info.start.elapsed());
+    info.connection.listener_log.iter().for_each(|log| log.log(&info, None, None, None));
 }
 
 fn choose(

@@ -105,6 +105,8 @@ pub enum Discovery {
     },
     StrictDns(DnsOptions),
     LogicalDns(DnsOptions),
+    /// `envoy.clusters.dynamic_forward_proxy`: whatever host the HTTP filter of that name has found.
+    ForwardProxy(DnsCache),
     OriginalDst {
         /// `original_dst_lb_config.http_header_name`, when `use_http_header` is set
         /// (default `x-envoy-original-dst-host`).
@@ -113,6 +115,19 @@ pub enum Discovery {
         /// `cleanup_interval`, default 5 s: a host not used for that long is forgotten.
         cleanup_interval: Duration,
     },
+}
+
+/// Names that requests bring (`extensions.common.dynamic_forward_proxy.v3.DnsCacheConfig`).
+#[derive(Debug, Clone)]
+pub struct DnsCache {
+    pub name: Str,
+    pub family: DnsFamily,
+    /// An answer is used for so long; default 60 s.
+    pub refresh: Duration,
+    /// A name that nobody asks for is forgotten after that; default 300 s.
+    pub host_ttl: Duration,
+    /// Default 1,024.
+    pub max_hosts: usize,
 }
 
 /// DNS settings of a cluster.
@@ -263,6 +278,8 @@ pub struct Endpoint {
     pub lb_metadata: Metadata,
     /// `health_check_config`.
     pub check: Option<Box<EndpointCheck>>,
+    /// `Endpoint.additional_addresses`: tried where a connection to the first does not come about.
+    pub additional: Vec<SocketAddr>,
 }
 
 /// An endpoint's address: ready, or a host to resolve.

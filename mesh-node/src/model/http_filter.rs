@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Str;
+use super::cluster::DnsCache;
 use super::format::Format;
 use super::headers::HeaderAdd;
 use super::matcher::{HeaderMatcher, StringMatcher};
@@ -47,6 +48,16 @@ pub enum HttpFilterKind {
     SetMetadata(Arc<Vec<SetMetadata>>),
     SetFilterState(Arc<Vec<SetFilterState>>),
     HealthCheck(Arc<HealthCheck>),
+    /// `dynamic_forward_proxy`
+    ForwardProxy(DnsCache),
+}
+
+/// Which host a route's requests are forwarded to, in place of their own.
+#[derive(Debug, Clone)]
+pub enum ForwardTo {
+    Literal(String),
+    /// Where the request has this header.
+    Header(http::HeaderName),
 }
 
 /// What one level of a route table says to filters, by the filter's name.
@@ -69,6 +80,7 @@ pub enum Override {
     SetFilterState(Arc<Vec<SetFilterState>>),
     /// A message that only says that there is nothing to say.
     Nothing,
+    ForwardTo(ForwardTo),
 }
 
 /// A share of all requests, as (numerator, denominator).

@@ -14,6 +14,7 @@ pub mod http_filter;
 pub mod listener;
 pub mod matcher;
 pub mod metadata;
+pub mod name_table;
 pub mod network;
 pub mod rate_limit;
 pub mod rbac;

@@ -227,8 +227,17 @@ pub struct Http1Options {
     pub allow_absolute_url: bool,
     /// Write header names as `Proper-Case`.
     pub proper_case: bool,
+    /// Remember header names as they came, for whoever writes the message on.
+    pub keep_case: Option<KeepCase>,
     pub enable_trailers: bool,
     pub allow_chunked_length: bool,
+}
+
+/// `PreserveCaseFormatterConfig`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KeepCase {
+    /// `formatter_type_on_envoy_headers: PROPER_CASE`
+    pub proper_rest: bool,
 }
 
 /// `Http2ProtocolOptions`, of a listener or of a cluster.

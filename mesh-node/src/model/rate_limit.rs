@@ -75,6 +75,8 @@ pub struct LocalRateLimit {
     pub descriptors: Vec<DescriptorBucket>,
     /// What requests are described by (`rate_limits`); empty: the route's.
     pub rate_limits: Vec<Vec<DescriptorAction>>,
+    /// Of the route's, those of this stage count.
+    pub stage: u32,
     pub always_consume_default: bool,
     pub enabled: Fraction,
     pub enforced: Fraction,

@@ -12,6 +12,7 @@ use super::headers::HeaderMutations;
 use super::http_filter::Overrides;
 use super::matcher::{HeaderKey, HeaderMatcher, QueryMatcher};
 use super::metadata::Metadata;
+use super::rate_limit::DescriptorAction;
 
 /// A `RouteConfiguration`.
 #[derive(Debug, Default)]
@@ -55,6 +56,8 @@ pub struct VirtualHost {
     /// `typed_per_filter_config`
     pub filters: Overrides,
     pub retry: Option<Arc<RetryPolicy>>,
+    /// For requests whose route has none of its own, or includes them.
+    pub rate_limits: Vec<RouteRateLimit>,
     pub include_request_attempt_count: bool,
     pub include_attempt_count_in_response: bool,
 }
@@ -77,6 +80,16 @@ pub struct Route {
     pub headers: HeaderMutations,
     /// `typed_per_filter_config`
     pub filters: Overrides,
+    pub rate_limits: Vec<RouteRateLimit>,
+    /// `include_vh_rate_limits`
+    pub with_rate_limits_of_host: bool,
+}
+
+/// `route.v3.RateLimit`: how rate limit filters of the same stage describe a request.
+#[derive(Debug, Clone)]
+pub struct RouteRateLimit {
+    pub stage: u32,
+    pub actions: Vec<DescriptorAction>,
 }
 
 /// `RouteMatch`. All parts must match.

@@ -1,5 +1,6 @@
 //! Where resources that come apart from the configuration are had from, and which ones a resource needs.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,11 +33,72 @@ pub struct GrpcSource {
 /// A server (`core.v3.GrpcService`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GrpcServer {
-    pub cluster: Str,
+    pub target: GrpcTarget,
     /// `:authority`; Envoy's default is the name of the cluster.
     pub authority: Str,
     /// `initial_metadata`: header names and values.
     pub metadata: Vec<(String, String)>,
+    /// `google_grpc.call_credentials`
+    pub tokens: Vec<Token>,
+    /// `envoy_grpc.max_receive_message_length`
+    pub max_message_bytes: Option<u32>,
+}
+
+/// How a server is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum GrpcTarget {
+    /// `envoy_grpc`: through a static cluster.
+    Cluster(Str),
+    /// `google_grpc`: by name, from the node.
+    Address { host: Str, port: u16, tls: Option<ServerTls> },
+}
+
+/// `google_grpc.channel_credentials.ssl_credentials`. Files are read for each connection.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServerTls {
+    pub server_name: Str,
+    pub roots: Data,
+    /// Certificate chain and private key.
+    pub identity: Option<(Data, Data)>,
+}
+
+/// A header that shows who asks. Read for each stream, so that a file that changes is taken into account.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Token {
+    /// Lower case.
+    pub header: String,
+    pub prefix: String,
+    pub secret: Data,
+}
+
+/// `core.v3.DataSource`, not read yet.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Data {
+    File(PathBuf),
+    Inline(Box<[u8]>),
+}
+
+impl Data {
+    /// # Errors
+    /// The file and why it cannot be read.
+    pub fn read(&self) -> Result<Vec<u8>, String> {
+        match self {
+            Self::Inline(bytes) => Ok(bytes.to_vec()),
+            Self::File(file) => {
+                std::fs::read(file).map_err(|error| format!("cannot read {}: {error}", file.display()))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Data {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(file) => f.debug_tuple("File").field(file).finish(),
+            // It may be a key.
+            Self::Inline(bytes) => write!(f, "Inline({} bytes)", bytes.len()),
+        }
+    }
 }
 
 /// The kinds of resources that others name.
@@ -45,6 +107,8 @@ pub enum NeedKind {
     Endpoints,
     Routes,
     Secret,
+    /// The configuration of a filter (ECDS).
+    Extension,
 }
 
 /// A resource that another one names.
@@ -52,6 +116,8 @@ pub enum NeedKind {
 pub struct Need {
     pub kind: NeedKind,
     pub name: Str,
+    /// What its statistics are named after, such as `http.PREFIX.rds.NAME`.
+    pub scope: Str,
     pub source: Source,
     /// `initial_fetch_timeout`: without it for so long, its user goes into service all the same. `None` waits
     /// for ever. Envoy's default is 15 s.
@@ -65,4 +131,6 @@ pub struct Dynamic {
     /// With the time that the start waits for it.
     pub clusters: Option<(Source, Option<Duration>)>,
     pub listeners: Option<(Source, Option<Duration>)>,
+    /// Istio's name table is asked for (metadata `DNS_CAPTURE` of the node).
+    pub name_table: bool,
 }

@@ -8,6 +8,7 @@ use http::HeaderMap;
 
 use super::format::{Context, Missing, RequestHead, Value, evaluate, truncated, value};
 use super::log_file::LogFile;
+use super::log_filter::LogFilter;
 use super::stream_info::StreamInfo;
 use crate::model::format::{Format, Part};
 
@@ -16,6 +17,8 @@ use crate::model::format::{Format, Part};
 pub struct AccessLog {
     pub file: Arc<LogFile>,
     pub format: LogFormat,
+    /// Streams that it does not want are not written.
+    pub filter: Option<LogFilter>,
 }
 
 /// How a line looks.
@@ -54,6 +57,9 @@ impl AccessLog {
         trailers: Option<&HeaderMap>,
     ) {
         let context = Context { info, request: request.map(Into::into), response, trailers };
+        if self.filter.as_ref().is_some_and(|filter| !filter.wants(&context)) {
+            return;
+        }
         LINE.with_borrow_mut(|line| {
             line.clear();
             self.format.write(&context, line);

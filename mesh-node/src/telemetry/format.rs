@@ -390,6 +390,7 @@ pub(super) mod tests {
             tls: None,
             requested_server_name: None,
             drain: Arc::default(),
+            listener_log: Vec::new(),
         });
         let mut info = StreamInfo::new(connection);
         info.start = Instant::now();

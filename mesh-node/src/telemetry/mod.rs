@@ -7,6 +7,7 @@ pub mod format;
 pub mod grpc_status;
 pub mod istio_metrics;
 pub mod log_file;
+pub mod log_filter;
 pub mod peer;
 pub mod response_flags;
 pub mod stats;

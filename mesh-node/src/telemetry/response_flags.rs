@@ -48,6 +48,11 @@ impl ResponseFlags {
         self.0 == 0
     }
 
+    /// The flag of this short name, such as `NR`.
+    pub fn named(short: &str) -> Option<Self> {
+        NAMES.iter().position(|(name, _)| *name == short).map(|bit| Self(1 << bit))
+    }
+
     /// `URX,UF`; `-` for the empty set (`%RESPONSE_FLAGS%`).
     pub fn short(self) -> String {
         self.joined(|(short, _)| short)

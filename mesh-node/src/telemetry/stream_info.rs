@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::model::listener::Direction;
 use crate::model::workload::Workload;
 use crate::model::{DynamicMetadata, Str};
+use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::peer::Peer;
 pub use crate::telemetry::response_flags::ResponseFlags;
 
@@ -28,6 +29,8 @@ pub struct ConnectionInfo {
     pub requested_server_name: Option<String>,
     /// Started when the connection should end: its listener is replaced, its pod leaves, or the process stops.
     pub drain: Arc<crate::drain::Signal>,
+    /// `Listener.access_log`: written when the connection ends.
+    pub listener_log: Vec<Arc<AccessLog>>,
 }
 
 /// Facts of a TLS session.
@@ -85,6 +88,8 @@ pub struct StreamInfo {
     pub peer: Option<Arc<Peer>>,
     /// What filters have to say. Most streams have none.
     pub metadata: Option<Box<DynamicMetadata>>,
+    /// It asks for the health of the proxy.
+    pub health_check: bool,
     /// Values that filters set, by name.
     pub filter_state: Option<Box<BTreeMap<String, String>>>,
 }
@@ -135,6 +140,7 @@ impl StreamInfo {
             ended: false,
             peer: None,
             metadata: None,
+            health_check: false,
             filter_state: None,
         }
     }

@@ -3,7 +3,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use rustls_pki_types::ServerName;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
@@ -16,6 +19,9 @@ use crate::cluster::{ConnectionGuard, RoutingPriority};
 use crate::model::cluster::{Cluster, Transport};
 use crate::model::tls::UpstreamTls;
 use crate::stream::Stream;
+
+/// How long an address of several is given before the next one is tried beside it.
+const NEXT_ADDRESS: Duration = Duration::from_millis(300);
 
 /// An open connection to a host. It counts against the cluster's circuit breaker until dropped.
 #[derive(Debug)]
@@ -39,9 +45,9 @@ pub async fn connect(
 ) -> Result<Connection, UpstreamError> {
     let config = &target.cluster.config;
     match tokio::time::timeout(config.connect_timeout, establish(target, server_name)).await {
-        Ok(Ok((stream, local))) => {
+        Ok(Ok((stream, local, remote))) => {
             guard.connected();
-            Ok(Connection { stream, local, remote: target.host.address, guard })
+            Ok(Connection { stream, local, remote, guard })
         }
         Ok(Err(error)) => {
             guard.connect_failed();
@@ -74,18 +80,14 @@ pub async fn connect_within_limits(
 pub(super) async fn establish(
     target: &Target,
     server_name: Option<&str>,
-) -> Result<(UpstreamStream, SocketAddr), UpstreamError> {
+) -> Result<(UpstreamStream, SocketAddr, SocketAddr), UpstreamError> {
     let refused = |error: io::Error| UpstreamError::with(ErrorKind::ConnectFailure, error);
-    let socket = open(target).map_err(refused)?;
-    let socket = TcpSocket::from_std_stream(socket.into());
-    let io = socket.connect(target.host.address).await.map_err(not_connected)?;
+    let (io, remote) = reach(target).await?;
     io.set_nodelay(true).map_err(refused)?;
     set_keepalive(&io, &target.cluster.config).map_err(refused)?;
     let local = io.local_addr().map_err(refused)?;
     let io = match (&target.workload, target.path) {
-        (Some(workload), UpstreamPath::Application { .. }) => {
-            Stream::to_application(io, workload, target.host.address)
-        }
+        (Some(workload), UpstreamPath::Application { .. }) => Stream::to_application(io, workload, remote),
         (workload, _) => Stream::new(io, workload.as_deref()),
     };
     let stream = match &target.host.transport {
@@ -98,7 +100,54 @@ pub(super) async fn establish(
             UpstreamStream::Tls(Box::new(handshake(target, &tls, server_name, io).await?))
         }
     };
-    Ok((stream, local))
+    Ok((stream, local, remote))
+}
+
+/// A connection to the host's address, or to one of its additional ones: these are tried one after the other, when
+/// the one before has failed or is silent for a while (RFC 8305, with Envoy's delay).
+async fn reach(target: &Target) -> Result<(TcpStream, SocketAddr), UpstreamError> {
+    let first = target.host.address;
+    let additional = target.host.endpoint.as_ref().map_or(&[][..], |endpoint| &endpoint.additional);
+    if additional.is_empty() {
+        return dial(target, first).await;
+    }
+    let mut waiting = by_turns(first, additional).into_iter();
+    let mut trying = FuturesUnordered::new();
+    trying.push(dial(target, first));
+    loop {
+        let pause = tokio::time::sleep(NEXT_ADDRESS);
+        let outcome = tokio::select! {
+            outcome = trying.next() => outcome,
+            () = pause, if waiting.len() > 0 => None,
+        };
+        match outcome {
+            Some(Ok(connected)) => return Ok(connected),
+            Some(Err(error)) if trying.is_empty() && waiting.len() == 0 => return Err(error),
+            Some(Err(_)) | None => trying.extend(waiting.next().map(|address| dial(target, address))),
+        }
+    }
+}
+
+/// The additional addresses, families by turns, beginning with the other one.
+fn by_turns(first: SocketAddr, additional: &[SocketAddr]) -> Vec<SocketAddr> {
+    let (same, other): (Vec<_>, Vec<_>) =
+        additional.iter().partition(|address| address.is_ipv4() == first.is_ipv4());
+    let (mut same, mut other) = (same.into_iter(), other.into_iter());
+    let mut turns = Vec::with_capacity(additional.len());
+    loop {
+        let (a, b) = (other.next(), same.next());
+        if a.is_none() && b.is_none() {
+            return turns;
+        }
+        turns.extend(a.into_iter().chain(b).copied());
+    }
+}
+
+async fn dial(target: &Target, remote: SocketAddr) -> Result<(TcpStream, SocketAddr), UpstreamError> {
+    let socket =
+        open(target, remote).map_err(|error| UpstreamError::with(ErrorKind::ConnectFailure, error))?;
+    let socket = TcpSocket::from_std_stream(socket.into());
+    Ok((socket.connect(remote).await.map_err(not_connected)?, remote))
 }
 
 /// In Envoy's words, which operators search their logs for.
@@ -111,8 +160,7 @@ fn not_connected(error: io::Error) -> UpstreamError {
 }
 
 /// An unconnected, non-blocking socket for the target.
-fn open(target: &Target) -> io::Result<Socket> {
-    let remote = target.host.address;
+fn open(target: &Target, remote: SocketAddr) -> io::Result<Socket> {
     let source = target.cluster.config.bind_source(remote);
     match (&target.workload, target.path) {
         (Some(workload), UpstreamPath::Network) => workload.sockets.to_network(remote, source),
@@ -158,13 +206,17 @@ async fn handshake(
         // An address is never sent as server name.
         None => ServerName::from(target.host.address.ip()),
     };
+    let offering = |protocols: Vec<Vec<u8>>| {
+        let mut config = rustls::ClientConfig::clone(&tls.config);
+        config.alpn_protocols = protocols;
+        Arc::new(config)
+    };
     let config = match &target.alpn {
-        None => tls.config.clone(),
-        Some(alpn) => {
-            let mut config = rustls::ClientConfig::clone(&tls.config);
-            config.alpn_protocols.clone_from(alpn);
-            Arc::new(config)
+        Some(alpn) => offering(alpn.to_vec()),
+        None if tls.config.alpn_protocols.is_empty() && !target.implied_alpn.is_empty() => {
+            offering(target.implied_alpn.iter().map(|protocol| protocol.to_vec()).collect())
         }
+        None => tls.config.clone(),
     };
     match TlsConnector::from(config).connect(name, io).await {
         Ok(stream) => {

@@ -173,6 +173,7 @@ impl Sending<'_> {
         let limits = Limits {
             accept_http_10: true,
             allow_chunked_length: config.http1.allow_chunked_length,
+            keep_case: config.http1.keep_case,
             ..Limits::default()
         };
         let options = h1::client::Options {

@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::cluster::{ClusterState, Host};
+use crate::model::cluster::UpstreamProtocol;
 use crate::model::http_filter::AlpnList;
 use crate::model::workload::Workload;
 
@@ -38,6 +39,21 @@ pub struct Target {
     pub path: UpstreamPath,
     /// What TLS offers in place of its context's protocols (`istio.alpn`).
     pub alpn: Option<AlpnList>,
+    /// What TLS offers where neither `alpn` nor its context names a protocol.
+    pub implied_alpn: ImpliedAlpn,
+}
+
+/// Protocols that follow from what is to be spoken.
+pub type ImpliedAlpn = &'static [&'static [u8]];
+
+/// What requests to a cluster of this protocol imply (Envoy: `applicationProtocolFallback`).
+pub fn implied_alpn(protocol: UpstreamProtocol, downstream: http::Version) -> ImpliedAlpn {
+    match protocol {
+        UpstreamProtocol::Http2 => &[b"h2"],
+        UpstreamProtocol::Auto => &[b"h2", b"http/1.1"],
+        UpstreamProtocol::Downstream if downstream == http::Version::HTTP_2 => &[b"h2"],
+        UpstreamProtocol::Http1 | UpstreamProtocol::Downstream => &[b"http/1.1"],
+    }
 }
 
 /// Which way out of a workload.

@@ -49,9 +49,10 @@ impl Probe for Prober {
                 host: host.clone(),
                 path: UpstreamPath::Network,
                 alpn: None,
+                implied_alpn: &[],
             };
             let stream = match establish(&target, None).await {
-                Ok((stream, _)) => stream,
+                Ok((stream, ..)) => stream,
                 Err(error) => {
                     tracing::debug!(cluster = %cluster.name(), host = %host.address, %error, "health check");
                     return Finding::Unreachable;

@@ -66,7 +66,14 @@ fn up(address: SocketAddr, change: impl FnOnce(&mut Cluster)) -> Arc<ClusterStat
 
 fn target(cluster: &Arc<ClusterState>) -> Target {
     let host = cluster.choose(&LbContext::default()).unwrap();
-    Target { workload: None, cluster: cluster.clone(), host, path: UpstreamPath::Network, alpn: None }
+    Target {
+        workload: None,
+        cluster: cluster.clone(),
+        host,
+        path: UpstreamPath::Network,
+        alpn: None,
+        implied_alpn: &[],
+    }
 }
 
 async fn send(upstreams: &Upstreams, target: &Target) -> Result<Exchange, UpstreamError> {
@@ -92,6 +99,20 @@ fn requests_one_after_the_other_share_a_connection() {
         assert_eq!(upstreams.idle_connections(), 1);
         assert_eq!(cluster.stats.upstream_rq_active.get(), 0);
         assert_eq!(cluster.stats.upstream_cx_http1_total.get(), 1);
+    });
+}
+
+#[test]
+fn an_endpoint_whose_first_address_refuses_is_reached_by_the_next() {
+    local(async {
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let (address, accepted) = server(|io| answer(io, 1)).await;
+        let cluster = up(gone, |config| {
+            let assignment = Arc::make_mut(&mut config.load_assignment);
+            Arc::make_mut(&mut assignment.localities[0].endpoints[0]).additional = vec![gone, address];
+        });
+        assert_eq!(get(&Upstreams::default(), &target(&cluster)).await, "hi");
+        assert_eq!(accepted.get(), 1);
     });
 }
 

@@ -3,8 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use mesh_xds::pb::envoy::config::accesslog::v3::AccessLog as Proto;
 use mesh_xds::pb::envoy::config::accesslog::v3::access_log::ConfigType;
+use mesh_xds::pb::envoy::config::accesslog::v3::access_log_filter::FilterSpecifier;
+use mesh_xds::pb::envoy::config::accesslog::v3::comparison_filter::Op as OpProto;
+use mesh_xds::pb::envoy::config::accesslog::v3::{
+    AccessLog as Proto, AccessLogFilter, ComparisonFilter, GrpcStatusFilter,
+};
 use mesh_xds::pb::envoy::config::core::v3::SubstitutionFormatString;
 use mesh_xds::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use mesh_xds::pb::envoy::extensions::access_loggers::file::v3::file_access_log::AccessLogFormat;
@@ -12,10 +16,13 @@ use mesh_xds::pb::envoy::extensions::access_loggers::stream::v3::{
     StderrAccessLog, StdoutAccessLog, stderr_access_log, stdout_access_log,
 };
 
+use super::common::{enumeration, fraction};
 use super::error::{At, XdsError};
 use super::listener::extension;
 use super::{Context, format};
 use crate::telemetry::access_log::{AccessLog, LogFormat};
+use crate::telemetry::log_filter::{Comparison, LogFilter, Op};
+use crate::telemetry::stream_info::ResponseFlags;
 
 /// Envoy's default format.
 const DEFAULT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
@@ -33,6 +40,7 @@ pub(super) fn convert(
 }
 
 fn one(at: At<'_>, proto: &Proto, context: &Context<'_>) -> Result<AccessLog, XdsError> {
+    let filter = proto.filter.as_ref().map(|filter| self::filter(at.field("filter"), filter)).transpose()?;
     let Some(ConfigType::TypedConfig(config)) = &proto.config_type else {
         return Err(at.field("typed_config").invalid("is required"));
     };
@@ -54,7 +62,74 @@ fn one(at: At<'_>, proto: &Proto, context: &Context<'_>) -> Result<AccessLog, Xd
         return Err(extension(at, config));
     };
     let file = context.log_files.open(Path::new(&path));
-    Ok(AccessLog { file: file.map_err(|e| at.field("path").invalid(e.to_string()))?, format })
+    Ok(AccessLog { file: file.map_err(|e| at.field("path").invalid(e.to_string()))?, format, filter })
+}
+
+fn filter(at: At<'_>, proto: &AccessLogFilter) -> Result<LogFilter, XdsError> {
+    let several = |name: &str, filters: &[AccessLogFilter]| {
+        let at = at.field(name);
+        let at = at.field("filters");
+        if filters.len() < 2 {
+            return Err(at.invalid("needs at least two filters"));
+        }
+        filters.iter().enumerate().map(|(i, proto)| filter(at.index(i), proto)).collect::<Result<Vec<_>, _>>()
+    };
+    let compared = |name: &str, proto: Option<&ComparisonFilter>| {
+        let at = at.field(name);
+        comparison(at.field("comparison"), proto)
+    };
+    Ok(match &proto.filter_specifier {
+        Some(FilterSpecifier::StatusCodeFilter(of)) => {
+            LogFilter::StatusCode(compared("status_code_filter", of.comparison.as_ref())?)
+        }
+        Some(FilterSpecifier::DurationFilter(of)) => {
+            LogFilter::Duration(compared("duration_filter", of.comparison.as_ref())?)
+        }
+        Some(FilterSpecifier::NotHealthCheckFilter(_)) => LogFilter::NotHealthCheck,
+        Some(FilterSpecifier::RuntimeFilter(of)) => {
+            let (numerator, denominator) = of.percent_sampled.as_ref().map_or((0, 100), fraction);
+            LogFilter::Sampled(numerator, denominator)
+        }
+        Some(FilterSpecifier::AndFilter(of)) => LogFilter::All(several("and_filter", &of.filters)?),
+        Some(FilterSpecifier::OrFilter(of)) => LogFilter::Any(several("or_filter", &of.filters)?),
+        Some(FilterSpecifier::ResponseFlagFilter(of)) => {
+            let at = at.field("response_flag_filter");
+            let at = at.field("flags");
+            let mut flags = ResponseFlags::default();
+            for (i, name) in of.flags.iter().enumerate() {
+                let unknown = || at.index(i).invalid(format!("{name:?} is not a response flag"));
+                flags.set(ResponseFlags::named(name).ok_or_else(unknown)?);
+            }
+            LogFilter::Flags(flags)
+        }
+        Some(FilterSpecifier::GrpcStatusFilter(of)) => grpc_status(of),
+        Some(FilterSpecifier::ExtensionFilter(_)) => return Err(at.field("extension_filter").unsupported()),
+        Some(
+            FilterSpecifier::TraceableFilter(_)
+            | FilterSpecifier::HeaderFilter(_)
+            | FilterSpecifier::MetadataFilter(_)
+            | FilterSpecifier::LogTypeFilter(_),
+        ) => return Err(at.unsupported()),
+        None => return Err(at.invalid("needs a filter")),
+    })
+}
+
+fn grpc_status(proto: &GrpcStatusFilter) -> LogFilter {
+    LogFilter::GrpcStatus {
+        codes: proto.statuses.iter().copied().map(i64::from).collect(),
+        exclude: proto.exclude,
+    }
+}
+
+fn comparison(at: At<'_>, proto: Option<&ComparisonFilter>) -> Result<Comparison, XdsError> {
+    let proto = proto.ok_or_else(|| at.invalid("is required"))?;
+    let op = match enumeration(at.field("op"), proto.op)? {
+        OpProto::Eq => Op::Equal,
+        OpProto::Ge => Op::AtLeast,
+        OpProto::Le => Op::AtMost,
+        OpProto::Ne => Op::NotEqual,
+    };
+    Ok(Comparison { op, value: proto.value.as_ref().map_or(0, |value| value.default_value.into()) })
 }
 
 fn stream_format(at: At<'_>, format: Option<&SubstitutionFormatString>) -> Result<LogFormat, XdsError> {

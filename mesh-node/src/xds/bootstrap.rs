@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 
 use mesh_xds::pb::envoy::config::bootstrap::v3::Bootstrap as Proto;
+use mesh_xds::pb::envoy::config::core::v3::Node;
+use mesh_xds::pb::google::protobuf::value::Kind;
 
 use super::common::socket_address;
 use super::error::{At, XdsError};
@@ -30,9 +32,20 @@ pub fn convert(proto: &Proto, context: &mut Context<'_>) -> Result<Bootstrap, Xd
         }
         _ => None,
     };
-    let dynamic = match &proto.dynamic_resources {
+    let mut dynamic = match &proto.dynamic_resources {
         Some(dynamic) => config_source::dynamic(dynamic)?,
         None => Dynamic::default(),
     };
+    dynamic.name_table = proto.node.as_ref().is_some_and(captures_dns);
     Ok(Bootstrap { admin, dynamic })
+}
+
+/// Istio's `DNS_CAPTURE`: the node wants to know all names of the mesh. Booleans of the metadata are text.
+fn captures_dns(node: &Node) -> bool {
+    let value = node.metadata.as_ref().and_then(|metadata| metadata.fields.get("DNS_CAPTURE"));
+    match value.and_then(|value| value.kind.as_ref()) {
+        Some(Kind::StringValue(text)) => text == "true",
+        Some(Kind::BoolValue(given)) => *given,
+        _ => false,
+    }
 }

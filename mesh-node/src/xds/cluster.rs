@@ -24,7 +24,8 @@ use super::error::{At, XdsError};
 use super::http_options::{http1, http2};
 use super::listener::BUFFER_LIMIT_BYTES;
 use super::{
-    Context, endpoint, headers, health_check, istio, lb_extension, lb_policy, outlier, support, tls,
+    Context, endpoint, forward_proxy, headers, health_check, istio, lb_extension, lb_policy, outlier,
+    support, tls,
 };
 use crate::model::cluster::{
     Assignment, Cluster, Discovery, DnsFamily, DnsOptions, EndpointAddress, TcpKeepalive, Thresholds,
@@ -51,7 +52,7 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
     support::check(path, proto, &mut context.ignored)?;
     let context = &*context;
     let at = At::root(path);
-    let discovery = discovery(at, proto, context)?;
+    let (discovery, insecure) = discovery(at, proto, context)?;
     let hosts_allowed = matches!(discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
     let load_assignment = match &proto.load_assignment {
         Some(assignment) => endpoint::convert(at.field("load_assignment"), assignment, hosts_allowed)?,
@@ -60,7 +61,14 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
     check_endpoints(at, &discovery, load_assignment.localities.iter().map(|l| l.endpoints.len()).sum())?;
     let common = proto.common_lb_config.as_ref();
     let http = Http::of(at, proto)?;
-    let auto_san_validation = http.upstream.as_ref().is_some_and(|u| u.auto_san_validation);
+    // A dynamic forward proxy is safe unless it says otherwise, and says that it may be unsafe.
+    let forward_proxy = matches!(discovery, Discovery::ForwardProxy(_));
+    let auto_sni = http.upstream.as_ref().map_or(forward_proxy, |u| u.auto_sni);
+    let auto_san_validation = http.upstream.as_ref().map_or(forward_proxy, |u| u.auto_san_validation);
+    if forward_proxy && !insecure && !(auto_sni && auto_san_validation) {
+        let message = "needs auto_sni and auto_san_validation, or allow_insecure_cluster_options";
+        return Err(at.field("cluster_type").invalid(message));
+    }
     let mut files = tls::Files::default();
     let mut transport = |at: At<'_>, socket: Option<&TransportSocket>| match socket {
         Some(socket) => tls::upstream(at, socket, auto_san_validation, context, &mut files),
@@ -88,7 +96,7 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
     let connection = proto.upstream_connection_options.as_ref();
     let circuit_breakers = circuit_breakers(at, proto.circuit_breakers.as_ref())?;
     let ignore_new_hosts = common.is_some_and(|common| common.ignore_new_hosts_until_first_hc);
-    let original_dst = matches!(discovery, Discovery::OriginalDst { .. });
+    let original_dst = matches!(discovery, Discovery::OriginalDst { .. } | Discovery::ForwardProxy(_));
     let balancing = lb_policy::convert(at, proto, original_dst, stat_name, context)?;
     Ok(Cluster {
         name: proto.name.as_str().into(),
@@ -121,7 +129,7 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
         transport_socket_matches,
         transport_socket,
         protocol: http.protocol,
-        http1: http1(http.http1.as_ref()),
+        http1: http1(at.field("http_protocol_options"), http.http1.as_ref())?,
         http2: http2(at.field("http2_protocol_options"), http.http2.as_ref())?,
         idle_timeout: timeout(
             at_common.field("idle_timeout"),
@@ -140,7 +148,7 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
             http.common.as_ref().and_then(|c| c.max_stream_duration),
             None,
         )?,
-        auto_sni: http.upstream.as_ref().is_some_and(|u| u.auto_sni),
+        auto_sni,
         auto_san_validation,
         remaining_stats: circuit_breakers
             .iter()
@@ -158,13 +166,16 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
     })
 }
 
-fn discovery(at: At<'_>, proto: &Proto, context: &Context<'_>) -> Result<Discovery, XdsError> {
+/// And whether the cluster may go without what a dynamic forward proxy must check.
+fn discovery(at: At<'_>, proto: &Proto, context: &Context<'_>) -> Result<(Discovery, bool), XdsError> {
     let kind = match &proto.cluster_discovery_type {
         Some(ClusterDiscoveryType::Type(kind)) => enumeration(at.field("type"), *kind)?,
-        Some(ClusterDiscoveryType::ClusterType(_)) => return Err(at.field("cluster_type").unsupported()),
+        Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            return forward_proxy::discovery(at.field("cluster_type"), custom);
+        }
         None => DiscoveryType::Static,
     };
-    Ok(match kind {
+    let discovery = match kind {
         DiscoveryType::Static => Discovery::Static,
         DiscoveryType::StrictDns => Discovery::StrictDns(dns(at, proto)?),
         DiscoveryType::LogicalDns => Discovery::LogicalDns(dns(at, proto)?),
@@ -174,11 +185,13 @@ fn discovery(at: At<'_>, proto: &Proto, context: &Context<'_>) -> Result<Discove
             let service_name = Some(config.service_name.as_str()).filter(|name| !name.is_empty());
             let service_name = service_name.unwrap_or(&proto.name);
             let source = config.eds_config.as_ref();
-            need(at.field("eds_config"), NeedKind::Endpoints, service_name, source, context)?;
+            let scope = format!("cluster.{}", proto.name);
+            need(at.field("eds_config"), NeedKind::Endpoints, service_name, &scope, source, context)?;
             Discovery::Eds { service_name: service_name.into() }
         }
         DiscoveryType::OriginalDst => original_dst(at, proto)?,
-    })
+    };
+    Ok((discovery, false))
 }
 
 fn check_endpoints(at: At<'_>, discovery: &Discovery, endpoints: usize) -> Result<(), XdsError> {
@@ -190,6 +203,9 @@ fn check_endpoints(at: At<'_>, discovery: &Discovery, endpoints: usize) -> Resul
         }
         (Discovery::Eds { .. }, n) if n > 0 => {
             Err(at.invalid("an EDS cluster takes its endpoints from eds_config; remove it"))
+        }
+        (Discovery::ForwardProxy(_), n) if n > 0 => {
+            Err(at.invalid("a dynamic forward proxy takes no endpoints; remove it"))
         }
         (Discovery::OriginalDst { .. }, n) if n > 0 => {
             Err(at.invalid("an ORIGINAL_DST cluster takes no endpoints; remove it"))
@@ -216,13 +232,17 @@ fn dns(at: At<'_>, proto: &Proto) -> Result<DnsOptions, XdsError> {
         failure_refresh,
         jitter: duration_or(at.field("dns_jitter"), proto.dns_jitter, Duration::ZERO)?,
         respect_ttl: proto.respect_dns_ttl,
-        family: match enumeration(at.field("dns_lookup_family"), proto.dns_lookup_family)? {
-            DnsLookupFamily::Auto => DnsFamily::Auto,
-            DnsLookupFamily::V4Only => DnsFamily::V4Only,
-            DnsLookupFamily::V6Only => DnsFamily::V6Only,
-            DnsLookupFamily::V4Preferred => DnsFamily::V4Preferred,
-            DnsLookupFamily::All => DnsFamily::All,
-        },
+        family: family(at.field("dns_lookup_family"), proto.dns_lookup_family)?,
+    })
+}
+
+pub(super) fn family(at: At<'_>, family: i32) -> Result<DnsFamily, XdsError> {
+    Ok(match enumeration(at, family)? {
+        DnsLookupFamily::Auto => DnsFamily::Auto,
+        DnsLookupFamily::V4Only => DnsFamily::V4Only,
+        DnsLookupFamily::V6Only => DnsFamily::V6Only,
+        DnsLookupFamily::V4Preferred => DnsFamily::V4Preferred,
+        DnsLookupFamily::All => DnsFamily::All,
     })
 }
 

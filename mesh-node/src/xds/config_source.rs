@@ -5,28 +5,28 @@ use std::time::Duration;
 use mesh_xds::pb::envoy::config::bootstrap::v3::bootstrap::DynamicResources;
 use mesh_xds::pb::envoy::config::core::v3::api_config_source::ApiType;
 use mesh_xds::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
-use mesh_xds::pb::envoy::config::core::v3::grpc_service::TargetSpecifier;
-use mesh_xds::pb::envoy::config::core::v3::{ApiConfigSource, ApiVersion, ConfigSource, GrpcService};
+use mesh_xds::pb::envoy::config::core::v3::{ApiConfigSource, ApiVersion, ConfigSource};
 
-use super::Context;
 use super::common::{enumeration, timeout};
 use super::error::{At, XdsError};
-use crate::model::source::{Dynamic, GrpcServer, GrpcSource, Need, NeedKind, Source};
+use super::{Context, grpc_service};
+use crate::model::source::{Dynamic, GrpcSource, Need, NeedKind, Source};
 
 /// Envoy's `initial_fetch_timeout`.
 const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Notes that the resource being compiled names another one.
+/// Notes that the resource being compiled names another one. `scope`: what its statistics are named after.
 pub(super) fn need(
     at: At<'_>,
     kind: NeedKind,
     name: &str,
+    scope: &str,
     source: Option<&ConfigSource>,
     context: &Context<'_>,
 ) -> Result<(), XdsError> {
     let source = source.ok_or_else(|| at.invalid("is required"))?;
     let (source, patience) = convert(at, source)?;
-    context.needs.borrow_mut().push(Need { kind, name: name.into(), source, patience });
+    context.needs.borrow_mut().push(Need { kind, name: name.into(), scope: scope.into(), source, patience });
     Ok(())
 }
 
@@ -78,20 +78,8 @@ fn grpc(at: At<'_>, proto: &ApiConfigSource, delta: bool) -> Result<GrpcSource, 
         return Err(at.invalid("needs a server"));
     }
     let servers = proto.grpc_services.iter().enumerate();
-    let servers = servers.map(|(i, service)| server(at.index(i), service));
+    let servers = servers.map(|(i, service)| grpc_service::server(at.index(i), service));
     Ok(GrpcSource { delta, servers: servers.collect::<Result<_, _>>()? })
-}
-
-fn server(at: At<'_>, proto: &GrpcService) -> Result<GrpcServer, XdsError> {
-    let Some(TargetSpecifier::EnvoyGrpc(target)) = &proto.target_specifier else {
-        return Err(at.invalid("needs envoy_grpc with the name of a static cluster"));
-    };
-    let authority = if target.authority.is_empty() { &target.cluster_name } else { &target.authority };
-    Ok(GrpcServer {
-        cluster: target.cluster_name.as_str().into(),
-        authority: authority.as_str().into(),
-        metadata: proto.initial_metadata.iter().map(|h| (h.key.to_lowercase(), h.value.clone())).collect(),
-    })
 }
 
 /// `dynamic_resources`.
@@ -117,6 +105,7 @@ pub(super) fn dynamic(proto: &DynamicResources) -> Result<Dynamic, XdsError> {
         ads,
         clusters: of("cds_config", proto.cds_config.as_ref())?,
         listeners: of("lds_config", proto.lds_config.as_ref())?,
+        name_table: false,
     };
     let uses_ads = [&dynamic.clusters, &dynamic.listeners]
         .into_iter()

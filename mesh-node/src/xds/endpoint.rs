@@ -8,7 +8,7 @@ use mesh_xds::pb::envoy::config::endpoint::v3::{ClusterLoadAssignment, LbEndpoin
 use mesh_xds::pb::google::protobuf::Struct;
 use mesh_xds::pb::google::protobuf::value::Kind;
 
-use super::common::{endpoint_address, enumeration, non_empty, number};
+use super::common::{endpoint_address, enumeration, non_empty, number, socket_address};
 use super::error::{At, XdsError};
 use super::{Context, health_check, istio, metadata, support};
 use crate::model::cluster::{Assignment, Endpoint, EndpointAddress, HealthStatus, Locality};
@@ -67,7 +67,14 @@ fn endpoint(at: At<'_>, proto: &LbEndpoint, hosts_allowed: bool) -> Result<Arc<E
         let message = format!("{host:?} is not an IP address; use one, or type STRICT_DNS or LOGICAL_DNS");
         return Err(at_address.invalid(message));
     }
+    let at_additional = at_endpoint.field("additional_addresses");
+    let additional = inner.additional_addresses.iter().enumerate();
+    let additional = additional.map(|(i, of)| {
+        let at = at_additional.index(i);
+        socket_address(at.field("address"), of.address.as_ref())
+    });
     Ok(Arc::new(Endpoint {
+        additional: additional.collect::<Result<_, _>>()?,
         address,
         hostname: non_empty(&inner.hostname),
         weight: number(proto.load_balancing_weight, 1).max(1),

@@ -54,7 +54,9 @@ pub(super) fn convert(
             if rds.route_config_name.is_empty() {
                 return Err(at.field("route_config_name").invalid("is required"));
             }
-            need(at.field("config_source"), NeedKind::Routes, &rds.route_config_name, source, context)?;
+            let name = &rds.route_config_name;
+            let scope = format!("http.{}.rds.{name}", proto.stat_prefix);
+            need(at.field("config_source"), NeedKind::Routes, name, &scope, source, context)?;
             RouteSource::Named(rds.route_config_name.as_str().into())
         }
         _ => return Err(at.invalid("needs one of rds, route_config")),
@@ -134,7 +136,7 @@ pub(super) fn convert(
             HeadersWithUnderscoresAction::DropHeader => UnderscoresAction::DropHeader,
         },
         max_request_headers_kib: number(proto.max_request_headers_kb, MAX_REQUEST_HEADERS_KIB),
-        http1: http1(proto.http_protocol_options.as_ref()),
+        http1: http1(at.field("http_protocol_options"), proto.http_protocol_options.as_ref())?,
         http2: http2(at.field("http2_protocol_options"), proto.http2_protocol_options.as_ref())?,
         upgrades: self::upgrades(at.field("upgrade_configs"), upgrades)?,
         normalize_path: boolean(proto.normalize_path, false),

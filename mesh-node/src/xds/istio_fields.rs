@@ -13,11 +13,9 @@ const PATHS: &str = include_str!("istio_fields.txt");
 
 /// Why fields below these paths are ignored or refused, where it is not the general reason. The longest counts.
 const REASONS: &[(&str, &str)] = &[
-    ("name_table", "the DNS proxy is not built yet"),
     ("address", "ambient: only node proxies of Istio's own get it"),
     ("authorization", "ambient: only node proxies of Istio's own get it"),
-    ("extension_config", "Wasm and Lua come by extension discovery and are not built yet"),
-    ("envoy.config.trace", "tracing is not built yet; requests are served untraced"),
+    ("envoy.config.trace", "tracing is not built yet: requests are served untraced"),
     ("envoy.extensions.access_loggers.grpc", "remote access logs are not built yet"),
     ("envoy.extensions.access_loggers.open_telemetry", "remote access logs are not built yet"),
     ("envoy.extensions.filters.http.jwt_authn", "not built yet"),
@@ -29,9 +27,7 @@ const REASONS: &[(&str, &str)] = &[
     ("envoy.extensions.filters.http.ratelimit", "not built yet: needs a rate limit service"),
     ("envoy.extensions.filters.http.compressor", "not built yet"),
     ("envoy.extensions.compression", "not built yet"),
-    ("envoy.extensions.filters.http.dynamic_forward_proxy", "not built yet"),
     ("envoy.extensions.filters.network.sni_dynamic_forward_proxy", "not built yet"),
-    ("envoy.extensions.clusters.dynamic_forward_proxy", "not built yet"),
     ("envoy.extensions.filters.network.mysql_proxy", "statistics of another protocol; not built"),
     ("envoy.extensions.filters.network.redis_proxy", "a proxy of its own; not built"),
     ("envoy.extensions.filters.network.mongo_proxy", "only counts what passes"),
@@ -55,13 +51,17 @@ fn root(section: &str) -> Option<&str> {
         "listener" => "envoy.config.listener.v3.Listener",
         "route_configuration" => "envoy.config.route.v3.RouteConfiguration",
         "secret" => "envoy.extensions.transport_sockets.tls.v3.Secret",
-        "extension_config" | "name_table" | "address" | "authorization" => return None,
+        "extension_config" => "envoy.config.core.v3.TypedExtensionConfig",
+        "address" | "authorization" => return None,
         typed => typed,
     })
 }
 
 /// What becomes of a path of a section.
 fn verdict(section: &str, path: &str) -> Verdict {
+    if section == "name_table" {
+        return Verdict::Honoured;
+    }
     let Some(root) = root(section) else { return Verdict::Refused };
     let typed = root == section;
     if of_field(root, "@type") == Verdict::Refused && !root.starts_with("google.protobuf.") {

@@ -11,9 +11,12 @@ mod bootstrap;
 mod cluster;
 mod common;
 mod config_source;
+mod discovery;
 mod endpoint;
 mod error;
 mod format;
+mod forward_proxy;
+mod grpc_service;
 mod hash_policy;
 mod headers;
 mod health_check;
@@ -26,6 +29,7 @@ mod lb_policy;
 mod listener;
 mod matcher;
 mod metadata;
+mod name_table;
 mod network_filters;
 mod outlier;
 mod path_template;
@@ -68,8 +72,10 @@ pub struct Context<'a> {
 
 pub use bootstrap::{Bootstrap, convert as bootstrap};
 pub use cluster::convert as cluster;
+pub use discovery::{Discovered, allowed, discovered, extension, filled};
 pub use endpoint::assignment;
 pub use listener::convert as listener;
+pub use name_table::convert as name_table;
 pub use route::table;
 pub use tls::secret;
 

@@ -12,7 +12,7 @@ use mesh_xds::pb::envoy::config::route::v3::{
 use super::common::{boolean, enumeration, number, runtime_fraction};
 use super::error::{At, XdsError};
 use super::headers::{lists, mutations};
-use super::http_filters::overrides;
+use super::http_filters::{overrides, rate_limits, with_cors};
 use super::{Context, matcher, route_action, support};
 use crate::model::domains::Domains;
 use crate::model::route::{Action, PathMatch, RequireTls, Route, RouteMatch, RouteTable, VirtualHost};
@@ -100,8 +100,13 @@ fn virtual_host(at: At<'_>, proto: &HostProto, table: &Table<'_, '_>) -> Result<
             TlsRequirementType::All => RequireTls::All,
         },
         headers: mutations(at, lists!(proto))?,
-        filters: overrides(at, &proto.typed_per_filter_config, table.context)?,
+        filters: with_cors(
+            at.field("cors"),
+            overrides(at, &proto.typed_per_filter_config, table.context)?,
+            proto.cors.as_ref(),
+        )?,
         retry,
+        rate_limits: rate_limits(at.field("rate_limits"), &proto.rate_limits)?,
         include_request_attempt_count: proto.include_request_attempt_count,
         include_attempt_count_in_response: proto.include_attempt_count_in_response,
     })
@@ -123,12 +128,29 @@ fn route(at: At<'_>, proto: &RouteProto, table: &Table<'_, '_>) -> Result<Route,
         Some(_) => return Err(at.unsupported()),
         None => return Err(at.invalid("needs one of route, redirect, direct_response")),
     };
+    let filters = overrides(at, &proto.typed_per_filter_config, table.context)?;
+    let of_route = match &proto.action {
+        Some(ActionProto::Route(action)) => Some((action, at.field("route"))),
+        _ => None,
+    };
+    let (rate_limits, with_rate_limits_of_host) = match &of_route {
+        Some((action, at)) => (
+            rate_limits(at.field("rate_limits"), &action.rate_limits)?,
+            boolean(action.include_vh_rate_limits, false),
+        ),
+        None => (Vec::new(), false),
+    };
     Ok(Route {
+        rate_limits,
+        with_rate_limits_of_host,
         name: proto.name.as_str().into(),
         matches: route_match(at.field("match"), matches)?,
         action,
         headers: mutations(at, lists!(proto))?,
-        filters: overrides(at, &proto.typed_per_filter_config, table.context)?,
+        filters: match &of_route {
+            Some((action, at)) => with_cors(at.field("cors"), filters, action.cors.as_ref())?,
+            None => filters,
+        },
     })
 }
 

@@ -21,9 +21,23 @@ pub(super) const ROWS: &[Row] = &[
     ("config.core.v3.SelfConfigSource", "transport_api_version", ""),
     ("config.core.v3.ApiConfigSource", "api_type grpc_services transport_api_version",
      "refresh_delay request_timeout rate_limit_settings set_node_on_first_message_only"),
-    ("config.core.v3.GrpcService", "envoy_grpc initial_metadata", "timeout retry_policy"),
-    ("config.core.v3.GrpcService.EnvoyGrpc", "cluster_name authority",
-     "retry_policy max_receive_message_length skip_envoy_headers"),
+    ("config.core.v3.GrpcService", "envoy_grpc google_grpc initial_metadata", "timeout retry_policy"),
+    ("config.core.v3.GrpcService.GoogleGrpc",
+     "target_uri channel_credentials call_credentials channel_args",
+     "stat_prefix credentials_factory_name config per_stream_buffer_limit_bytes"),
+    ("config.core.v3.GrpcService.GoogleGrpc.ChannelCredentials", "ssl_credentials local_credentials", ""),
+    ("config.core.v3.GrpcService.GoogleGrpc.SslCredentials", "root_certs private_key cert_chain", ""),
+    ("config.core.v3.GrpcService.GoogleGrpc.GoogleLocalCredentials", "", ""),
+    ("config.core.v3.GrpcService.GoogleGrpc.CallCredentials", "access_token from_plugin", ""),
+    ("config.core.v3.GrpcService.GoogleGrpc.CallCredentials.MetadataCredentialsFromPlugin",
+     "name typed_config", ""),
+    ("config.grpc_credential.v3.FileBasedMetadataConfig", "secret_data header_key header_prefix", ""),
+    ("config.core.v3.GrpcService.GoogleGrpc.ChannelArgs", "args", ""),
+    ("config.core.v3.GrpcService.GoogleGrpc.ChannelArgs.Value", "string_value", "int_value"),
+    ("config.core.v3.ExtensionConfigSource",
+     "config_source default_config apply_default_config_without_warming type_urls", ""),
+    ("config.core.v3.GrpcService.EnvoyGrpc", "cluster_name authority max_receive_message_length",
+     "retry_policy skip_envoy_headers"),
     ("config.bootstrap.v3.Admin", "address", "access_log_path access_log profile_path ignore_global_conn_limit"),
 
     ("config.listener.v3.Listener",
@@ -42,7 +56,7 @@ pub(super) const ROWS: &[Row] = &[
     ("config.listener.v3.FilterChainMatch",
      "destination_port prefix_ranges server_names transport_protocol application_protocols source_type \
       direct_source_prefix_ranges source_prefix_ranges source_ports", ""),
-    ("config.listener.v3.Filter", "name typed_config", ""),
+    ("config.listener.v3.Filter", "name typed_config config_discovery", ""),
     ("config.listener.v3.ListenerFilter", "name typed_config filter_disabled", ""),
     ("config.listener.v3.ListenerFilterChainMatchPredicate",
      "or_match and_match not_match any_match destination_port_range", ""),
@@ -83,7 +97,9 @@ pub(super) const ROWS: &[Row] = &[
      "allow_absolute_url accept_http_10 default_host_for_http_10 header_key_format enable_trailers \
       allow_chunked_length",
      "override_stream_error_on_invalid_http_message use_balsa_parser allow_custom_methods"),
-    ("config.core.v3.Http1ProtocolOptions.HeaderKeyFormat", "proper_case_words", ""),
+    ("config.core.v3.Http1ProtocolOptions.HeaderKeyFormat", "proper_case_words stateful_formatter", ""),
+    ("extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig",
+     "formatter_type_on_envoy_headers", ""),
     ("config.core.v3.Http1ProtocolOptions.HeaderKeyFormat.ProperCaseWords", "", ""),
     ("config.core.v3.Http2ProtocolOptions",
      "max_concurrent_streams initial_stream_window_size initial_connection_window_size allow_connect \
@@ -106,7 +122,20 @@ pub(super) const ROWS: &[Row] = &[
     ("type.matcher.v3.RegexMatcher", "regex", "google_re2"),
     ("type.matcher.v3.RegexMatchAndSubstitute", "pattern substitution", ""),
 
-    ("config.accesslog.v3.AccessLog", "name typed_config", ""),
+    ("config.accesslog.v3.AccessLog", "name typed_config filter", ""),
+    ("config.accesslog.v3.AccessLogFilter",
+     "status_code_filter duration_filter not_health_check_filter runtime_filter and_filter or_filter \
+      response_flag_filter grpc_status_filter", ""),
+    ("config.accesslog.v3.StatusCodeFilter", "comparison", ""),
+    ("config.accesslog.v3.DurationFilter", "comparison", ""),
+    ("config.accesslog.v3.ComparisonFilter", "op value", ""),
+    ("config.accesslog.v3.NotHealthCheckFilter", "", ""),
+    ("config.accesslog.v3.RuntimeFilter", "percent_sampled", "runtime_key use_independent_randomness"),
+    ("config.accesslog.v3.AndFilter", "filters", ""),
+    ("config.accesslog.v3.OrFilter", "filters", ""),
+    ("config.accesslog.v3.ResponseFlagFilter", "flags", ""),
+    ("config.accesslog.v3.GrpcStatusFilter", "statuses exclude", ""),
+    ("config.core.v3.RuntimeUInt32", "default_value", "runtime_key"),
     ("extensions.access_loggers.file.v3.FileAccessLog",
      "path format json_format typed_json_format log_format", ""),
     ("extensions.access_loggers.stream.v3.StdoutAccessLog", "log_format", ""),
@@ -134,7 +163,7 @@ pub(super) const ROWS: &[Row] = &[
       access_log_flush_interval flush_access_log_on_new_request access_log_options \
       stream_error_on_invalid_http_message append_local_overload add_proxy_protocol_connection_state"),
     ("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing", "",
-     "client_sampling random_sampling overall_sampling verbose max_path_tag_length custom_tags \
+     "client_sampling random_sampling overall_sampling verbose max_path_tag_length custom_tags provider \
       spawn_upstream_span operation upstream_operation no_context_propagation"),
     ("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.InternalAddressConfig",
      "cidr_ranges", "unix_sockets"),
@@ -142,7 +171,7 @@ pub(super) const ROWS: &[Row] = &[
      "subject cert chain dns uri", ""),
     ("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.UpgradeConfig",
      "upgrade_type enabled", ""),
-    ("extensions.filters.network.http_connection_manager.v3.HttpFilter", "name typed_config disabled", "is_optional"),
+    ("extensions.filters.network.http_connection_manager.v3.HttpFilter", "name typed_config disabled config_discovery", "is_optional"),
     ("extensions.filters.http.router.v3.Router", "suppress_envoy_headers upstream_log",
      "dynamic_stats start_child_span upstream_log_options suppress_grpc_request_failure_code_stats \
       reject_connect_request_early_data"),
@@ -206,13 +235,13 @@ pub(super) const ROWS: &[Row] = &[
     ("extensions.path.match.uri_template.v3.UriTemplateMatchConfig", "path_template", ""),
     ("extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
      "stat_prefix status token_bucket filter_enabled filter_enforced request_headers_to_add_when_not_enforced \
-      response_headers_to_add descriptors rate_limits always_consume_default_token_bucket \
-      rate_limited_as_resource_exhausted enable_x_ratelimit_headers", "stage max_dynamic_descriptors"),
+      response_headers_to_add descriptors rate_limits stage always_consume_default_token_bucket \
+      rate_limited_as_resource_exhausted enable_x_ratelimit_headers", "max_dynamic_descriptors"),
     ("extensions.common.ratelimit.v3.LocalRateLimitDescriptor", "entries token_bucket", ""),
     ("extensions.common.ratelimit.v3.RateLimitDescriptor.Entry", "key value", ""),
     ("type.v3.TokenBucket", "max_tokens tokens_per_fill fill_interval", ""),
     ("type.v3.HttpStatus", "code", ""),
-    ("config.route.v3.RateLimit", "actions", "stage"),
+    ("config.route.v3.RateLimit", "actions stage", ""),
     ("config.route.v3.RateLimit.Action",
      "destination_cluster request_headers remote_address generic_key header_value_match \
       query_parameter_value_match", ""),
@@ -276,8 +305,8 @@ pub(super) const ROWS: &[Row] = &[
     ("config.route.v3.VirtualHost",
      "name domains routes require_tls request_headers_to_add request_headers_to_remove \
       response_headers_to_add response_headers_to_remove include_request_attempt_count \
-      include_attempt_count_in_response retry_policy typed_per_filter_config",
-     "virtual_clusters rate_limits cors per_request_buffer_limit_bytes \
+      include_attempt_count_in_response retry_policy typed_per_filter_config rate_limits cors",
+     "virtual_clusters per_request_buffer_limit_bytes \
       request_body_buffer_limit metadata"),
     ("config.route.v3.Route",
      "name match route redirect direct_response request_headers_to_add request_headers_to_remove \
@@ -297,8 +326,12 @@ pub(super) const ROWS: &[Row] = &[
      "cluster cluster_header weighted_clusters cluster_not_found_response_code prefix_rewrite regex_rewrite \
       host_rewrite_literal auto_host_rewrite host_rewrite_header host_rewrite_path_regex \
       append_x_forwarded_host timeout idle_timeout retry_policy priority hash_policy max_grpc_timeout \
-      grpc_timeout_offset metadata_match upgrade_configs max_stream_duration request_mirror_policies",
-     "rate_limits include_vh_rate_limits cors early_data_policy flush_timeout"),
+      grpc_timeout_offset metadata_match upgrade_configs max_stream_duration request_mirror_policies \
+      rate_limits include_vh_rate_limits cors",
+     "early_data_policy flush_timeout"),
+    ("config.route.v3.CorsPolicy",
+     "allow_origin_string_match allow_methods allow_headers expose_headers max_age allow_credentials \
+      filter_enabled shadow_enabled allow_private_network_access forward_not_matching_preflights", ""),
     ("config.route.v3.RouteAction.RequestMirrorPolicy",
      "cluster cluster_header runtime_fraction disable_shadow_host_suffix_append host_rewrite_literal",
      "trace_sampled"),
@@ -329,7 +362,7 @@ pub(super) const ROWS: &[Row] = &[
     ("extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate", "", ""),
 
     ("config.cluster.v3.Cluster",
-     "name alt_stat_name type eds_cluster_config connect_timeout per_connection_buffer_limit_bytes lb_policy load_assignment \
+     "name cluster_type alt_stat_name type eds_cluster_config connect_timeout per_connection_buffer_limit_bytes lb_policy load_assignment \
       max_requests_per_connection circuit_breakers upstream_http_protocol_options \
       common_http_protocol_options http_protocol_options http2_protocol_options \
       typed_extension_protocol_options dns_refresh_rate dns_jitter dns_failure_refresh_rate respect_dns_ttl \
@@ -341,6 +374,15 @@ pub(super) const ROWS: &[Row] = &[
      "wait_for_warm_on_init typed_dns_resolver_config use_tcp_for_dns_lookups \
       stats_matcher per_connection_buffer_high_watermark_timeout ignore_health_on_host_removal \
       track_timeout_budgets track_cluster_stats preconnect_policy lrs_report_endpoint_metrics"),
+    ("config.cluster.v3.Cluster.CustomClusterType", "name typed_config", ""),
+    ("extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig",
+     "dns_cache_config allow_insecure_cluster_options", ""),
+    ("extensions.common.dynamic_forward_proxy.v3.DnsCacheConfig",
+     "name dns_lookup_family dns_refresh_rate host_ttl max_hosts",
+     "dns_min_refresh_rate dns_failure_refresh_rate dns_query_timeout typed_dns_resolver_config"),
+    ("extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig", "dns_cache_config", ""),
+    ("extensions.filters.http.dynamic_forward_proxy.v3.PerRouteConfig",
+     "host_rewrite_literal host_rewrite_header", ""),
     ("config.cluster.v3.Cluster.EdsClusterConfig", "eds_config service_name", ""),
     ("config.cluster.v3.Filter", "name typed_config", ""),
     ("config.cluster.v3.Cluster.TransportSocketMatch", "name match transport_socket", ""),
@@ -418,7 +460,9 @@ pub(super) const ROWS: &[Row] = &[
     ("config.endpoint.v3.LocalityLbEndpoints", "locality lb_endpoints load_balancing_weight priority",
      "metadata proximity"),
     ("config.endpoint.v3.LbEndpoint", "health_status metadata load_balancing_weight endpoint", ""),
-    ("config.endpoint.v3.Endpoint", "address hostname health_check_config", "observability_name"),
+    ("config.endpoint.v3.Endpoint", "address additional_addresses hostname health_check_config",
+     "observability_name"),
+    ("config.endpoint.v3.Endpoint.AdditionalAddress", "address", ""),
     ("config.endpoint.v3.Endpoint.HealthCheckConfig",
      "port_value hostname address disable_active_health_check", ""),
     ("config.core.v3.HealthStatusSet", "statuses", ""),

@@ -170,3 +170,33 @@ pub mod metadata_exchange {
     }
     named!(MetadataExchange, "envoy.tcp.metadataexchange.config", "MetadataExchange");
 }
+
+/// The names of a mesh with their addresses, for a DNS proxy.
+pub mod nds {
+    use std::collections::HashMap;
+
+    use super::Name;
+
+    /// `istio.networking.nds.v1.NameTable`.
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct NameTable {
+        /// By host name.
+        #[prost(map = "string, message", tag = "1")]
+        pub table: HashMap<String, NameInfo>,
+    }
+    named!(NameTable, "istio.networking.nds.v1", "NameTable");
+
+    /// One host.
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct NameInfo {
+        #[prost(string, repeated, tag = "1")]
+        pub ips: Vec<String>,
+        /// `Kubernetes` or `External`.
+        #[prost(string, tag = "2")]
+        pub registry: String,
+        #[prost(string, tag = "3")]
+        pub shortname: String,
+        #[prost(string, tag = "4")]
+        pub namespace: String,
+    }
+}

@@ -77,6 +77,7 @@ pub(crate) fn endpoint(address: &str, weight: u32, health: HealthStatus) -> Arc<
         transport_match: Vec::new(),
         lb_metadata: Vec::new().into(),
         check: None,
+        additional: Vec::new(),
     })
 }
 

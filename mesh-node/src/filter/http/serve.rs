@@ -107,6 +107,7 @@ async fn serve_http1<IO>(
             max_bytes: hcm.max_request_headers_kib as usize * 1024,
             accept_http_10: hcm.http1.accept_http_10,
             allow_chunked_length: hcm.http1.allow_chunked_length,
+            keep_case: hcm.http1.keep_case,
         },
         trailers: hcm.http1.enable_trailers,
         proper_case: hcm.http1.proper_case,

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::chunk::{Decoded, Decoder};
 use super::encode::{self, BodyFacts};
+use super::header_case::HeaderCase;
 use super::parse::{self, Asked, ConnectionTokens, Framing, HeadError, Limits, Progress};
 use super::wire::{Expect, Wire};
 use crate::budget::Held;
@@ -167,7 +168,7 @@ where
                 informational.send(head.status, head.headers);
             }
         };
-        let parse::ResponseHead { status, version, headers, framing, keep_alive } = head;
+        let parse::ResponseHead { status, version, headers, framing, keep_alive, names } = head;
         self.reusable &= keep_alive;
         self.decoder = Decoder::new(framing);
         let raw = framing == Framing::UntilClose && matches!(asked, Asked::Upgrade | Asked::Connect);
@@ -181,6 +182,9 @@ where
         *response.status_mut() = status;
         *response.version_mut() = version;
         *response.headers_mut() = headers;
+        if let Some(names) = names {
+            response.extensions_mut().insert(names);
+        }
         Ok(response)
     }
 
@@ -198,9 +202,8 @@ where
         let raw = matches!(asked, Asked::Connect | Asked::Upgrade);
         let facts = BodyFacts { ended: body.is_end_stream(), exact: body.size_hint().exact() };
         let out = self.wire.output.gather();
-        let proper_case = self.options.proper_case;
-        let framing =
-            encode::request(out, &parts.method, &parts.uri, &parts.headers, facts, raw, proper_case);
+        let case = HeaderCase::of(&parts.extensions, self.options.proper_case);
+        let framing = encode::request(out, &parts.method, &parts.uri, &parts.headers, facts, raw, case);
         let left = if let Framing::Length(length) = framing { length } else { u64::MAX };
         let ended = framing == Framing::None || framing == Framing::Length(0);
         self.sending = Sending { body, framing, left, ended, held: raw, ..Sending::default() };

@@ -1,10 +1,11 @@
-//! Heads of messages as bytes: lower-case names as Envoy writes them, or `Proper-Case` where it is asked for.
+//! Heads of messages as bytes.
 //!
 //! Framing headers are decided here and nowhere else: a `Transfer-Encoding` that came with the message is
 //! never written.
 
 use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
 
+use super::header_case::HeaderCase;
 use super::parse::Framing;
 
 /// What a body is, as far as framing needs to know.
@@ -25,7 +26,7 @@ pub fn response(
     status: StatusCode,
     headers: &HeaderMap,
     body: BodyFacts,
-    context: ResponseContext,
+    context: ResponseContext<'_>,
 ) -> Framing {
     out.extend_from_slice(if version == Version::HTTP_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     out.extend_from_slice(status.as_str().as_bytes());
@@ -44,12 +45,12 @@ pub fn response(
             length = value.to_str().ok().and_then(|digits| digits.parse::<u64>().ok());
         }
         closes |= *name == header::CONNECTION && value.as_bytes().eq_ignore_ascii_case(b"close");
-        line(out, name.as_str(), value.as_bytes(), context.proper_case);
+        line(out, name.as_str(), value.as_bytes(), context.case);
     }
     if context.close && !closes {
-        line(out, "connection", b"close", context.proper_case);
+        line(out, "connection", b"close", context.case);
     } else if version == Version::HTTP_10 && !closes {
-        line(out, "connection", b"keep-alive", context.proper_case);
+        line(out, "connection", b"keep-alive", context.case);
     }
     let framing = if context.raw {
         Framing::UntilClose
@@ -59,11 +60,11 @@ pub fn response(
         let framing = match (length, body) {
             (Some(length), _) => Framing::Length(length),
             (None, BodyFacts { ended: true, .. }) if context.head_request => Framing::None,
-            (None, BodyFacts { ended: true, .. }) => add_length(out, 0, context.proper_case),
-            (None, BodyFacts { exact: Some(exact), .. }) => add_length(out, exact, context.proper_case),
+            (None, BodyFacts { ended: true, .. }) => add_length(out, 0, context.case),
+            (None, BodyFacts { exact: Some(exact), .. }) => add_length(out, exact, context.case),
             (None, _) if version == Version::HTTP_10 => Framing::UntilClose,
             (None, _) => {
-                line(out, "transfer-encoding", b"chunked", context.proper_case);
+                line(out, "transfer-encoding", b"chunked", context.case);
                 Framing::Chunked
             }
         };
@@ -75,13 +76,13 @@ pub fn response(
 
 /// What a response answers.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct ResponseContext {
+pub struct ResponseContext<'a> {
     pub head_request: bool,
     /// Accepted upgrade or CONNECT: the body has no framing.
     pub raw: bool,
     /// The connection ends after it.
     pub close: bool,
-    pub proper_case: bool,
+    pub case: HeaderCase<'a>,
 }
 
 /// Writes a request line and headers. Returns how the body is framed. `raw`: an upgrade or CONNECT.
@@ -92,7 +93,7 @@ pub fn request(
     headers: &HeaderMap,
     body: BodyFacts,
     raw: bool,
-    proper_case: bool,
+    case: HeaderCase<'_>,
 ) -> Framing {
     out.extend_from_slice(method.as_str().as_bytes());
     out.push(b' ');
@@ -108,7 +109,7 @@ pub fn request(
     // The first header of a request is the host (RFC 9112 section 3.2), wherever it came from.
     let host = headers.get(header::HOST).map(|value| value.as_bytes());
     if let Some(host) = host.or_else(|| uri.authority().map(|authority| authority.as_str().as_bytes())) {
-        line(out, "host", host, proper_case);
+        line(out, "host", host, case);
     }
     for (name, value) in headers {
         if *name == header::TRANSFER_ENCODING || *name == header::HOST {
@@ -120,7 +121,7 @@ pub fn request(
             }
             length = value.to_str().ok().and_then(|digits| digits.parse::<u64>().ok());
         }
-        line(out, name.as_str(), value.as_bytes(), proper_case);
+        line(out, name.as_str(), value.as_bytes(), case);
     }
     let framing = match (length, body) {
         _ if raw => Framing::UntilClose,
@@ -128,13 +129,13 @@ pub fn request(
         (None, BodyFacts { ended: true, .. }) => {
             // Methods for which a body is usual say that there is none (RFC 9110 section 8.6).
             if !matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE) {
-                add_length(out, 0, proper_case);
+                add_length(out, 0, case);
             }
             Framing::None
         }
-        (None, BodyFacts { exact: Some(exact), .. }) => add_length(out, exact, proper_case),
+        (None, BodyFacts { exact: Some(exact), .. }) => add_length(out, exact, case),
         (None, _) => {
-            line(out, "transfer-encoding", b"chunked", proper_case);
+            line(out, "transfer-encoding", b"chunked", case);
             Framing::Chunked
         }
     };
@@ -147,27 +148,18 @@ pub fn last_chunk(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
     out.extend_from_slice(b"0\r\n");
     for (name, value) in trailers.into_iter().flatten() {
         // Envoy does not change the case of trailers.
-        line(out, name.as_str(), value.as_bytes(), false);
+        line(out, name.as_str(), value.as_bytes(), HeaderCase::Lower);
     }
     out.extend_from_slice(b"\r\n");
 }
 
-fn add_length(out: &mut Vec<u8>, length: u64, proper_case: bool) -> Framing {
-    line(out, "content-length", itoa::Buffer::new().format(length).as_bytes(), proper_case);
+fn add_length(out: &mut Vec<u8>, length: u64, case: HeaderCase<'_>) -> Framing {
+    line(out, "content-length", itoa::Buffer::new().format(length).as_bytes(), case);
     Framing::Length(length)
 }
 
-fn line(out: &mut Vec<u8>, name: &str, value: &[u8], proper_case: bool) {
-    if proper_case {
-        let mut start = true;
-        out.extend(name.bytes().map(|byte| {
-            let written = if start { byte.to_ascii_uppercase() } else { byte };
-            start = !byte.is_ascii_alphanumeric();
-            written
-        }));
-    } else {
-        out.extend_from_slice(name.as_bytes());
-    }
+fn line(out: &mut Vec<u8>, name: &str, value: &[u8], case: HeaderCase<'_>) {
+    case.write(out, name);
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");

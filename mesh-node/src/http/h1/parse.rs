@@ -10,8 +10,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version};
 
+use super::header_case::OriginalNames;
 use super::target;
 use crate::http::service::Refusal;
+use crate::model::network::KeepCase;
 
 /// Headers that are parsed without a heap allocation; a higher configured limit costs one per message.
 const HEADERS_ON_STACK: usize = 128;
@@ -27,12 +29,20 @@ pub struct Limits {
     pub accept_http_10: bool,
     /// `allow_chunked_length`: `Content-Length` beside `Transfer-Encoding: chunked` is dropped, not refused.
     pub allow_chunked_length: bool,
+    /// Remember how names of headers were written.
+    pub keep_case: Option<KeepCase>,
 }
 
 impl Default for Limits {
     /// Envoy's: 100 headers, 60 KiB.
     fn default() -> Self {
-        Self { max_headers: 100, max_bytes: 60 << 10, accept_http_10: false, allow_chunked_length: false }
+        Self {
+            max_headers: 100,
+            max_bytes: 60 << 10,
+            accept_http_10: false,
+            allow_chunked_length: false,
+            keep_case: None,
+        }
     }
 }
 
@@ -116,6 +126,8 @@ pub struct RequestHead {
     pub expect_continue: bool,
     /// An upgrade or CONNECT: what follows is raw once it is accepted.
     pub upgrade: bool,
+    /// With [`Limits::keep_case`].
+    pub names: Option<OriginalNames>,
 }
 
 /// A parsed response head.
@@ -126,6 +138,8 @@ pub struct ResponseHead {
     pub headers: HeaderMap,
     pub framing: Framing,
     pub keep_alive: bool,
+    /// With [`Limits::keep_case`].
+    pub names: Option<OriginalNames>,
 }
 
 /// What of the request decides how its response is read.
@@ -301,6 +315,7 @@ fn read_request<'b>(
     let target = parsed.path.unwrap_or_default();
     let uri = target::uri(&method, &head.slice_ref(target.as_bytes()))?;
     let mut headers = std::mem::take(spare);
+    let names = limits.keep_case.map(|keep| OriginalNames::of(parsed.headers, keep));
     let seen = collect(head, parsed.headers, &mut headers)?;
 
     if !seen.host && version == Version::HTTP_11 && uri.authority().is_none() {
@@ -332,7 +347,7 @@ fn read_request<'b>(
     let expect_continue = seen.expect
         && version == Version::HTTP_11
         && headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    Ok(RequestHead { method, uri, version, headers, framing, keep_alive, expect_continue, upgrade })
+    Ok(RequestHead { method, uri, version, headers, framing, keep_alive, expect_continue, upgrade, names })
 }
 
 fn read_response<'b>(
@@ -351,6 +366,7 @@ fn read_response<'b>(
     let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
     let status = StatusCode::from_u16(parsed.code.unwrap_or(0)).map_err(|_| HeadError::Syntax)?;
     let mut headers = std::mem::take(spare);
+    let names = limits.keep_case.map(|keep| OriginalNames::of(parsed.headers, keep));
     let seen = collect(head, parsed.headers, &mut headers)?;
     let connection = ConnectionTokens::of(&headers, seen.connection);
     let framing = match (status.as_u16(), asked) {
@@ -366,7 +382,7 @@ fn read_response<'b>(
     let keep_alive = framing != Framing::UntilClose
         && !connection.close
         && (version == Version::HTTP_11 || connection.keep_alive);
-    Ok(ResponseHead { status, version, headers, framing, keep_alive })
+    Ok(ResponseHead { status, version, headers, framing, keep_alive, names })
 }
 
 /// Which of the headers that matter to framing occurred.

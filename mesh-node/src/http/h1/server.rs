@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::chunk::Decoder;
 use super::encode::{self, BodyFacts, ResponseContext};
+use super::header_case::HeaderCase;
 use super::parse::{self, ConnectionTokens, Framing, HeadError, Limits, Progress, RequestHead};
 use super::shared::{Outcome, RequestBody, Shared};
 use super::timer::Timer;
@@ -193,14 +194,26 @@ where
 
     /// Serves one request. `Some`: the connection has ended.
     async fn exchange(&mut self, head: RequestHead) -> Option<End> {
-        let RequestHead { method, uri, version, headers, framing, keep_alive, expect_continue, upgrade } =
-            head;
+        let RequestHead {
+            method,
+            uri,
+            version,
+            headers,
+            framing,
+            keep_alive,
+            expect_continue,
+            upgrade,
+            names,
+        } = head;
         let mut request = Request::new(Body::Empty);
         *request.uri_mut() = uri;
         *request.version_mut() = version;
         *request.headers_mut() = headers;
         let (head_request, connect) = (method == Method::HEAD, method == Method::CONNECT);
         *request.method_mut() = method;
+        if let Some(names) = names {
+            request.extensions_mut().insert(names);
+        }
         let informational = self.begin(&mut request, framing, expect_continue);
 
         let outcome = {
@@ -221,8 +234,7 @@ where
         // leaves bytes that may be anything.
         let unread = !self.shared.state.borrow().decoder.is_done();
         let close = !keep_alive || self.drain.started() || (unread && !accepted) || (upgrade && !accepted);
-        let context =
-            ResponseContext { head_request, raw: accepted, close, proper_case: self.options.proper_case };
+        let context = ResponseContext { head_request, raw: accepted, close, case: HeaderCase::Lower };
         let written = self.respond(response, version, context).await;
         let end = match written {
             Ok(false) => None,
@@ -264,12 +276,13 @@ where
         &mut self,
         response: Response<S::Body>,
         version: Version,
-        mut context: ResponseContext,
+        context: ResponseContext<'_>,
     ) -> Result<bool, End> {
         let (mut parts, body) = response.into_parts();
         let mut body = pin!(body);
         let asked_to = ConnectionTokens::of(&parts.headers, parts.headers.contains_key(header::CONNECTION));
-        context.close |= asked_to.close;
+        let case = HeaderCase::of(&parts.extensions, self.options.proper_case);
+        let mut context = ResponseContext { close: context.close || asked_to.close, case, ..context };
         let facts = BodyFacts { ended: body.is_end_stream(), exact: body.size_hint().exact() };
         let framing = {
             let out = &mut self.shared.state.borrow_mut().wire.output;
@@ -278,10 +291,11 @@ where
             }
             encode::response(out.gather(), version, parts.status, &parts.headers, facts, context)
         };
+        let close = context.close;
         parts.headers.clear();
         self.spare = parts.headers;
         self.shared.stream(body.as_mut(), framing, &*self.service, &self.options).await?;
-        Ok(context.close || framing == Framing::UntilClose)
+        Ok(close || framing == Framing::UntilClose)
     }
 
     /// Answers what is not a request, and closes.

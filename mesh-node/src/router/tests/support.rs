@@ -118,6 +118,8 @@ pub(crate) fn route(name: &str, matches: RouteMatch, action: Action) -> Arc<Rout
         action,
         headers: HeaderMutations::default(),
         filters: Vec::new(),
+        rate_limits: Vec::new(),
+        with_rate_limits_of_host: false,
     })
 }
 
@@ -139,6 +141,7 @@ pub(crate) fn virtual_host(name: &str, domains: &[&str], routes: Vec<Arc<Route>>
         headers: HeaderMutations::default(),
         filters: Vec::new(),
         retry: None,
+        rate_limits: Vec::new(),
         include_request_attempt_count: false,
         include_attempt_count_in_response: false,
     }

@@ -189,6 +189,8 @@ group! {
             update_failure,
             update_empty,
             update_no_rebuild,
+            update_rejected,
+            init_fetch_timeout,
             original_dst_host_invalid,
             ssl_handshake as "ssl.handshake",
             ssl_connection_error as "ssl.connection_error",

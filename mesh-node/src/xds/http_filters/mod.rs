@@ -9,10 +9,14 @@ mod traffic;
 
 use std::sync::Arc;
 
-use mesh_xds::pb::envoy::config::route::v3::FilterConfig;
+use mesh_xds::pb::envoy::config::route::v3::cors_policy::EnabledSpecifier;
+use mesh_xds::pb::envoy::config::route::v3::{CorsPolicy as OldCorsPolicy, FilterConfig};
 use mesh_xds::pb::envoy::extensions::filters::http::buffer::v3::{Buffer, BufferPerRoute, buffer_per_route};
 use mesh_xds::pb::envoy::extensions::filters::http::cors::v3::{Cors, CorsPolicy};
 use mesh_xds::pb::envoy::extensions::filters::http::csrf::v3::CsrfPolicy;
+use mesh_xds::pb::envoy::extensions::filters::http::dynamic_forward_proxy::v3::{
+    FilterConfig as ForwardProxy, PerRouteConfig,
+};
 use mesh_xds::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use mesh_xds::pb::envoy::extensions::filters::http::grpc_stats::v3::FilterConfig as GrpcStats;
 use mesh_xds::pb::envoy::extensions::filters::http::grpc_web::v3::GrpcWeb;
@@ -36,14 +40,17 @@ use mesh_xds::pb::google::protobuf::Any;
 use mesh_xds::prost::{Message, Name};
 
 pub(super) use self::istio::stats;
-pub(super) use self::rate_limit::bucket;
+pub(super) use self::rate_limit::{bucket, of_route as rate_limits};
 use super::error::{At, XdsError};
 use super::listener::extension;
-use super::{Context, access_log, rbac};
+use super::{Context, access_log, forward_proxy, rbac};
 use crate::model::http_filter::{HttpFilter, HttpFilterKind, Override, Overrides};
 use crate::model::listener::Direction;
 use crate::model::network::RouterFilter;
 use crate::telemetry::stats::{Counter, Gauge, http_tags};
+
+/// The name that the filter has everywhere.
+const CORS: &str = "envoy.filters.http.cors";
 
 /// Where a filter list stands.
 pub(super) struct Place<'a, 'b> {
@@ -159,6 +166,9 @@ fn one(at: At<'_>, config: &Any, place: &Place<'_, '_>) -> Result<HttpFilterKind
     if let Some(proto) = read::<HealthCheck>(at, config)? {
         return Ok(HttpFilterKind::HealthCheck(Arc::new(traffic::health_check(at, &proto)?)));
     }
+    if let Some(proto) = read::<ForwardProxy>(at, config)? {
+        return Ok(HttpFilterKind::ForwardProxy(forward_proxy::filter(at, &proto)?));
+    }
     Err(extension(at, config))
 }
 
@@ -179,6 +189,34 @@ pub(super) fn overrides(
         Ok((name.as_str().into(), said))
     };
     names.into_iter().map(of).collect()
+}
+
+/// What the fields from before `typed_per_filter_config` say counts where that says nothing.
+pub(super) fn with_cors(
+    at: At<'_>,
+    mut overrides: Overrides,
+    old: Option<&OldCorsPolicy>,
+) -> Result<Overrides, XdsError> {
+    let Some(old) = old.filter(|_| !overrides.iter().any(|(_, said)| matches!(said, Override::Cors(_))))
+    else {
+        return Ok(overrides);
+    };
+    let enabled = old.enabled_specifier.as_ref();
+    let policy = CorsPolicy {
+        allow_origin_string_match: old.allow_origin_string_match.clone(),
+        allow_methods: old.allow_methods.clone(),
+        allow_headers: old.allow_headers.clone(),
+        expose_headers: old.expose_headers.clone(),
+        max_age: old.max_age.clone(),
+        allow_credentials: old.allow_credentials,
+        filter_enabled: enabled.map(|EnabledSpecifier::FilterEnabled(share)| share.clone()),
+        shadow_enabled: old.shadow_enabled.clone(),
+        allow_private_network_access: old.allow_private_network_access,
+        forward_not_matching_preflights: old.forward_not_matching_preflights,
+    };
+    overrides.push((CORS.into(), Override::Cors(Arc::new(traffic::cors(at, &policy)?))));
+    overrides.sort_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(overrides)
 }
 
 fn said(at: At<'_>, config: &Any, context: &Context<'_>) -> Result<Override, XdsError> {
@@ -225,6 +263,9 @@ fn said(at: At<'_>, config: &Any, context: &Context<'_>) -> Result<Override, Xds
     if let Some(proto) = read::<SetFilterState>(at, config)? {
         let entries = metadata::filter_state(at.field("on_request_headers"), &proto.on_request_headers)?;
         return Ok(Override::SetFilterState(Arc::new(entries)));
+    }
+    if let Some(proto) = read::<PerRouteConfig>(at, config)? {
+        return forward_proxy::of_route(at, &proto);
     }
     Err(extension(at, config))
 }

@@ -13,6 +13,7 @@ use super::super::{Context, headers, matcher};
 use crate::model::rate_limit::{
     DescriptorAction, DescriptorBucket, LocalRateLimit, LocalRateLimitStats, TokenBucket,
 };
+use crate::model::route::RouteRateLimit;
 use crate::telemetry::stats::Tags;
 
 /// Envoy's status.
@@ -31,10 +32,6 @@ pub(super) fn http(at: At<'_>, proto: &Proto, context: &Context<'_>) -> Result<L
     let descriptors = proto.descriptors.iter().enumerate();
     let at_limits = at.field("rate_limits");
     let rate_limits = proto.rate_limits.iter().enumerate();
-    if !proto.descriptors.is_empty() && proto.rate_limits.is_empty() {
-        let message = "needs rate_limits beside it: those of routes are not supported by mesh-node";
-        return Err(at_descriptors.invalid(message));
-    }
     let status = proto.status.as_ref().map_or(0, |status| status.code);
     Ok(LocalRateLimit {
         bucket: proto.token_bucket.as_ref().map(|b| bucket(at.field("token_bucket"), b)).transpose()?,
@@ -44,6 +41,7 @@ pub(super) fn http(at: At<'_>, proto: &Proto, context: &Context<'_>) -> Result<L
         rate_limits: rate_limits
             .map(|(i, proto)| actions(at_limits.index(i), proto))
             .collect::<Result<_, _>>()?,
+        stage: proto.stage,
         always_consume_default: boolean(proto.always_consume_default_token_bucket, true),
         // Envoy: off unless given, "for safety".
         enabled: proto.filter_enabled.as_ref().map_or((0, 100), runtime_fraction),
@@ -91,6 +89,18 @@ fn descriptor(at: At<'_>, proto: &LocalRateLimitDescriptor) -> Result<Descriptor
         entries: proto.entries.iter().map(|entry| (entry.key.clone(), entry.value.clone())).collect(),
         bucket: bucket(at.field("token_bucket"), token_bucket)?,
     })
+}
+
+/// `rate_limits` of a route or virtual host.
+pub(in crate::xds) fn of_route(
+    at: At<'_>,
+    protos: &[RateLimitProto],
+) -> Result<Vec<RouteRateLimit>, XdsError> {
+    let of = |(i, proto): (usize, &RateLimitProto)| {
+        let actions = actions(at.index(i), proto)?;
+        Ok(RouteRateLimit { stage: number(proto.stage, 0), actions })
+    };
+    protos.iter().enumerate().map(of).collect()
 }
 
 fn actions(at: At<'_>, proto: &RateLimitProto) -> Result<Vec<DescriptorAction>, XdsError> {

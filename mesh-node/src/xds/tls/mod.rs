@@ -117,7 +117,9 @@ fn contexts<T>(
             continue;
         }
         let at = at.field(field);
-        need(at.field("sds_config"), NeedKind::Secret, &config.name, config.sds_config.as_ref(), context)?;
+        let scope = format!("sds.{}", config.name);
+        let source = config.sds_config.as_ref();
+        need(at.field("sds_config"), NeedKind::Secret, &config.name, &scope, source, context)?;
         if !names.iter().any(|name| **name == *config.name) {
             names.push(config.name.as_str().into());
         }

@@ -15,6 +15,7 @@ pub(super) fn decode(stream: &Rc<Stream>, own: &HealthCheck, request: &Request) 
     if !own.headers.iter().all(|m| header_matches(m, &request.head())) {
         return None;
     }
+    stream.info.borrow_mut().health_check = true;
     let reply = if stream.manager.connection.drain.started() {
         LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, "", "health_check_failed")
             .flag(ResponseFlags::FAILED_LOCAL_HEALTH_CHECK)

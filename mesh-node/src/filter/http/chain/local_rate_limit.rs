@@ -11,7 +11,7 @@ use crate::model::headers::HeaderTarget;
 use crate::model::http_filter::{HttpFilter, Override};
 use crate::model::matcher::HeaderKey;
 use crate::model::rate_limit::{DescriptorAction, LocalRateLimit, TokenBucket};
-use crate::router::{header_matches, query_matches};
+use crate::router::{Routed, header_matches, query_matches};
 use crate::telemetry::stream_info::ResponseFlags;
 
 /// gRPC's `RESOURCE_EXHAUSTED`.
@@ -102,7 +102,7 @@ fn take<'l>(
 ) -> (bool, Option<&'l TokenBucket>) {
     let mut of_descriptor = None;
     if !limit.descriptors.is_empty() {
-        for actions in &limit.rate_limits {
+        for actions in limits_of(decoding.routed, limit) {
             let Some(entries) = describe(decoding, actions, request) else { continue };
             let Some(of) = limit.descriptors.iter().find(|of| of.entries == entries) else { continue };
             of_descriptor = Some(&of.bucket);
@@ -117,6 +117,19 @@ fn take<'l>(
         }
         _ => (true, of_descriptor),
     }
+}
+
+/// How requests are described: the filter's own way, else the route's, with or else the virtual host's.
+fn limits_of<'l>(
+    routed: Option<&'l Routed<'_>>,
+    limit: &'l LocalRateLimit,
+) -> impl Iterator<Item = &'l [DescriptorAction]> {
+    let routed = routed.filter(|_| limit.rate_limits.is_empty());
+    let of_route = routed.map_or(&[][..], |routed| &routed.route.rate_limits);
+    let with_host = routed.is_some_and(|routed| routed.route.with_rate_limits_of_host || of_route.is_empty());
+    let of_host = routed.filter(|_| with_host).map_or(&[][..], |routed| &routed.virtual_host.rate_limits);
+    let of_stage = of_route.iter().chain(of_host).filter(|of| of.stage == limit.stage);
+    limit.rate_limits.iter().map(Vec::as_slice).chain(of_stage.map(|of| of.actions.as_slice()))
 }
 
 /// The descriptor of a request; `None` when an action finds nothing to say.

@@ -8,6 +8,7 @@ mod buffer;
 mod cors;
 mod csrf;
 mod fault;
+mod forward_proxy;
 mod grpc_stats;
 mod grpc_web;
 mod header_mutation;
@@ -55,6 +56,8 @@ pub struct State {
     messages: RefCell<Option<Rc<Messages>>>,
     /// For a session that has a host: that host.
     session_host: Cell<Option<(SocketAddr, bool)>>,
+    /// Where the name of the request has been found (`dynamic_forward_proxy`).
+    forward_to: Cell<Option<SocketAddr>>,
     /// For metrics: bytes of the request's head, and its host.
     head: RefCell<Option<(u64, Option<HeaderValue>)>>,
     /// Bytes of the response's head.
@@ -75,6 +78,11 @@ impl State {
     /// The host that the stream's session belongs to, and whether no other may serve it.
     pub fn session_host(&self) -> Option<(SocketAddr, bool)> {
         self.session_host.get()
+    }
+
+    /// The address of the host that the request names, where a filter has looked it up.
+    pub fn forward_to(&self) -> Option<SocketAddr> {
+        self.forward_to.get()
     }
 
     fn push(&self, step: Step) {
@@ -241,6 +249,9 @@ pub async fn decode(
                 None
             }
             HttpFilterKind::HealthCheck(own) => health_check::decode(stream, own, request),
+            HttpFilterKind::ForwardProxy(own) => {
+                Box::pin(forward_proxy::decode(&decoding, filter, own, request)).await
+            }
             // The converter lets only the last be a router.
             HttpFilterKind::Router(_) => None,
         };

@@ -24,7 +24,7 @@ use crate::model::listener::Direction;
 use crate::model::route::{HashCookie, HostRewrite, RetryPolicy};
 use crate::router::{self, RetryPlan, back_off};
 use crate::telemetry::stream_info::ResponseFlags;
-use crate::upstream::{ErrorKind, Target, UpstreamError, UpstreamPath};
+use crate::upstream::{ErrorKind, Target, UpstreamError, UpstreamPath, implied_alpn};
 
 /// A response header by which a host asks for no more requests.
 const IMMEDIATE_FAIL: &str = "x-envoy-immediate-health-check-fail";
@@ -150,7 +150,10 @@ impl Forwarding<'_> {
             _ => None,
         };
         let context = LbContext {
-            original_dst: self.stream().manager.connection.original_dst,
+            original_dst: match self.cluster.config.discovery {
+                Discovery::ForwardProxy(_) => self.stream().chain.forward_to(),
+                _ => self.stream().manager.connection.original_dst,
+            },
             original_dst_header: header,
             exclude: if previous_hosts.is_some() { &tries.tried } else { &[] },
             exclude_attempts: previous_hosts.map_or(0, |p| p.host_selection_retry_max_attempts),
@@ -251,6 +254,7 @@ impl Forwarding<'_> {
             workload: connection.workload.clone(),
             cluster: self.cluster.clone(),
             alpn: self.alpn(&host),
+            implied_alpn: implied_alpn(self.cluster.config.protocol, stream.version),
             host,
             path: match connection.direction {
                 Direction::Inbound if connection.workload.is_some() => {

@@ -19,7 +19,7 @@ use crate::cluster::{LbContext, RoutingPriority};
 use crate::http::body::{Body, BodyError};
 use crate::model::route::Mirror;
 use crate::router::strip_port;
-use crate::upstream::{Target, UpstreamPath};
+use crate::upstream::{Target, UpstreamPath, implied_alpn};
 
 /// What a copy may lag behind its request; one that falls back further is given up.
 const MAX_LAG_BYTES: usize = 1 << 20;
@@ -65,6 +65,7 @@ fn one(forwarding: &Forwarding<'_>, mirror: &Mirror, request: &mut Request) {
     let body = if request.body.is_end_stream() { Body::Empty } else { tap(request) };
     let target = Target {
         workload: connection.workload.clone(),
+        implied_alpn: implied_alpn(cluster.config.protocol, stream.version),
         cluster,
         host,
         path: UpstreamPath::Network,

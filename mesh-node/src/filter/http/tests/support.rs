@@ -97,6 +97,7 @@ pub fn connection(remote: &str) -> ConnectionInfo {
         tls: None,
         requested_server_name: None,
         drain: Arc::default(),
+        listener_log: Vec::new(),
     }
 }
 
@@ -157,6 +158,8 @@ pub fn route(prefix: &str, action: Action) -> Route {
         action,
         headers: HeaderMutations::default(),
         filters: Vec::new(),
+        rate_limits: Vec::new(),
+        with_rate_limits_of_host: false,
     }
 }
 
@@ -174,6 +177,7 @@ pub fn routes(routes: Vec<Route>) -> RouteSource {
             headers: HeaderMutations::default(),
             filters: Vec::new(),
             retry: None,
+            rate_limits: Vec::new(),
             include_request_attempt_count: true,
             include_attempt_count_in_response: true,
         })],
@@ -193,6 +197,7 @@ pub fn cluster(name: &str, endpoints: &[SocketAddr]) -> Cluster {
             transport_match: Vec::new(),
             lb_metadata: Vec::new().into(),
             check: None,
+            additional: Vec::new(),
         })
     };
     Cluster {
@@ -301,6 +306,7 @@ impl Proxy {
         hcm.access_log = vec![Arc::new(AccessLog {
             file: files.open(&path).unwrap(),
             format: LogFormat::Text(Format { parts }),
+            filter: None,
         })];
         let mut proxy = Self::new(hcm, clusters);
         proxy.log = Some((files, path));

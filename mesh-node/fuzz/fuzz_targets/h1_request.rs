@@ -1,24 +1,8 @@
-//! A request head: no panic, and the same head whether it comes at once or byte by byte.
+//! See `../targets.rs`.
 #![no_main]
 
-use bytes::BytesMut;
-use http::HeaderMap;
-use libfuzzer_sys::fuzz_target;
-use mesh_node::http::h1::parse::{Limits, Progress, request};
+#[path = "../targets.rs"]
+#[allow(dead_code, reason = "each target is a program of its own")]
+mod targets;
 
-fn parse(data: &[u8], step: usize) -> Option<(String, HeaderMap)> {
-    let (mut buffer, mut progress) = (BytesMut::new(), Progress::default());
-    for piece in data.chunks(step) {
-        buffer.extend_from_slice(piece);
-        match request(&mut buffer, &mut progress, &Limits::default(), &mut HeaderMap::new()) {
-            Ok(Some(head)) => return Some((format!("{} {} {:?}", head.method, head.uri, head.framing), head.headers)),
-            Ok(None) => {}
-            Err(_) => return None,
-        }
-    }
-    None
-}
-
-fuzz_target!(|data: &[u8]| {
-    assert_eq!(parse(data, usize::MAX), parse(data, 1));
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::h1_request(data));

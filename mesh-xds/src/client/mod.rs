@@ -23,4 +23,6 @@ pub use sotw::Sotw;
 pub use stream::{Command, Deliver, Event, Protocol, Scope, Stream, StreamOptions, open};
 
 #[cfg(test)]
+mod stream_tests;
+#[cfg(test)]
 mod tests;

@@ -23,7 +23,7 @@ pub fn ports(file: &CaseFile) -> BTreeMap<String, u16> {
     file.backends.keys().cloned().zip(FIRST_BACKEND_PORT..).collect()
 }
 
-/// The bootstrap as JSON. `${ip}`, `${certs}` and `${port:NAME}` in the case file are replaced.
+/// The bootstrap as JSON. `${ip}`, `${certs}`, `${log}` and `${port:NAME}` in the case file are replaced.
 pub fn bootstrap(file: &CaseFile, ip: IpAddr, certs: &Path, log: &Path) -> Result<String> {
     let ports = ports(file);
     let clusters = file
@@ -49,7 +49,8 @@ pub fn bootstrap(file: &CaseFile, ip: IpAddr, certs: &Path, log: &Path) -> Resul
     });
     let mut text = serde_json::to_string_pretty(&bootstrap)?
         .replace("${ip}", &ip.to_string())
-        .replace("${certs}", &certs.display().to_string());
+        .replace("${certs}", &certs.display().to_string())
+        .replace("${log}", &log.display().to_string());
     for (name, port) in ports {
         text = text.replace(&format!("${{port:{name}}}"), &port.to_string());
     }
@@ -129,6 +130,10 @@ fn cluster(
                 },
             },
         });
+    }
+    if over.contains_key("cluster_type") {
+        // It stands in place of `type`.
+        cluster.as_object_mut().map(|cluster| cluster.remove("type"));
     }
     merge(&mut cluster, &over);
     Ok(cluster)

@@ -10,6 +10,8 @@ mod bootstrap;
 mod case;
 mod client;
 mod compare;
+#[cfg(test)]
+mod honoured;
 mod io;
 mod known;
 mod proxy;

@@ -28,11 +28,7 @@ pub(super) fn check<T: Message + Name>(at: &str, message: &T, ignored: &mut Igno
             return false;
         }
         match verdict(set) {
-            Verdict::Honoured => {
-                #[cfg(test)]
-                record_tmp(set.message, set.field);
-                return true;
-            }
+            Verdict::Honoured => return true,
             Verdict::Ignored => ignored.paths.push(join(at, set.path)),
             Verdict::Refused => {
                 let path = join(at, set.path);
@@ -82,20 +78,6 @@ fn row(message: &str) -> Option<&'static Row> {
 
 fn join(at: &str, path: &str) -> String {
     if at.is_empty() { path.to_owned() } else { format!("{at}.{path}") }
-}
-
-#[cfg(test)]
-fn record_tmp(message: &str, field: &str) {
-    use std::io::Write;
-    static SEEN: std::sync::Mutex<std::collections::BTreeSet<String>> =
-        std::sync::Mutex::new(std::collections::BTreeSet::new());
-    let Some(file) = std::env::var_os("MESH_FIELDS") else { return };
-    let line = format!("{message} {field} {}\n", std::thread::current().name().unwrap_or("?"));
-    let mut seen = SEEN.lock().unwrap();
-    if seen.insert(line.clone()) {
-        let mut f = std::fs::OpenOptions::new().append(true).create(true).open(file).unwrap();
-        f.write_all(line.as_bytes()).unwrap();
-    }
 }
 
 #[cfg(test)]

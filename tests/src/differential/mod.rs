@@ -10,10 +10,10 @@ mod bootstrap;
 mod case;
 mod client;
 mod compare;
-#[cfg(test)]
-mod honoured;
 mod io;
 mod known;
+#[cfg(test)]
+mod known_page;
 mod proxy;
 mod suite;
 mod wire;

@@ -101,10 +101,12 @@ fn a_secret_that_is_neither_there_nor_to_be_asked_for() {
 }
 
 #[test]
-fn a_reference_to_nothing() {
-    let (_, yaml) = http("l", "r");
-    let yaml = yaml.replace("config_source: {ads: {}}", "config_source: {}");
-    refused(ResourceType::Listener, "l", &yaml, "rds.config_source", "needs one of");
+fn endpoints_of_a_server_that_is_no_cluster_are_not_waited_for() {
+    let mut f = serving();
+    let of = "{name: b, type: EDS, eds_cluster_config: {eds_config: {api_config_source: {api_type: GRPC, \
+              grpc_services: [{envoy_grpc: {cluster_name: nowhere}}]}}}}";
+    assert_eq!(f.clusters(&[("b", of.to_owned())], &[]), []);
+    assert_eq!(f.settle(), ["publish a b | l"]);
 }
 
 #[test]

@@ -91,6 +91,8 @@ fn a_filter_that_is_not_built_is_refused_by_name_and_the_listener_never_serves_w
     assert!(dump["EcdsConfigDump"]["ecds_filters"][0]["error_state"].is_object());
     assert_eq!(f.extension(buffer(10)), []);
     f.settle();
+    f.routes("r", "a");
+    f.settle();
     assert_eq!(f.buffered(), Some(10));
 }
 

@@ -18,12 +18,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::admin;
+use crate::capture::pods::PodSpec;
 use crate::capture::{self, Capture, CaptureError};
 use crate::cluster::ClusterManager;
 use crate::config::bootstrap::{BootstrapError, Source};
-use crate::config::{Cli, Loaded, Mode, Settings, SettingsError};
+use crate::config::{Cli, Loaded, Mode, PodsFrom, Settings, SettingsError};
 use crate::dynamic::{Assembly, Compiler, Identity, Refused, Servers, Sidecar, Statics, Watch};
 use crate::filter::WorkerContext;
+use crate::kubernetes;
 use crate::model::{Published, Snapshot};
 use crate::readiness::{Guard, Readiness};
 use crate::telemetry::log_file::LogFiles;
@@ -46,6 +48,8 @@ pub enum StartError {
     Capture(#[from] CaptureError),
     #[error(transparent)]
     Listener(#[from] Refused),
+    #[error(transparent)]
+    Kubernetes(#[from] kubernetes::Error),
     #[error("admin.address: cannot listen on {address}: {source}; stop what listens there or change it")]
     Admin { address: std::net::SocketAddr, source: std::io::Error },
     #[error("starting threads: {0}; raise the process limit (ulimit -u)")]
@@ -165,6 +169,8 @@ struct Node {
     sidecar: Sidecar<Publisher>,
     /// With a sidecar for each pod.
     pods: Option<PodSidecars>,
+    /// Where pods come from the API.
+    kubernetes: Option<kubernetes::Source>,
     /// The static resources in force.
     statics: Statics,
     settings: Settings,
@@ -196,8 +202,11 @@ impl Node {
             None => None,
         };
         let workers = start_workers(count, &published, &clusters)?;
-        let steers = settings.capture.pods_file.is_some();
-        let publisher = Publisher::new(published.clone(), clusters.clone(), workers, steers);
+        let publisher = Publisher::new(published.clone(), clusters.clone(), workers, settings.steers());
+        let kubernetes = match settings.node.pods_from {
+            PodsFrom::Kubernetes => Some(kubernetes::Source::start(&kubernetes_options(settings)).await?),
+            PodsFrom::File => None,
+        };
         let mut identity = Identity { node: loaded.node, dynamic: loaded.dynamic };
         let statics = Statics { clusters: loaded.clusters, listeners: loaded.listeners };
         let compiler = Arc::new(Compiler::new(stats.clone(), log_files.clone()));
@@ -238,6 +247,7 @@ impl Node {
         let mut node = Self {
             sidecar,
             pods,
+            kubernetes,
             statics,
             settings,
             starting,
@@ -259,8 +269,13 @@ impl Node {
         }
         let mut pods = 0;
         if self.sidecar.outlet.capture {
+            // Which pods an earlier process served must be known first: the others are released.
+            let given = match self.kubernetes.as_mut().map(kubernetes::Source::current) {
+                Some(None) => return Ok(()),
+                given => given.flatten(),
+            };
             let servings = self.pods.as_ref().map(|pods| pods.servings.clone());
-            let capture = start_capture(&self.settings, &self.sidecar.outlet, servings)?;
+            let capture = start_capture(&self.settings, &self.sidecar.outlet, servings, given)?;
             pods = capture.workloads().len();
             // Set here only, and once.
             let _ = self.state.capture.set(capture);
@@ -297,6 +312,10 @@ impl Node {
                 },
                 () = changed => self.reload().await,
                 () = pods_changed(self.state.capture.get()) => self.follow_pods(),
+                () = listed(&mut self.kubernetes) => {
+                    self.set_pods();
+                    self.start_when_ready()?;
+                }
                 () = self.files.changed() => {
                     tracing::info!("a file that the configuration names has changed");
                     self.reload().await;
@@ -309,6 +328,15 @@ impl Node {
         }
         self.drain(&mut terminate).await;
         Ok(())
+    }
+
+    /// Hands on what the Kubernetes API says, once there is somebody who takes it.
+    fn set_pods(&mut self) {
+        if let (Some(source), Some(capture)) = (&mut self.kubernetes, self.state.capture.get())
+            && let Some(pods) = source.current()
+        {
+            capture.set_pods(pods);
+        }
     }
 
     fn follow_pods(&mut self) {
@@ -341,7 +369,7 @@ impl Node {
         match self.sidecar.set_statics(statics, previous.clone()).await {
             Ok(()) => {
                 self.state.took(loaded.message);
-                if let Some(pods) = &mut self.pods {
+                if let Some(pods) = &self.pods {
                     pods.set_statics(&self.statics);
                 }
             }
@@ -398,12 +426,29 @@ async fn pods_changed(capture: Option<&Arc<Capture>>) {
     }
 }
 
+/// Returns when the API has another list of pods.
+async fn listed(source: &mut Option<kubernetes::Source>) {
+    match source {
+        Some(source) => source.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn kubernetes_options(settings: &Settings) -> kubernetes::Options {
+    kubernetes::Options {
+        node_name: settings.node.node_name.clone(),
+        kubeconfig: settings.node.kubeconfig.clone(),
+        known_pods: settings.capture.known_pods(),
+    }
+}
+
 fn start_capture(
     settings: &Settings,
     publisher: &Publisher,
     servings: Option<Arc<Servings>>,
+    given: Option<Vec<PodSpec>>,
 ) -> Result<Arc<Capture>, StartError> {
-    let (capture, sources) = capture::start(&settings.capture, publisher.workers.len())?;
+    let (capture, sources) = capture::start(&settings.capture, publisher.workers.len(), given)?;
     for (worker, source) in publisher.workers.iter().zip(sources) {
         worker.send(Command::Capture(source, servings.clone()));
     }

@@ -13,6 +13,7 @@ pub mod dynamic;
 pub mod filter;
 pub mod heap;
 pub mod http;
+pub mod kubernetes;
 pub mod listener;
 pub mod model;
 pub mod readiness;

@@ -11,6 +11,7 @@
 
 pub mod differential;
 pub mod foreign;
+pub mod kube_api;
 pub mod kube_proxy;
 pub mod mesh;
 pub mod netns;
@@ -20,3 +21,4 @@ pub mod process;
 pub mod run;
 pub mod soak;
 pub mod sys;
+pub mod xds;

@@ -209,6 +209,18 @@ impl Process {
         kept.join("\n")
     }
 
+    /// Waits until the last lines of standard error contain `text`.
+    pub fn wait_error(&self, text: &str) -> Result<()> {
+        let until = Instant::now() + deadline();
+        while !self.errors().contains(text) {
+            if Instant::now() > until {
+                bail!("{} does not say {text:?}; standard error: {}", self.name, self.errors());
+            }
+            std::thread::sleep(Duration::from_millis(20)); // the period of the poll
+        }
+        Ok(())
+    }
+
     /// Writes standard error to a file too, which is made anew: the lines that are still kept, and all to come.
     pub fn log_to(&self, path: &Path) -> Result<()> {
         let mut file = File::create(path).with_context(|| format!("creating {}", path.display()))?;

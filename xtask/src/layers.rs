@@ -29,13 +29,15 @@ const EXCEPTIONS: [(&str, &str); 1] = [
 ];
 /// Modules outside the data path, with what each may import. A module in neither list is free to be
 /// imported only by the composition root.
-const BESIDE: [(&str, &[&str]); 12] = [
+const BESIDE: [(&str, &[&str]); 13] = [
     // The settings of capture are a part of the settings.
     ("config", &["xds", "capture", "model", "identity", "telemetry"]),
     ("xds", &["model", "identity", "telemetry"]),
     // Reaches servers by way of clusters, and gives clusters their endpoints and secrets.
     ("dynamic", &["xds", "cluster", "upstream", "model", "identity", "telemetry"]),
     ("admin", &["cluster", "http", "model", "identity", "telemetry", "drain", "readiness"]),
+    // Says to capture which pods there are.
+    ("kubernetes", &["capture", "model"]),
     ("dns", &["model", "telemetry"]),
     ("telemetry", &["model", "identity", "drain"]),
     ("identity", &["model"]),

@@ -4,7 +4,7 @@
 //! once, as the pod itself would wait for its sidecar to start.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -20,7 +20,7 @@ use crate::dynamic::{
 use crate::model::source::Dynamic;
 use crate::model::workload::Workload;
 use crate::model::{Published, Snapshot, Str};
-use crate::upstream::Prober;
+use crate::upstream::{Current, Prober};
 
 /// For so long a connection waits for its pod's first configuration.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -80,13 +80,20 @@ pub struct PodSidecars {
     pub servings: Arc<Servings>,
     compiler: Arc<Compiler>,
     servers: Arc<Servers>,
-    /// What every pod has; those that are enrolled later have what is in force then.
-    statics: Statics,
+    /// What every pod has; its tasks are told when that changes.
+    statics: watch::Sender<Statics>,
     dynamic: Dynamic,
     /// The bootstrap's node, of which each pod's is made.
     node: Node,
     workers: usize,
-    running: BTreeMap<Str, AbortHandle>,
+    running: BTreeMap<Str, Running>,
+}
+
+/// The sidecar of one pod.
+struct Running {
+    task: AbortHandle,
+    /// An edit of the pod makes another workload of the same uid.
+    workload: Current,
 }
 
 impl PodSidecars {
@@ -98,45 +105,50 @@ impl PodSidecars {
         identity: Identity,
         workers: usize,
     ) -> Self {
-        let statics = Statics { listeners: Vec::new(), ..statics };
+        let statics = watch::Sender::new(Statics { listeners: Vec::new(), ..statics });
         let Identity { node, dynamic } = identity;
         let (servings, running) = (Arc::default(), BTreeMap::new());
         Self { servings, compiler, servers, statics, dynamic, node, workers, running }
     }
 
-    /// Other static resources are in force: for pods that are enrolled from now on.
-    pub fn set_statics(&mut self, statics: &Statics) {
-        self.statics = Statics { listeners: Vec::new(), ..statics.clone() };
+    /// Other static resources are in force, for all pods.
+    pub fn set_statics(&self, statics: &Statics) {
+        self.statics.send_replace(Statics { listeners: Vec::new(), ..statics.clone() });
     }
 
     /// These are the pods now.
     pub fn set(&mut self, pods: &[Arc<Workload>]) {
         let mut all = (**self.servings.by_uid.load()).clone();
-        self.running.retain(|uid, task| {
+        self.running.retain(|uid, sidecar| {
             let stays = pods.iter().any(|pod| pod.uid == *uid);
             if !stays {
-                task.abort();
+                sidecar.task.abort();
                 all.remove(uid);
             }
             stays
         });
         for pod in pods {
-            if !self.running.contains_key(&pod.uid) {
-                let (serving, task) = self.start(pod);
-                all.insert(pod.uid.clone(), serving);
-                self.running.insert(pod.uid.clone(), task);
+            if let Some(sidecar) = self.running.get(&pod.uid) {
+                *sidecar.workload.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(pod);
+                continue;
             }
+            let (serving, sidecar) = self.start(pod);
+            all.insert(pod.uid.clone(), serving);
+            self.running.insert(pod.uid.clone(), sidecar);
         }
         self.servings.set(all);
     }
 
-    fn start(&self, pod: &Arc<Workload>) -> (Arc<Serving>, AbortHandle) {
+    fn start(&self, pod: &Arc<Workload>) -> (Arc<Serving>, Running) {
         let identity = Identity { node: node_of(pod, &self.node), dynamic: self.dynamic.clone() };
         let (compiler, dynamic) = (self.compiler.clone(), self.dynamic.clone());
-        let assembly = Assembly::new(compiler, dynamic, self.statics.clone(), Instant::now());
+        let mut statics = self.statics.subscribe();
+        let first = statics.borrow_and_update().clone();
+        let assembly = Assembly::new(compiler, dynamic, first.clone(), Instant::now());
         let published: Published = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         // Hosts are asked from the pod, as its requests go out from there.
-        let prober = Prober { workload: Some(Arc::downgrade(pod)) };
+        let workload = Current::new(Mutex::new(Arc::downgrade(pod)));
+        let prober = Prober { workload: Some(workload.clone()) };
         let clusters = Arc::new(ClusterManager::new(self.workers).checking_with(Arc::new(prober)));
         let outlet = PodOutlet { published: published.clone(), clusters: clusters.clone() };
         let sidecar = Sidecar::new(assembly, &identity, self.servers.clone(), outlet);
@@ -147,20 +159,33 @@ impl PodSidecars {
             configured: watch::Sender::new(false),
         });
         tracing::info!(node = %identity.node.id, "sidecar starts");
-        let task = tokio::spawn(run(sidecar, serving.clone()));
-        (serving, task.abort_handle())
+        let task = tokio::spawn(run(sidecar, serving.clone(), statics, first)).abort_handle();
+        (serving, Running { task, workload })
     }
 }
 
-async fn run(mut sidecar: Sidecar<PodOutlet>, serving: Arc<Serving>) {
-    // Nothing of a pod is bound on the host: nothing can be refused.
+async fn run(
+    mut sidecar: Sidecar<PodOutlet>,
+    serving: Arc<Serving>,
+    mut statics: watch::Receiver<Statics>,
+    mut in_force: Statics,
+) {
     sidecar.settle().await;
     loop {
         if sidecar.has_started() {
             serving.configured.send_if_modified(|configured| !std::mem::replace(configured, true));
         }
-        let happened = sidecar.next().await;
-        sidecar.handle(happened).await;
+        tokio::select! {
+            happened = sidecar.next() => sidecar.handle(happened).await,
+            Ok(()) = statics.changed() => {
+                let next = statics.borrow_and_update().clone();
+                let previous = std::mem::replace(&mut in_force, next.clone());
+                // Nothing of a pod is bound on the host: nothing of it can be refused.
+                if let Err(refused) = sidecar.set_statics(next, previous).await {
+                    tracing::error!("{refused}");
+                }
+            }
+        }
     }
 }
 

@@ -62,6 +62,7 @@ pub(super) fn cleanup_locked(settings: &Settings, lock: InstanceLock) -> Result<
     {
         tracing::warn!("removing {}: {error}", folder.display());
     }
+    let _ = std::fs::remove_file(settings.known_pods());
     lock.remove();
     // Shared, too.
     let _ = std::fs::remove_dir(&settings.state_dir);

@@ -394,13 +394,16 @@ pub(super) fn workload(
     drain: Arc<Signal>,
 ) -> Arc<Workload> {
     let ip = spec.ips.first().map(IpAddr::to_string).unwrap_or_default();
+    let owner = spec.details.owner(&spec.name, &spec.namespace, &spec.labels);
     Arc::new(Workload {
         uid: spec.uid.as_str().into(),
         namespace: spec.namespace.as_str().into(),
         name: spec.name.as_str().into(),
         service_account: spec.service_account.as_str().into(),
         labels: spec.labels.clone(),
-        peer: Arc::new(LocalPeer::of_pod(&spec.name, &spec.namespace, &ip, &spec.labels)),
+        annotations: spec.annotations.clone(),
+        details: spec.details.clone(),
+        peer: Arc::new(LocalPeer::of_pod(&spec.name, &spec.namespace, &ip, &spec.labels, owner)),
         ips: spec.ips.clone(),
         sockets,
         limits,
@@ -450,10 +453,7 @@ pub(super) fn undo_outside_maps(host: &Namespace, record: &Record) {
     for interface in record.host_interfaces.iter().filter(|i| i.filter) {
         super::cleanup::remove_filter(interface, true);
     }
-    let Ok(namespace) = Namespace::open(&record.netns) else { return };
-    if namespace.id != record.netns_id {
-        return;
-    }
+    let Some(namespace) = Namespace::find(&record.netns, record.netns_id) else { return };
     let result = host.enter(&namespace, || -> Result<(), (String, std::io::Error)> {
         for interface in record.pod_interfaces.iter().filter(|i| i.filter) {
             super::cleanup::remove_filter(interface, false);

@@ -90,17 +90,14 @@ pub(super) struct Manager {
 }
 
 impl Manager {
-    /// Takes over what an earlier process left, then enrols `pods`.
-    ///
-    /// # Errors
-    /// The first pod that cannot be enrolled: at start that ends the process.
-    pub(super) fn begin(&mut self, pods: &[PodSpec]) -> Result<(), CaptureError> {
+    /// Takes over what an earlier process left, then enrols `pods`. Returns what went wrong, one error per pod.
+    pub(super) fn begin(&mut self, pods: &[PodSpec]) -> Vec<CaptureError> {
         for record in self.records.all() {
             self.last_slot = self.last_slot.max(record.slot);
             self.kept.insert(record.slot, record);
         }
         self.beat();
-        self.apply(pods).into_iter().next().map_or(Ok(()), Err)
+        self.apply(pods)
     }
 
     /// Serves commands until told to stop.

@@ -53,6 +53,8 @@ pub fn local_workload(name: &str) -> Arc<Workload> {
         name: name.into(),
         service_account: "default".into(),
         labels: Default::default(),
+        annotations: Default::default(),
+        details: Default::default(),
         peer: Default::default(),
         ips: vec![[127, 0, 0, 1].into()],
         sockets: Arc::new(LocalSockets),

@@ -46,6 +46,22 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// The namespace with this device and inode: at `path`, or, where that was a descriptor of a process that
+    /// has ended, by a process that is in it. `None` if there is none any more.
+    pub(super) fn find(path: &Path, id: (u64, u64)) -> Option<Self> {
+        let open = |path: &Path| {
+            // Before it is opened, which other kinds of files may not like.
+            let metadata = std::fs::metadata(path).ok()?;
+            let same = (metadata.dev(), metadata.ino()) == id;
+            same.then(|| Self::open(path).ok()).flatten().filter(|namespace| namespace.id == id)
+        };
+        open(path).or_else(|| {
+            let processes = std::fs::read_dir("/proc").ok()?.flatten();
+            let numbered = processes.filter(|entry| entry.file_name().as_encoded_bytes()[0].is_ascii_digit());
+            numbered.into_iter().find_map(|process| open(&process.path().join("ns/net")))
+        })
+    }
+
     /// The namespace of the calling thread.
     pub(super) fn current() -> io::Result<Self> {
         let file = File::open("/proc/thread-self/ns/net")?;

@@ -1,27 +1,30 @@
-//! The pods of this node, from a watched file.
+//! What is known of a pod that is to be enrolled, and the pods of this node from a watched file.
 //!
 //! The file is read whole and judged whole: a bad edit changes nothing. It says which pods there
 //! are; entering them is `enrol`'s job.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use notify::Watcher;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::error::CaptureError;
 use super::settings::Cidr;
+use crate::model::pod::PodDetails;
 
 /// The annotations of Istio that exclude a pod's traffic from capture; comma-separated.
 const ANNOTATIONS: &str = "traffic.sidecar.istio.io/";
 const ACCELERATION: &str = "mesh-node/acceleration";
 const HAND_OFF: &str = "mesh-node/hand-off";
 
-/// One pod of the pods file.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+/// One pod, as the pods file has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PodSpec {
     /// `metadata.uid`.
@@ -37,9 +40,15 @@ pub struct PodSpec {
     /// those of acceleration and hand-off, are not looked at.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
+    /// What made the pod, its containers and ports; without it that is guessed from the pod's name.
+    #[serde(default)]
+    pub details: PodDetails,
     pub ips: Vec<IpAddr>,
     /// Path of the pod's network namespace.
     pub netns: PathBuf,
+    /// What keeps the path valid where it is a descriptor's.
+    #[serde(skip)]
+    pub held: Option<Held>,
     /// Name of the host's end of the pod's interface. None: found by the pod's end.
     #[serde(default)]
     pub interface: Option<String>,
@@ -64,6 +73,50 @@ pub struct PodSpec {
     pub exclude_inbound_cidrs: Vec<Cidr>,
 }
 
+/// An open network namespace. Equal is only the same one.
+#[derive(Clone, Debug)]
+pub struct Held(Arc<File>);
+
+impl Held {
+    /// Keeps `namespace` open, and says by which path it is reached meanwhile.
+    pub fn new(namespace: File) -> (Self, PathBuf) {
+        let path = PathBuf::from(format!("/proc/self/fd/{}", namespace.as_raw_fd()));
+        (Self(Arc::new(namespace)), path)
+    }
+}
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Held {}
+
+impl Default for PodSpec {
+    fn default() -> Self {
+        Self {
+            uid: String::new(),
+            name: String::new(),
+            namespace: String::new(),
+            service_account: default_service_account(),
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            details: PodDetails::default(),
+            ips: Vec::new(),
+            netns: PathBuf::new(),
+            held: None,
+            interface: None,
+            opt_out: false,
+            acceleration: yes(),
+            exclude_outbound_ports: Vec::new(),
+            exclude_inbound_ports: Vec::new(),
+            exclude_outbound_cidrs: Vec::new(),
+            exclude_inbound_cidrs: Vec::new(),
+        }
+    }
+}
+
 fn default_service_account() -> String {
     "default".to_owned()
 }
@@ -73,6 +126,27 @@ fn yes() -> bool {
 }
 
 impl PodSpec {
+    /// Takes what annotations say into account.
+    ///
+    /// # Errors
+    /// What is wrong with the pod, in one line that names the field.
+    pub fn check(&mut self) -> Result<(), String> {
+        let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
+        if self.uid.is_empty() || self.uid.len() > 128 || !self.uid.chars().all(legal) {
+            return Err(format!("uid {:?} is not letters, digits, '-', '_' and '.'", self.uid));
+        }
+        if self.ips.is_empty() && !self.opt_out {
+            return Err("ips is empty; list the pod's addresses".to_owned());
+        }
+        if let Some(ip) =
+            self.ips.iter().find(|ip| ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
+        {
+            return Err(format!("ips: {ip} is no address of a pod"));
+        }
+        self.ips.iter_mut().for_each(|ip| *ip = ip.to_canonical());
+        take_annotations(self).map_err(|problem| format!("annotation {problem}"))
+    }
+
     /// How messages name the pod.
     pub fn display_name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
@@ -101,25 +175,10 @@ fn parse(text: &str) -> Result<Vec<PodSpec>, String> {
     let mut uids = HashSet::new();
     for pod in &mut pods {
         let name = pod.display_name();
-        let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
-        if pod.uid.is_empty() || pod.uid.len() > 128 || !pod.uid.chars().all(legal) {
-            return Err(format!("pod {name}: uid {:?} is not letters, digits, '-', '_' and '.'", pod.uid));
-        }
+        pod.check().map_err(|problem| format!("pod {name}: {problem}"))?;
         if !uids.insert(pod.uid.clone()) {
             return Err(format!("pod {name}: uid {} is another pod's too; give each pod its own", pod.uid));
         }
-        if pod.ips.is_empty() && !pod.opt_out {
-            return Err(format!("pod {name}: ips is empty; list the pod's addresses"));
-        }
-        for ip in &pod.ips {
-            if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
-                return Err(format!("pod {name}: ips: {ip} is no address of a pod"));
-            }
-        }
-        for ip in &mut pod.ips {
-            *ip = ip.to_canonical();
-        }
-        take_annotations(pod).map_err(|problem| format!("pod {name}: annotation {problem}"))?;
     }
     Ok(pods)
 }

@@ -157,6 +157,11 @@ impl Settings {
         self.bpffs.join("mesh-node").join(&self.instance)
     }
 
+    /// Where the enrolled pods are written down that do not come from a file.
+    pub fn known_pods(&self) -> PathBuf {
+        self.state_dir.join(format!("{}.pods", self.instance))
+    }
+
     /// This instance's folder of records.
     pub(super) fn records(&self) -> PathBuf {
         self.state_dir.join(&self.instance)

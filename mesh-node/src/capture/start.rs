@@ -47,6 +47,12 @@ impl Capture {
         self.roster.pods().values().cloned().collect()
     }
 
+    /// These are all pods now. For pods that do not come from a file.
+    pub fn set_pods(&self, pods: Vec<PodSpec>) {
+        // Without a receiver the process ends.
+        let _ = self.commands.send(Command::Pods(pods));
+    }
+
     /// Returns when pods may have come or gone since the last call. For one caller.
     pub async fn changed(&self) {
         self.roster.changed.notified().await;
@@ -115,20 +121,30 @@ impl Drop for Capture {
 }
 
 /// Starts capture for `workers` workers and returns their sources. The calling thread must be in the
-/// host's network namespace.
+/// host's network namespace. `given` are the first pods where they do not come from a file: of those, one that
+/// cannot be enrolled is only said.
 ///
 /// # Errors
 /// The first problem; the host is then as it was found, except for what an earlier process of the
 /// same instance had left, which still stands.
-pub fn start(settings: &Settings, workers: usize) -> Result<(Capture, Vec<WorkerCapture>), CaptureError> {
+pub fn start(
+    settings: &Settings,
+    workers: usize,
+    given: Option<Vec<PodSpec>>,
+) -> Result<(Capture, Vec<WorkerCapture>), CaptureError> {
     let problems = settings.problems();
     if !problems.is_empty() {
         return Err(CaptureError::Settings(problems));
     }
-    let pods = settings.pods_file.as_deref().map(pods::read).transpose()?.unwrap_or_default();
+    let lenient = given.is_some();
+    let pods = match (given, settings.pods_file.as_deref()) {
+        (Some(pods), _) => pods,
+        (None, Some(file)) => pods::read(file)?,
+        (None, None) => Vec::new(),
+    };
     let lock = InstanceLock::take(settings)?;
     let fresh = !settings.pins().exists() && !settings.records().exists();
-    match try_start(settings, workers, pods) {
+    match try_start(settings, workers, pods, lenient) {
         Ok((mut capture, sources)) => {
             capture.lock = Some(lock);
             Ok((capture, sources))
@@ -146,6 +162,7 @@ fn try_start(
     settings: &Settings,
     workers: usize,
     pods: Vec<PodSpec>,
+    lenient: bool,
 ) -> Result<(Capture, Vec<WorkerCapture>), CaptureError> {
     let current = PathBuf::from("/proc/thread-self/ns/net");
     let host = Namespace::current()
@@ -197,7 +214,12 @@ fn try_start(
         manager.accelerate(true);
         manager.acceleration.switch_hand_off(settings.hand_off, &manager.maps);
     }
-    manager.begin(&pods)?;
+    for error in manager.begin(&pods) {
+        if !lenient {
+            return Err(error);
+        }
+        tracing::error!("{error}");
+    }
     let thread =
         std::thread::Builder::new().name("capture".to_owned()).spawn(move || manager.run()).map_err(
             |source| CaptureError::File { action: "starting the thread of", path: "capture".into(), source },

@@ -8,4 +8,4 @@ pub mod settings;
 
 pub use bootstrap::{BootstrapError, FilesRead, Loaded};
 pub use cli::{Cli, Mode};
-pub use settings::{Settings, SettingsError};
+pub use settings::{PodsFrom, Settings, SettingsError};

@@ -1,7 +1,7 @@
 //! mesh-node's own settings: defaults, then the settings file, then `MESH_*` variables, then flags.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
 use serde::de::DeserializeOwned;
@@ -30,6 +30,21 @@ pub struct NodeSettings {
     pub log_format: LogFormat,
     /// Each pod is an xDS node of its own, with its own configuration.
     pub virtual_sidecars: bool,
+    pub pods_from: PodsFrom,
+    /// The name of this node in Kubernetes; also by `NODE_NAME`, as DaemonSets commonly set it.
+    pub node_name: Option<String>,
+    /// Where the Kubernetes API is. None: `KUBECONFIG`, or the service account of the pod that this is.
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// Where the pods of this node come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodsFrom {
+    /// `pods_file`, if it is set.
+    File,
+    /// The API: this node's pods with the label `istio.io/dataplane-mode=mesh`, theirs or their namespace's.
+    Kubernetes,
 }
 
 impl Default for NodeSettings {
@@ -40,9 +55,15 @@ impl Default for NodeSettings {
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
             virtual_sidecars: false,
+            pods_from: PodsFrom::File,
+            node_name: None,
+            kubeconfig: None,
         }
     }
 }
+
+/// The variable by which DaemonSets commonly tell a pod its node.
+const NODE_NAME: &str = "NODE_NAME";
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,7 +111,8 @@ impl Settings {
                 Err(problem) => problems.push(problem),
             }
         }
-        let env: BTreeMap<String, String> = env.filter(|(name, _)| name.starts_with("MESH_")).collect();
+        let env: BTreeMap<String, String> =
+            env.filter(|(name, _)| name.starts_with("MESH_") || name == NODE_NAME).collect();
         for name in names() {
             let variable = format!("MESH_{}", name.to_uppercase());
             if let Some(text) = env.get(&variable) {
@@ -102,12 +124,23 @@ impl Settings {
             }
         }
         let (node, capture) = split(values, &mut problems);
-        let settings = Self {
+        let mut settings = Self {
             node: deserialize(node, &mut problems),
             capture: deserialize::<capture::Settings>(capture, &mut problems),
         };
+        if settings.node.node_name.is_none() {
+            settings.node.node_name = env.get(NODE_NAME).cloned();
+        }
+        if settings.node.pods_from == PodsFrom::Kubernetes && settings.capture.pods_file.is_some() {
+            problems.push("pods_from: kubernetes takes no pods_file; remove one of the two".to_owned());
+        }
         problems.extend(settings.capture.problems());
         if problems.is_empty() { Ok(settings) } else { Err(SettingsError(problems)) }
+    }
+
+    /// Are pods steered here?
+    pub fn steers(&self) -> bool {
+        self.capture.pods_file.is_some() || self.node.pods_from == PodsFrom::Kubernetes
     }
 
     /// The settings in force, as one object.
@@ -286,6 +319,22 @@ mod tests {
         assert_eq!(settings.capture.exclude_outbound_ports, [80, 443]);
         assert_eq!(settings.capture.pods_file.as_deref(), Some(Path::new("/1")));
         assert!(settings.effective().contains(&"fail_mode=\"open\"".to_owned()));
+    }
+
+    #[test]
+    fn the_node_is_told_by_its_usual_variable_unless_it_is_set_and_pods_come_from_one_place() {
+        let load = |variables: &[(&str, &str)]| Settings::load(None, env(variables), &BTreeMap::new());
+        let kubernetes = ("MESH_PODS_FROM", "kubernetes");
+        let settings = load(&[kubernetes, ("NODE_NAME", "a")]).unwrap();
+        assert_eq!(settings.node.node_name.as_deref(), Some("a"));
+        assert!(settings.steers());
+        let settings = load(&[("NODE_NAME", "a"), ("MESH_NODE_NAME", "b")]).unwrap();
+        assert_eq!(settings.node.node_name.as_deref(), Some("b"));
+        assert!(!settings.steers());
+        let error = load(&[kubernetes, ("MESH_PODS_FILE", "/1")]).unwrap_err();
+        assert!(error.to_string().contains("remove one of the two"), "{error}");
+        let error = load(&[("MESH_PODS_FROM", "k8s")]).unwrap_err();
+        assert!(error.to_string().contains("expected `file` or `kubernetes`"), "{error}");
     }
 
     #[test]

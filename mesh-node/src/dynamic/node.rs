@@ -1,8 +1,9 @@
 //! Who a pod's sidecar is to an xDS server: node id and metadata as pilot-agent builds them from the pod.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use mesh_xds::pb::envoy::config::core::v3::Node;
+use mesh_xds::pb::envoy::config::core::v3::{Locality, Node};
 use mesh_xds::pb::google::protobuf::value::Kind;
 use mesh_xds::pb::google::protobuf::{Struct, Value};
 
@@ -13,14 +14,22 @@ const ISTIO_VERSION: &str = "1.32.0";
 const CANONICAL_NAME: &str = "service.istio.io/canonical-name";
 const CANONICAL_REVISION: &str = "service.istio.io/canonical-revision";
 const TLS_MODE: &str = "security.istio.io/tlsMode";
+const TEMPLATE_HASH: &str = "pod-template-hash";
+/// Annotations that say nothing about the mesh and may be as long as the pod's definition.
+const NOT_TOLD: [&str; 3] = [
+    "kubectl.kubernetes.io/last-applied-configuration",
+    "kubernetes.io/config.seen",
+    "kubernetes.io/config.source",
+];
 
 /// The node of a pod. What `base`, the node of the bootstrap, says of this machine (locality, metadata such as
 /// `CLUSTER_ID`) holds for all its pods; what the pod says of itself comes before it.
 pub fn node_of(workload: &Workload, base: &Node) -> Node {
     let ips: Vec<String> = workload.ips.iter().map(IpAddr::to_string).collect();
     let (name, namespace) = (&*workload.name, &*workload.namespace);
-    let owner = owner_of(name);
-    let app = workload.labels.get("app").map_or(owner, String::as_str);
+    let details = &workload.details;
+    let owner = details.owner(name, namespace, &workload.labels);
+    let app = workload.labels.get("app").map_or(owner.name.as_str(), String::as_str);
     let mut metadata = base.metadata.clone().unwrap_or_default();
     let mut default = |key: &str, value: Value| {
         metadata.fields.entry(key.to_owned()).or_insert(value);
@@ -30,55 +39,79 @@ pub fn node_of(workload: &Workload, base: &Node) -> Node {
     default("NETWORK", text(""));
     default("ISTIO_VERSION", text(ISTIO_VERSION));
     default("INTERCEPTION_MODE", text("REDIRECT"));
-    default("POD_PORTS", text("[]"));
     default("PROXY_CONFIG", Value { kind: Some(Kind::StructValue(Struct::default())) });
     let mut set = |key: &str, value: Value| drop(metadata.fields.insert(key.to_owned(), value));
     set("NAME", text(name));
     set("NAMESPACE", text(namespace));
     set("SERVICE_ACCOUNT", text(&workload.service_account));
     set("INSTANCE_IPS", text(&ips.join(",")));
-    set("LABELS", labels(workload, app));
-    set("WORKLOAD_NAME", text(owner));
-    set("OWNER", text(&format!("kubernetes://apis/apps/v1/namespaces/{namespace}/deployments/{owner}")));
+    set("POD_PORTS", text(&serde_json::to_string(&details.ports).unwrap_or_default()));
+    set("LABELS", labels(workload, &owner.name));
+    set("WORKLOAD_NAME", text(&owner.name));
+    set("OWNER", text(&owner.url));
+    if !details.containers.is_empty() {
+        set("APP_CONTAINERS", text(&details.containers.join(",")));
+    }
+    if !details.node_name.is_empty() {
+        set("NODE_NAME", text(&details.node_name));
+    }
+    let told = workload.annotations.iter().filter(|(key, _)| !NOT_TOLD.contains(&key.as_str()));
+    let told: BTreeMap<&String, &String> = told.collect();
+    if !told.is_empty() {
+        set("ANNOTATIONS", map(told));
+    }
     let ip = ips.first().map_or("127.0.0.1", String::as_str);
     Node {
         id: format!("sidecar~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
         cluster: format!("{app}.{namespace}"),
         metadata: Some(metadata),
+        locality: base.locality.clone().or_else(|| locality(&workload.labels)),
         ..base.clone()
     }
 }
 
-fn labels(workload: &Workload, app: &str) -> Value {
-    let mut fields = Struct::default();
-    let mut add = |key: &str, value: &str| drop(fields.fields.insert(key.to_owned(), text(value)));
+/// Where the pod runs, by the labels that Kubernetes copies to it from its node.
+fn locality(labels: &BTreeMap<String, String>) -> Option<Locality> {
+    let label = |key: &str| labels.get(key).cloned().unwrap_or_default();
+    let region = label("topology.kubernetes.io/region");
+    (!region.is_empty()).then(|| Locality {
+        region,
+        zone: label("topology.kubernetes.io/zone"),
+        sub_zone: label("topology.istio.io/subzone"),
+    })
+}
+
+fn labels(workload: &Workload, owner: &str) -> Value {
+    let label = |keys: &[&str]| keys.iter().find_map(|key| workload.labels.get(*key)).map(String::as_str);
+    let mut told: BTreeMap<&String, &String> = workload.labels.iter().collect();
+    // Pods of one Deployment are to be alike.
+    told.remove(&TEMPLATE_HASH.to_owned());
     // What the injector adds: peers speak mutual TLS only to pods that say so.
-    add(CANONICAL_NAME, workload.labels.get("app.kubernetes.io/name").map_or(app, String::as_str));
-    add(CANONICAL_REVISION, workload.labels.get("version").map_or("latest", String::as_str));
-    add(TLS_MODE, "istio");
-    workload.labels.iter().for_each(|(key, value)| add(key, value));
-    Value { kind: Some(Kind::StructValue(fields)) }
+    let name = label(&["app.kubernetes.io/name", "app"]).unwrap_or(owner).to_owned();
+    let revision = label(&["app.kubernetes.io/version", "version"]).unwrap_or("latest").to_owned();
+    let added = [(CANONICAL_NAME, name), (CANONICAL_REVISION, revision), (TLS_MODE, "istio".to_owned())];
+    let added = added.map(|(key, value)| (key.to_owned(), value));
+    for (key, value) in &added {
+        told.entry(key).or_insert(value);
+    }
+    map(told)
+}
+
+fn map(of: BTreeMap<&String, &String>) -> Value {
+    let fields = of.into_iter().map(|(key, value)| (key.clone(), text(value))).collect();
+    Value { kind: Some(Kind::StructValue(Struct { fields })) }
 }
 
 fn text(value: &str) -> Value {
     Value { kind: Some(Kind::StringValue(value.to_owned())) }
 }
 
-/// The Deployment of a pod by the rule of its name: `DEPLOYMENT-HASH-RANDOM`. Another name is its own.
-fn owner_of(pod: &str) -> &str {
-    let random = |part: &str, lengths: std::ops::RangeInclusive<usize>| {
-        // Kubernetes leaves out vowels and what looks like them.
-        lengths.contains(&part.len()) && part.bytes().all(|b| b"bcdfghjklmnpqrstvwxz2456789".contains(&b))
-    };
-    match pod.rsplit_once('-').and_then(|(rest, last)| Some((rest.rsplit_once('-')?, last))) {
-        Some(((owner, hash), last)) if random(last, 5..=5) && random(hash, 6..=10) => owner,
-        _ => pod,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::pod::{ContainerPort, Controller, PodDetails};
+
+    const REGION: &str = "topology.kubernetes.io/region";
 
     #[test]
     fn a_pods_node_is_the_one_that_pilot_agent_would_send() {
@@ -87,7 +120,27 @@ mod tests {
             namespace: "clients".into(),
             name: "sleep-6d5bb66bc9-g76qp".into(),
             service_account: "sleep".into(),
-            labels: [("app".to_owned(), "sleep".to_owned())].into(),
+            labels: [("app", "sleep"), ("pod-template-hash", "6d5bb66bc9"), (REGION, "eu")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
+            annotations: [("prometheus.io/port", "80"), (NOT_TOLD[0], "{}")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
+            details: PodDetails {
+                controller: Some(Controller {
+                    api_version: "apps/v1".to_owned(),
+                    kind: "ReplicaSet".to_owned(),
+                    name: "sleep-6d5bb66bc9".to_owned(),
+                }),
+                generated_name: true,
+                node_name: "node-a".to_owned(),
+                containers: vec!["sleep".to_owned(), "log".to_owned()],
+                ports: vec![ContainerPort {
+                    name: Some("http".to_owned()),
+                    container_port: 80,
+                    protocol: Some("TCP".to_owned()),
+                }],
+            },
             ips: vec!["10.244.1.31".parse().unwrap(), "fd00::1".parse().unwrap()],
             sockets: std::sync::Arc::new(crate::capture::LocalSockets),
             limits: Default::default(),
@@ -105,14 +158,14 @@ mod tests {
         assert_eq!(metadata["INSTANCE_IPS"], "10.244.1.31,fd00::1");
         assert_eq!(metadata["LABELS"]["security.istio.io/tlsMode"], "istio");
         assert_eq!(metadata["LABELS"]["service.istio.io/canonical-name"], "sleep");
+        assert_eq!(metadata["LABELS"]["service.istio.io/canonical-revision"], "latest");
+        assert_eq!(metadata["LABELS"]["pod-template-hash"], serde_json::Value::Null);
+        assert_eq!(metadata["ANNOTATIONS"], serde_json::json!({ "prometheus.io/port": "80" }));
+        let ports = r#"[{"name":"http","containerPort":80,"protocol":"TCP"}]"#;
+        assert_eq!(metadata["POD_PORTS"], ports);
+        assert_eq!(metadata["APP_CONTAINERS"], "sleep,log");
+        assert_eq!(metadata["NODE_NAME"], "node-a");
+        assert_eq!(shown["locality"]["region"], "eu");
         assert_eq!(metadata["OWNER"], "kubernetes://apis/apps/v1/namespaces/clients/deployments/sleep");
-    }
-
-    #[test]
-    fn only_names_that_a_deployment_gives_lose_their_end() {
-        assert_eq!(owner_of("reviews-v1-7d8c9b6f4-xk2lp"), "reviews-v1");
-        assert_eq!(owner_of("db-0"), "db-0");
-        assert_eq!(owner_of("my-static-name"), "my-static-name");
-        assert_eq!(owner_of("plain"), "plain");
     }
 }

@@ -16,6 +16,7 @@ pub mod matcher;
 pub mod metadata;
 pub mod name_table;
 pub mod network;
+pub mod pod;
 pub mod rate_limit;
 pub mod rbac;
 pub mod resilience;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
 
 use super::Str;
+use super::pod::PodDetails;
 use crate::budget::Budget;
 use crate::telemetry::peer::LocalPeer;
 
@@ -122,6 +123,8 @@ pub struct Workload {
     pub name: Str,
     pub service_account: Str,
     pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    pub details: PodDetails,
     /// What the workload tells of itself.
     pub peer: Arc<LocalPeer>,
     pub ips: Vec<IpAddr>,

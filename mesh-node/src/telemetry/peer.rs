@@ -12,6 +12,7 @@ use http::HeaderValue;
 
 use super::base64;
 use super::istio_metrics::Held;
+use crate::model::pod::Owner;
 
 /// First bytes of the TCP exchange.
 pub const MAGIC: u32 = 0x3D23_0467;
@@ -248,21 +249,22 @@ impl LocalPeer {
         Self::new(id, peer)
     }
 
-    /// A pod of which no more is known than its names and labels.
-    pub fn of_pod(pod: &str, namespace: &str, ip: &str, labels: &BTreeMap<String, String>) -> Self {
+    /// What a pod tells of itself.
+    pub fn of_pod(
+        pod: &str,
+        namespace: &str,
+        ip: &str,
+        labels: &BTreeMap<String, String>,
+        owner: Owner,
+    ) -> Self {
         let label = |keys: &[&str]| keys.iter().find_map(|key| labels.get(*key)).cloned();
-        let workload =
-            match labels.get("pod-template-hash").and_then(|hash| pod.split_once(&format!("-{hash}-"))) {
-                Some((deployment, _)) => deployment.to_owned(),
-                None => pod.to_owned(),
-            };
+        let Owner { name: workload, url: owner } = owner;
         let app = label(&["app.kubernetes.io/name", "app"]);
         let version = label(&["app.kubernetes.io/version", "version"]);
-        let kind = if workload == pod { "pods" } else { "deployments" };
         let peer = Peer {
             name: pod.to_owned(),
             namespace: namespace.to_owned(),
-            owner: format!("kubernetes://apis/apps/v1/namespaces/{namespace}/{kind}/{workload}"),
+            owner,
             cluster: "Kubernetes".to_owned(),
             canonical_name: label(&["service.istio.io/canonical-name"])
                 .or_else(|| app.clone())
@@ -427,11 +429,14 @@ fn put_entry(out: &mut Vec<u8>, key: &str, value: Option<Vec<u8>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::pod::PodDetails;
 
     fn productpage() -> LocalPeer {
         let labels = [("app", "productpage"), ("version", "v1"), ("pod-template-hash", "6f8c")];
         let labels = labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
-        LocalPeer::of_pod("productpage-v1-6f8c-x2x", "bookinfo", "10.0.0.9", &labels)
+        let pod = "productpage-v1-6f8c-x2x";
+        let owner = PodDetails::default().owner(pod, "bookinfo", &labels);
+        LocalPeer::of_pod(pod, "bookinfo", "10.0.0.9", &labels, owner)
     }
 
     #[test]

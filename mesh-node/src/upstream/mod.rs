@@ -26,7 +26,7 @@ pub use beside::Beside;
 pub use connect::{Connection, connect, connect_within_limits};
 pub use error::{ErrorKind, UpstreamError};
 pub use exchange::{Exchange, Upstreams};
-pub use probe::Prober;
+pub use probe::{Current, Prober};
 pub use stream::UpstreamStream;
 
 /// Where a connection or request goes, and on whose behalf.

@@ -3,7 +3,7 @@
 //! Each check has a connection of its own, opened as those of requests are but counted in no statistics of the
 //! cluster and against none of its limits.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, TE, USER_AGENT};
@@ -24,11 +24,22 @@ use crate::model::workload::Workload;
 /// Bytes of a TCP server's answer that are kept at most: more is no health check.
 const ANSWER_LIMIT_BYTES: usize = 64 << 10;
 
+/// The workload of a pod as it is now: another one after an edit of the pod, none once it is gone.
+pub type Current = Arc<Mutex<Weak<Workload>>>;
+
 /// Asks on behalf of one workload, from its network namespace, or of the process. It does not keep a pod that is
 /// gone.
 #[derive(Debug, Default)]
 pub struct Prober {
-    pub workload: Option<Weak<Workload>>,
+    pub workload: Option<Current>,
+}
+
+impl Prober {
+    /// On whose behalf: `Some(None)` is the process, `None` a pod that is gone.
+    fn workload(&self) -> Option<Option<Arc<Workload>>> {
+        let Some(current) = &self.workload else { return Some(None) };
+        current.lock().unwrap_or_else(PoisonError::into_inner).upgrade().map(Some)
+    }
 }
 
 impl Probe for Prober {
@@ -39,10 +50,7 @@ impl Probe for Prober {
         check: &'a HealthCheck,
     ) -> Probing<'a> {
         Box::pin(async move {
-            let workload = match self.workload.as_ref().map(Weak::upgrade) {
-                Some(None) => return Finding::Unreachable,
-                of_pod => of_pod.flatten(),
-            };
+            let Some(workload) = self.workload() else { return Finding::Unreachable };
             let target = Target {
                 workload,
                 cluster: cluster.clone(),

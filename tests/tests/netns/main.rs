@@ -3,12 +3,14 @@
 mod accel;
 mod guard;
 mod hand_off;
+mod kubernetes;
 mod leaving;
 mod lifecycle;
 mod limits;
 mod plain;
 mod ports;
 mod services;
+mod sidecars;
 mod stage;
 mod steering;
 mod vm;

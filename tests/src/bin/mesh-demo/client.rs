@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -27,16 +27,32 @@ pub struct Report {
     pub p99_us: u64,
     /// Pages by the version of `reviews` in them.
     pub reviews: BTreeMap<String, u64>,
+    /// Where asked for: when each page came, microseconds since 1970, and whether it shows reviews-v3; in order.
+    #[serde(default)]
+    pub times: Vec<(u64, bool)>,
 }
 
 impl Report {
+    /// When pages with reviews-v3 became rare: the moment that best splits the pages into those of which
+    /// every second shows it and those of which every hundredth does. Microseconds since 1970.
+    pub fn became_rare_us(&self) -> Option<u64> {
+        let (mut sum, mut best, mut at) = (0.0, 0.0, None);
+        for (i, (_, v3)) in self.times.iter().enumerate() {
+            sum += if *v3 { (0.5f64 / 0.01).ln() } else { (0.5f64 / 0.99).ln() };
+            if sum > best {
+                (best, at) = (sum, self.times.get(i + 1).map(|(at, _)| *at));
+            }
+        }
+        at
+    }
+
     pub fn pages_per_s(&self) -> f64 {
         self.pages as f64 / self.seconds
     }
 }
 
 /// Asks for pages for `seconds` over `connections` connections at a time.
-pub fn run(to: SocketAddr, connections: usize, seconds: u64) -> Result<Report> {
+pub fn run(to: SocketAddr, connections: usize, seconds: u64, with_times: bool) -> Result<Report> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let started = Instant::now();
@@ -47,6 +63,7 @@ pub fn run(to: SocketAddr, connections: usize, seconds: u64) -> Result<Report> {
         for visitor in visitors {
             let visits = visitor.await.context("a visitor ended early")?;
             times.extend(visits.times);
+            report.times.extend(visits.pages);
             report.failed += visits.failed;
             report.first_failure = report.first_failure.or(visits.first_failure);
             for (version, pages) in visits.reviews {
@@ -54,6 +71,10 @@ pub fn run(to: SocketAddr, connections: usize, seconds: u64) -> Result<Report> {
             }
         }
         times.sort_unstable();
+        report.times.sort_unstable();
+        if !with_times {
+            report.times = Vec::new();
+        }
         let at = |share: f64| {
             times
                 .get((times.len() as f64 * share) as usize)
@@ -70,6 +91,7 @@ pub fn run(to: SocketAddr, connections: usize, seconds: u64) -> Result<Report> {
 #[derive(Default)]
 struct Visits {
     times: Vec<Duration>,
+    pages: Vec<(u64, bool)>,
     failed: u64,
     first_failure: Option<String>,
     reviews: BTreeMap<String, u64>,
@@ -83,6 +105,8 @@ async fn visit(to: SocketAddr, until: Instant) -> Visits {
         match page(&mut connection, to).await {
             Ok(version) => {
                 visits.times.push(started.elapsed());
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                visits.pages.push((now.as_micros() as u64, version == "reviews-v3"));
                 *visits.reviews.entry(version).or_default() += 1;
             }
             Err(error) => {
@@ -132,4 +156,19 @@ async fn connect(to: SocketAddr) -> Result<SendRequest<Empty<Bytes>>> {
         let _ = connection.await;
     });
     Ok(sender)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_moment_of_a_change_is_read_from_the_pages() {
+        let before = (0..1000).map(|i| (i, i % 2 == 0));
+        let after = (1000..2000).map(|i| (i, i % 100 == 50));
+        let report = Report { times: before.chain(after).collect(), ..Report::default() };
+        let at = report.became_rare_us().unwrap();
+        assert!((995..1005).contains(&at), "{at}");
+        assert_eq!(Report::default().became_rare_us(), None);
+    }
 }

@@ -5,8 +5,10 @@
 //!   node 2: details  reviews-v2  reviews-v3
 //! ```
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
@@ -14,13 +16,20 @@ use mesh_tests::kube_proxy::{self, KubeProxy};
 use mesh_tests::mesh::{MeshConfig, MeshNode};
 use mesh_tests::netns::{Link, Node, Pod, PodSpec};
 use mesh_tests::process::{self, Process, deadline};
+use mesh_tests::run;
+use mesh_tests::xds::{self, Form, Server, Snapshot, Standings};
+use mesh_xds::client::ResourceType;
 
-use crate::bootstrap::{self, Backends, PORT, Service};
 use crate::client::Report;
+use crate::resources::{self, Backends, PORT, Service};
 
 /// Everything that runs. Parts are dropped, and thereby removed, in the order of the fields.
 pub struct Scene {
     pub mesh: Vec<MeshNode>,
+    /// The control plane, in node 1's network.
+    pub xds: Server,
+    /// How often something was pushed: the version of the last push.
+    pushes: u32,
     processes: Vec<Process>,
     pub client: Pod,
     pods: Vec<Pod>,
@@ -63,6 +72,20 @@ const PODS: [AppPod; 6] = [
     app("reviews-v3", 1, "reviews", "v3", &[("ratings", RATINGS)]),
 ];
 
+/// The types of resources that each sidecar has, in the order in which they are asked for.
+pub const TYPES: [ResourceType; 4] =
+    [ResourceType::Cluster, ResourceType::Endpoint, ResourceType::Listener, ResourceType::Route];
+/// Port of the xDS server: istiod's for plain text.
+const XDS_PORT: u16 = 15010;
+
+/// What came of a push.
+pub struct Pushed {
+    pub at: SystemTime,
+    pub version: String,
+    /// Until the first and the last sidecar had said that it took it.
+    pub acked: (std::time::Duration, std::time::Duration),
+}
+
 /// Percent of requests to `reviews` for v1, v2, v3.
 pub type Split = [u32; 3];
 
@@ -92,7 +115,9 @@ impl Scene {
             processes.push(pod.spawn(command)?);
             pods.push(pod);
         }
-        let scene = Scene { mesh: Vec::new(), processes, client, pods, nodes, _link: link };
+        let socket = nodes[0].netns().run(|| TcpListener::bind((nodes[0].v4(), XDS_PORT)))??;
+        let xds = Server::start(socket)?;
+        let scene = Scene { mesh: Vec::new(), xds, pushes: 0, processes, client, pods, nodes, _link: link };
         let services: Vec<kube_proxy::Service> = scene
             .services([50, 0, 50])
             .into_iter()
@@ -111,9 +136,12 @@ impl Scene {
         Ok(scene)
     }
 
-    /// Starts a mesh-node on each node and enrols all pods of it.
+    /// Starts a mesh-node on each node and enrols all pods of it; each pod's sidecar asks the xDS server for its
+    /// configuration.
     pub fn start_mesh(&mut self, split: Split) -> Result<()> {
-        let config = MeshConfig { bootstrap: self.bootstrap(split), ..MeshConfig::default() };
+        self.set_split(split)?;
+        let bootstrap = xds::bootstrap(self.xds.address(), Form::Delta).to_string();
+        let config = MeshConfig { bootstrap, ..MeshConfig::default() }.setting("virtual_sidecars", true);
         for node in &self.nodes {
             let on_node: Vec<&Pod> = self
                 .pods
@@ -126,46 +154,74 @@ impl Scene {
             mesh.enrol(&on_node)?;
             self.mesh.push(mesh);
         }
+        let all: Vec<_> = self.pods().flat_map(|pod| TYPES.map(|kind| (node_id(pod), kind))).collect();
+        self.xds.wait("the configuration of every pod", deadline(), |book| {
+            all.iter().all(|key| book.get(key).is_some_and(|standing| standing.acked.is_some()))
+        })?;
         // Connections from before the enrolment go on unproxied; Bookinfo's end when idle for 500 ms.
         std::thread::sleep(std::time::Duration::from_millis(600));
         Ok(())
     }
 
-    /// Edits the configuration file of both running mesh-nodes, and waits until both have taken it.
-    pub fn change_split(&mut self, split: Split) -> Result<()> {
-        let text = self.bootstrap(split);
-        for mesh in &self.mesh {
-            mesh.set_bootstrap(&text)?;
-        }
-        let wanted = format!("\"weight\":{}", split[0]);
-        let until = std::time::Instant::now() + deadline();
-        for mesh in &self.mesh {
-            loop {
-                let (_, dump) = mesh.get("/config_dump")?;
-                if dump.split_whitespace().collect::<String>().contains(&wanted) {
-                    break;
-                }
-                if std::time::Instant::now() > until {
-                    bail!("a mesh-node has not taken the edited configuration after {:?}", deadline());
-                }
-                std::thread::sleep(std::time::Duration::from_millis(20)); // the period of the poll
-            }
-        }
+    /// Pushes other weights of `reviews`, and waits until every pod's sidecar has taken them.
+    pub fn push_split(&mut self, split: Split) -> Result<Pushed> {
+        let (at, began) = (SystemTime::now(), Instant::now());
+        self.set_split(split)?;
+        let acked = self.wait_for_routes(began)?;
+        Ok(Pushed { at, version: self.pushes.to_string(), acked })
+    }
+
+    /// Writes the file and pushes it.
+    fn set_split(&mut self, split: Split) -> Result<()> {
+        let text = resources::text(&self.services(split));
+        std::fs::write(self.resources_path(), text).context("writing the resources")?;
+        self.push_file()
+    }
+
+    /// Pushes what the file of resources says now.
+    pub fn push_file(&mut self) -> Result<()> {
+        let path = self.resources_path();
+        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let lists = serde_yaml_ng::from_str(&text)?;
+        let snapshot = Snapshot::of(&(self.pushes + 1).to_string(), &lists)?;
+        self.pushes += 1;
+        self.xds.push_to_others(snapshot);
         Ok(())
     }
 
-    pub fn bootstrap(&self, split: Split) -> String {
-        bootstrap::text(&self.services(split))
+    /// The file that holds what is pushed.
+    pub fn resources_path(&self) -> PathBuf {
+        run::work_dir().join("resources.yaml")
     }
 
-    /// Starts the client in its pod.
-    pub fn start_client(&self, connections: usize, seconds: u64) -> Result<Process> {
-        self.client.spawn(client_command(connections, seconds)?)
+    /// Waits until all sidecars have taken the routes of the last push: how long the first and the last took.
+    fn wait_for_routes(&self, since: Instant) -> Result<(std::time::Duration, std::time::Duration)> {
+        let version = self.pushes.to_string();
+        let ids: Vec<String> = self.pods().map(node_id).collect();
+        let times = |book: &Standings| {
+            let of = |id: &String| {
+                let (acked, at) = book.get(&(id.clone(), ResourceType::Route))?.acked.clone()?;
+                (acked == version).then(|| at.saturating_duration_since(since))
+            };
+            ids.iter().map(of).collect::<Option<Vec<_>>>()
+        };
+        self.xds.wait("the ACK of every pod's sidecar", deadline(), |book| times(book).is_some())?;
+        let times = times(&self.xds.standings()).unwrap_or_default();
+        Ok((times.iter().min().copied().unwrap_or_default(), times.iter().max().copied().unwrap_or_default()))
+    }
+
+    /// Starts the client in its pod; with `times` it also reports when each page came.
+    pub fn start_client(&self, connections: usize, seconds: u64, times: bool) -> Result<Process> {
+        let mut command = client_command(connections, seconds)?;
+        if times {
+            command.arg("--times");
+        }
+        self.client.spawn(command)
     }
 
     /// Runs the client in its pod to its end.
     pub fn run_client(&self, connections: usize, seconds: u64) -> Result<Report> {
-        read_report(&mut self.start_client(connections, seconds)?)
+        read_report(&mut self.start_client(connections, seconds, false)?)
     }
 
     /// Runs the client in its pod's network but in a control group outside the node's pods, where the
@@ -213,6 +269,12 @@ impl Scene {
             }
         }
     }
+}
+
+/// Who the pod's sidecar is to the xDS server.
+pub fn node_id(pod: &Pod) -> String {
+    let namespace = &pod.spec().namespace;
+    format!("sidecar~{}~{}.{namespace}~{namespace}.svc.cluster.local", pod.v4(), pod.name())
 }
 
 fn client_command(connections: usize, seconds: u64) -> Result<Command> {

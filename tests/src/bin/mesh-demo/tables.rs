@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use mesh_tests::mesh::MeshNode;
 
 use crate::client::Report;
+use crate::scene::{Scene, TYPES, node_id};
 
 /// How often each hook decided what, on each node: (hook, reason) → count per node. Read from the
 /// counters of the kernel programs, which mesh-node shows in its statistics.
@@ -52,6 +53,27 @@ pub fn print_split(report: &Report) {
             "  {version:<12}{pages:>7} pages {percent:>6.1} %  {}",
             "█".repeat((percent / 2.5) as usize)
         );
+    }
+}
+
+/// Prints what every pod's sidecar has of each type, and the version of the last response that it took.
+pub fn print_standings(scene: &Scene) {
+    let book = scene.xds.standings();
+    print!("  {:<18}", "sidecar of");
+    TYPES.iter().for_each(|kind| print!("{:<16}", kind.short()));
+    println!();
+    for pod in scene.pods() {
+        print!("  {:<18}", pod.name());
+        for kind in TYPES {
+            let standing = book.get(&(node_id(pod), kind)).cloned().unwrap_or_default();
+            let version = match (&standing.nacked, &standing.acked) {
+                (Some(_), _) => "NACK".to_owned(),
+                (None, Some((version, _))) => format!("ACK {version}"),
+                (None, None) => "-".to_owned(),
+            };
+            print!("{:>2} {version:<13}", standing.resources);
+        }
+        println!();
     }
 }
 

@@ -1,0 +1,100 @@
+//! The pods of this node, from the Kubernetes API: which of them are enrolled, and where their networks are.
+//!
+//! Watches this node's pods and the namespaces that say something about enrolment, finds each enrolled pod's network
+//! namespace by its processes, and hands on whole lists of [`PodSpec`]. It never writes to the API, and it enters no
+//! pod: that is the business of capture. While the API is away what was enrolled stays; at start that is the list
+//! which an earlier process had written down.
+//!
+//! Reading order: `pod` (who is enrolled), `registry` (what is known), `processes` (where a pod's network is),
+//! `resolve` (the list), `follow` (the watches).
+
+mod error;
+mod follow;
+mod pod;
+mod processes;
+mod registry;
+mod resolve;
+
+use std::path::{Path, PathBuf};
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use crate::capture::pods::PodSpec;
+pub use error::Error;
+use processes::Processes;
+use resolve::{Known, Resolver};
+
+/// How long the API may take to accept a connection.
+const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+/// The API ends a watch after so many seconds, so that one that hangs is noticed soon after.
+const WATCH_SECONDS: u32 = 60;
+const READ_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(75);
+
+/// Where the API is, and whose pods are followed.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `spec.nodeName` of the pods.
+    pub node_name: Option<String>,
+    /// `None`: `$KUBECONFIG`, or the service account of the pod that this is.
+    pub kubeconfig: Option<PathBuf>,
+    /// Where the enrolled pods are written down for the next process.
+    pub known_pods: PathBuf,
+}
+
+/// The list of enrolled pods as it changes. Dropping it ends the watches.
+#[derive(Debug)]
+pub struct Source {
+    lists: watch::Receiver<Option<Vec<PodSpec>>>,
+    task: AbortHandle,
+}
+
+impl Source {
+    /// Begins to follow. The API need not answer yet.
+    ///
+    /// # Errors
+    /// When it is not known where the API is or which node this is.
+    pub async fn start(options: &Options) -> Result<Self, Error> {
+        let node = options.node_name.clone().filter(|name| !name.is_empty()).ok_or(Error::NodeName)?;
+        let mut config = match &options.kubeconfig {
+            Some(path) => from_file(path).await?,
+            None => Config::infer().await.map_err(|source| Error::NoApi(Box::new(source)))?,
+        };
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
+        config.read_timeout = Some(READ_TIMEOUT);
+        let api = config.cluster_url.to_string();
+        let client = Client::try_from(config).map_err(|source| Error::Client(Box::new(source)))?;
+        let mut resolver = Resolver::new(Processes::of_host(), Known::at(options.known_pods.clone()));
+        let (outbox, lists) = watch::channel(resolver.left_by_an_earlier_process());
+        tracing::info!(%api, %node, "pods come from the Kubernetes API");
+        let task = tokio::spawn(follow::run(client, api, node, resolver, outbox)).abort_handle();
+        Ok(Self { lists, task })
+    }
+
+    /// The pods that are to be enrolled now; `None` while that is not known.
+    pub fn current(&mut self) -> Option<Vec<PodSpec>> {
+        self.lists.borrow_and_update().clone()
+    }
+
+    /// Returns when [`Self::current`] has changed since it was last asked.
+    pub async fn changed(&mut self) {
+        if self.lists.changed().await.is_err() {
+            // The task ends with this value only.
+            std::future::pending().await
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn from_file(path: &Path) -> Result<Config, Error> {
+    let wrong = |source| Error::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+    let file = Kubeconfig::read_from(path).map_err(wrong)?;
+    Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(wrong)
+}

@@ -91,9 +91,10 @@ impl KubeApi {
         let thread = std::thread::Builder::new().name("kube-api".to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    outcome = accept(socket, shared) => if let Err(error) = outcome {
+                    outcome = accept(socket, shared) => {
+                        let Err(error) = outcome;
                         eprintln!("Kubernetes API: {error}");
-                    },
+                    }
                     _ = ended => {}
                 }
             });

@@ -1,6 +1,5 @@
 //! Which pods are enrolled, and what of the pod object is used.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Container, Pod};

@@ -103,9 +103,10 @@ impl Server {
         let thread = std::thread::Builder::new().name("xds-server".to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    outcome = serving => if let Err(error) = outcome {
+                    outcome = serving => {
+                        let Err(error) = outcome;
                         eprintln!("xDS server: {error}");
-                    },
+                    }
                     _ = ended => {}
                 }
             });

@@ -78,10 +78,6 @@ impl Snapshot {
         Ok(())
     }
 
-    pub fn version(&self) -> &str {
-        &self.version
-    }
-
     pub(super) fn all_of(&self, kind: ResourceType) -> impl Iterator<Item = (&String, &Resource)> {
         self.resources.get(&kind).into_iter().flatten()
     }

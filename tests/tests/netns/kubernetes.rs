@@ -12,7 +12,7 @@ use mesh_tests::peer::Place;
 use mesh_tests::process::Process;
 use serde_json::{Value, json};
 
-use crate::stage::{Stage, Taken, Way, taken_during};
+use crate::stage::{Stage, Taken, Way, released, taken_during};
 
 const LABEL: &str = "istio.io/dataplane-mode";
 const NODE: &str = "node-1";
@@ -130,6 +130,7 @@ fn labels_of_namespace_and_pod_enrol_pods_that_run_and_let_them_go_and_pods_of_o
     // One pod opts out, and comes back.
     scene.api.set_pod(object(server, |pod| pod["metadata"]["labels"][LABEL] = "none".into()))?;
     mesh.wait_metric("mesh_enrolled_pods", |pods| pods == 1.0)?;
+    released(server)?;
     scene.api.set_pod(object(server, |_| {}))?;
     mesh.wait_metric("mesh_enrolled_pods", |pods| pods == 2.0)?;
     ensure!(scene.steered(&mesh)? == BOTH);
@@ -137,12 +138,8 @@ fn labels_of_namespace_and_pod_enrol_pods_that_run_and_let_them_go_and_pods_of_o
     scene.api.set_pod(object(client, |pod| pod["metadata"]["labels"][LABEL] = "mesh".into()))?;
     scene.api.set_namespace("default", &[])?;
     mesh.wait_metric("mesh_enrolled_pods", |pods| pods == 1.0)?;
-    let outbound = Taken { outbound: 1, inbound: 0 };
-    // What is released still meets its listener for a moment.
-    let until = std::time::Instant::now() + mesh_tests::process::deadline();
-    while scene.steered(&mesh)? != outbound {
-        ensure!(std::time::Instant::now() < until, "the server is still steered");
-    }
+    released(server)?;
+    ensure!(scene.steered(&mesh)? == Taken { outbound: 1, inbound: 0 });
     scene.api.delete_pod("default", client.name());
     mesh.wait_metric("mesh_enrolled_pods", |pods| pods == 0.0)?;
     let told = mesh.process()?.errors();
@@ -167,11 +164,13 @@ fn whatever_happens_to_the_api_enrolled_pods_stay_served_and_what_was_missed_is_
     mesh.wait_metric("mesh_enrolled_pods", |pods| pods == 1.0)?;
     ensure!(scene.api.asked("list pods") == listed, "it was listed anew");
     // The past is forgotten: everything is listed anew, and a pod that was deleted meanwhile is let go.
+    released(&scene.stage.server)?;
     scene.api.set_pod(server.clone())?;
     mesh.wait_metric("mesh_enrolled_pods", |pods| pods == 2.0)?;
     scene.api.delete_pod_and_forget("default", scene.stage.server.name());
     mesh.wait_metric("mesh_enrolled_pods", |pods| pods == 1.0)?;
     ensure!(scene.api.asked("list pods") > listed);
+    released(&scene.stage.server)?;
     scene.api.set_pod(server)?;
     mesh.wait_metric("mesh_enrolled_pods", |pods| pods == 2.0)?;
     // Rights are taken away, then the API itself: everybody is served.

@@ -12,7 +12,7 @@ use mesh_tests::xds::{Form, Server, Snapshot, ads, bootstrap};
 use mesh_xds::client::ResourceType;
 use serde_json::{Value, json};
 
-use crate::stage::{PORT, Stage, serve, taken_during};
+use crate::stage::{PORT, Stage, released, serve, taken_during};
 
 /// A service address that only the configuration knows.
 const SERVICE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 96, 0, 50)), 80);
@@ -145,22 +145,22 @@ fn pods_come_and_go_and_one_that_is_refused_its_configuration_keeps_the_last_wit
         ResourceType::Listener,
         &json!({
             "name": "bad", "address": address(SERVICE),
-            "filter_chains": [{ "filters": [{ "name": "redis", "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.network.redis_proxy.v3.RedisProxy",
-                "stat_prefix": "redis" } }] }],
+            "filter_chains": [{ "filters": [{ "name": "echo", "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.network.echo.v3.Echo" } }] }],
         }),
     )?;
     scene.xds.push(&node_id(other_client), bad);
     let listeners = (node_id(other_client), ResourceType::Listener);
     scene.xds.wait("the NACK", deadline(), |book| {
         let nacked = book.get(&listeners).and_then(|standing| standing.nacked.as_deref());
-        nacked.is_some_and(|reason| reason.contains("bad") && reason.contains("RedisProxy"))
+        nacked.is_some_and(|reason| reason.contains("bad") && reason.contains("Echo"))
     })?;
     // The endpoints of the same push were taken.
     scene.applied("2", other_client)?;
     ensure!(scene.reached_by(other_client)? == "server");
     // A pod that goes takes its own with it; one that returns is asked for anew.
     mesh.enrol(&[client])?;
+    released(other_client)?;
     ensure!(session.exchange("still")? == "still");
     scene.push("3", other_client, other_server)?;
     mesh.enrol(&[client, other_client])?;

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use mesh_tests::mesh::{MeshConfig, MeshNode};
 use mesh_tests::netns::{Node, Pod, PodSpec};
 use mesh_tests::peer::{Call, CallOptions, Place, Seen, Server};
-use mesh_tests::process::Process;
+use mesh_tests::process::{Process, deadline};
 
 /// Port of the servers that wait for the client; the next one speaks first.
 pub const PORT: u16 = 8080;
@@ -84,6 +84,16 @@ pub fn serve(place: &impl Place, name: &str) -> Result<Vec<Process>> {
         place.serve(name, Server::Report, &listen(PORT))?,
         place.serve(name, Server::First, &listen(FIRST_PORT))?,
     ])
+}
+
+/// Waits until nothing of the mesh is left in the pod.
+pub fn released(pod: &Pod) -> Result<()> {
+    let until = std::time::Instant::now() + deadline();
+    while pod.netns().ip_output("-4 rule show")?.contains("fwmark") {
+        ensure!(std::time::Instant::now() < until, "{} is not released", pod.name());
+        std::thread::sleep(std::time::Duration::from_millis(20)); // the period of the poll
+    }
+    Ok(())
 }
 
 /// Connections that the proxy has taken so far, outbound and inbound.

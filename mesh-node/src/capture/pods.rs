@@ -109,6 +109,7 @@ impl Default for PodSpec {
             interface: None,
             opt_out: false,
             acceleration: yes(),
+            hand_off: yes(),
             exclude_outbound_ports: Vec::new(),
             exclude_inbound_ports: Vec::new(),
             exclude_outbound_cidrs: Vec::new(),

@@ -15,10 +15,12 @@ use super::compile::{Compiled, Compiler, Value};
 use super::error_state::{ErrorState, ErrorStates};
 use super::extensions::Template;
 use super::late::Late;
+use super::scopes::ScopeSet;
 use super::slot::{Item, Named, Slot, due, promote, put, put_named, set_fixed};
 use crate::model::cluster::{Assignment, Cluster};
 use crate::model::listener::Listener;
 use crate::model::route::RouteTable;
+use crate::model::scopes::{ScopeHandle, ScopeTable};
 use crate::model::source::{Dynamic, GrpcTarget, Need, NeedKind, Source};
 use crate::model::tls::Secret;
 use crate::model::{RouteHandle, Str};
@@ -42,6 +44,8 @@ pub enum Step {
     Publish(Assembled),
     /// The table has changed; its clusters serve.
     Routes(RouteHandle, Arc<RouteTable>),
+    /// The scopes have changed; their route tables are there.
+    Scopes(ScopeHandle, Arc<ScopeTable>),
     /// Nothing uses endpoints of that name any more.
     Forget(Str),
 }
@@ -52,6 +56,7 @@ pub struct Assembled {
     pub listeners: Vec<Arc<Listener>>,
     pub clusters: Vec<Arc<Cluster>>,
     pub routes: HashMap<Str, RouteHandle, ahash::RandomState>,
+    pub scopes: ScopeHandle,
 }
 
 /// A route table by name.
@@ -85,6 +90,7 @@ pub struct Assembly {
     pub(super) templates: BTreeMap<Str, Template>,
     pub(super) extensions: BTreeMap<Str, Named>,
     pub(super) name_table: Option<Named>,
+    pub(super) scopes: ScopeSet,
     pub(super) errors: ErrorStates,
     pub(super) whole_clusters: Whole,
     pub(super) whole_listeners: Whole,
@@ -120,6 +126,7 @@ impl Assembly {
             extensions: BTreeMap::new(),
             name_table: None,
             late: Late::default(),
+            scopes: ScopeSet::default(),
             errors: ErrorStates::new(),
             whole_clusters: Whole::default(),
             whole_listeners: Whole::default(),
@@ -146,6 +153,12 @@ impl Assembly {
     /// Takes what a response or file holds; what is not taken is returned with the reason.
     pub fn receive(&mut self, received: &Received, now: Instant) -> Vec<Rejected> {
         let mut rejected = received.unreadable.clone();
+        if received.kind == ResourceType::ScopedRoute {
+            // First, so that the key of a scope can go to another one in one response.
+            received.removed.iter().for_each(|name| self.scopes.remove(name, now));
+            self.scopes.answered(now);
+            self.changed.needs = true;
+        }
         for resource in &received.resources {
             let compiled = self.compiler.compile(received.kind, &resource.body);
             let version = if resource.version.is_empty() { &received.version } else { &resource.version };
@@ -206,6 +219,7 @@ impl Assembly {
                     self.ready.push(Step::Secret(name, Some(secret)));
                 }
             }
+            Value::Scope(_) => self.scopes.put(name, compiled, version, now)?,
             Value::Routes(_) => {
                 let routes = self.routes.entry(name.into()).or_default();
                 let named = Named { compiled, version: version.to_owned(), updated: SystemTime::now() };
@@ -257,7 +271,8 @@ impl Assembly {
                 }
             }
             // A table stays for as long as a listener names it, as in Envoy.
-            ResourceType::Route => {}
+            // Scopes are removed before others are taken.
+            ResourceType::ScopedRoute | ResourceType::Route => {}
             ResourceType::ExtensionConfig => self.remove_extension(name, Instant::now()),
             ResourceType::NameTable => self.name_table = None,
         }
@@ -279,6 +294,9 @@ impl Assembly {
         self.fill_late(now);
         self.note_late(now);
         let mut steps = std::mem::take(&mut self.ready);
+        if self.changed.needs || self.changed.removed || self.scopes.changed.is_some() {
+            self.set_scope_needs();
+        }
         let mut publish = std::mem::take(&mut self.changed.removed);
         let ready = due(&self.clusters, |item, since| self.has_needs(item, since, now));
         publish |= promote(&mut self.clusters, &ready);
@@ -299,6 +317,17 @@ impl Assembly {
             }
         }
         self.routes = routes;
+        let over = |need: &Need, since| is_over(need.patience, since, now);
+        let served = self.scopes.serves;
+        if let Some(table) = self.scopes.settle(&mut self.routes, over) {
+            if served {
+                swaps.push(Step::Scopes(self.scopes.handle.clone(), table));
+            } else {
+                self.scopes.handle.store(table);
+            }
+            // The tables of those that served before.
+            self.changed.needs = true;
+        }
         let ready = due(&self.listeners, |item, since| {
             self.has_needs(item, since, now) && self.are_there(&item.clusters, since, now)
         });
@@ -308,6 +337,7 @@ impl Assembly {
         }
         steps.append(&mut swaps);
         if std::mem::take(&mut self.changed.needs) || publish {
+            self.set_scope_needs();
             steps.extend(self.forget());
         }
         steps
@@ -328,7 +358,14 @@ impl Assembly {
             NeedKind::Routes => self.routes.get(&need.name).is_some_and(|routes| routes.active.is_some()),
             NeedKind::Secret => self.secrets.contains_key(&need.name),
             NeedKind::Extension => self.extensions.contains_key(&need.name),
+            NeedKind::Scopes => self.scopes.serves,
         }
+    }
+
+    /// What listeners that take scopes say of them.
+    fn set_scope_needs(&mut self) {
+        let items = self.listeners.values().flat_map(Slot::items);
+        self.scopes.set_needs(items.flat_map(|item| &*item.needs));
     }
 
     /// Is there anybody behind this source? Istio's pods name a cluster of their own agent, which there is not here.
@@ -393,6 +430,7 @@ impl Assembly {
             .chain(of_slots(&self.listeners))
             .chain(self.routes.values().filter_map(|r| Some(r.pending.as_ref()?.1 + WAIT_FOR_CLUSTERS)))
             .chain(self.templates.values().flat_map(Template::deadlines))
+            .chain(self.scopes.deadlines())
             .chain(of_whole(&self.whole_clusters, &self.dynamic.clusters))
             .chain(of_whole(&self.whole_listeners, &self.dynamic.listeners))
             .filter(|at| *at > now)
@@ -416,7 +454,9 @@ impl Assembly {
                 continue;
             }
             let key = (need.source.clone(), type_of(need.kind));
-            if let Wanted::Names(names) = wanted.entry(key).or_default() {
+            if need.kind == NeedKind::Scopes {
+                wanted.insert(key, Wanted::All);
+            } else if let Wanted::Names(names) = wanted.entry(key).or_default() {
                 names.insert(need.name.to_string());
             }
         }
@@ -426,7 +466,8 @@ impl Assembly {
     pub(super) fn needs(&self) -> impl Iterator<Item = &Need> {
         let of_clusters = self.clusters.values().flat_map(Slot::items).flat_map(|item| &*item.needs);
         let of_listeners = self.listeners.values().flat_map(Slot::items).flat_map(|item| &*item.needs);
-        of_clusters.chain(of_listeners).chain(self.templates.values().flat_map(Template::needs))
+        let of_templates = self.templates.values().flat_map(Template::needs);
+        of_clusters.chain(of_listeners).chain(of_templates).chain(&self.scopes.needs)
     }
 
     /// Drops what nothing names any more.
@@ -471,7 +512,7 @@ impl Assembly {
                 routes.insert(need.name.clone(), table.handle.clone());
             }
         }
-        Assembled { listeners, clusters, routes }
+        Assembled { listeners, clusters, routes, scopes: self.scopes.handle.clone() }
     }
 
     /// Names of the dynamic resources of a type that is had whole.
@@ -482,6 +523,7 @@ impl Assembly {
         match kind {
             ResourceType::Cluster => of(&self.clusters),
             ResourceType::Listener => of(&self.listeners),
+            ResourceType::ScopedRoute => self.scopes.named.keys().map(ToString::to_string).collect(),
             _ => Vec::new(),
         }
     }
@@ -515,5 +557,6 @@ pub(super) fn type_of(kind: NeedKind) -> ResourceType {
         NeedKind::Routes => ResourceType::Route,
         NeedKind::Secret => ResourceType::Secret,
         NeedKind::Extension => ResourceType::ExtensionConfig,
+        NeedKind::Scopes => ResourceType::ScopedRoute,
     }
 }

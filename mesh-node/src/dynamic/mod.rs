@@ -13,9 +13,11 @@ mod dump;
 mod error_state;
 mod extensions;
 mod late;
+mod log_stream;
 mod node;
 #[cfg(test)]
 mod recordings;
+mod scopes;
 mod sidecar;
 mod slot;
 mod sources;
@@ -26,6 +28,7 @@ mod watch;
 
 pub use assembly::{Assembled, Assembly, Statics, Step};
 pub use compile::Compiler;
+pub use log_stream::send_remote_logs;
 pub use node::node_of;
 pub use sidecar::{Identity, Outlet, Refused, Sidecar};
 pub use sources::Servers;

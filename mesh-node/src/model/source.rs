@@ -109,6 +109,8 @@ pub enum NeedKind {
     Secret,
     /// The configuration of a filter (ECDS).
     Extension,
+    /// All scopes of scoped routes.
+    Scopes,
 }
 
 /// A resource that another one names.
@@ -122,6 +124,8 @@ pub struct Need {
     /// `initial_fetch_timeout`: without it for so long, its user goes into service all the same. `None` waits
     /// for ever. Envoy's default is 15 s.
     pub patience: Option<Duration>,
+    /// Of scopes: where the tables that they name come from, and the patience with those.
+    pub tables: Option<Box<(Source, Option<Duration>)>>,
 }
 
 /// `dynamic_resources` of the bootstrap.

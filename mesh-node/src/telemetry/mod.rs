@@ -9,6 +9,7 @@ pub mod istio_metrics;
 pub mod log_file;
 pub mod log_filter;
 pub mod peer;
+pub mod remote_log;
 pub mod response_flags;
 pub mod stats;
 pub mod stream_info;

@@ -1,4 +1,4 @@
-//! Access loggers: files, standard output and error.
+//! Access loggers: files, standard output and error, gRPC servers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,6 +12,9 @@ use mesh_xds::pb::envoy::config::accesslog::v3::{
 use mesh_xds::pb::envoy::config::core::v3::SubstitutionFormatString;
 use mesh_xds::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use mesh_xds::pb::envoy::extensions::access_loggers::file::v3::file_access_log::AccessLogFormat;
+use mesh_xds::pb::envoy::extensions::access_loggers::grpc::v3::{
+    CommonGrpcAccessLogConfig, HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig,
+};
 use mesh_xds::pb::envoy::extensions::access_loggers::stream::v3::{
     StderrAccessLog, StdoutAccessLog, stderr_access_log, stdout_access_log,
 };
@@ -19,9 +22,11 @@ use mesh_xds::pb::envoy::extensions::access_loggers::stream::v3::{
 use super::common::{enumeration, fraction};
 use super::error::{At, XdsError};
 use super::listener::extension;
-use super::{Context, format};
-use crate::telemetry::access_log::{AccessLog, LogFormat};
+use super::{Context, format, grpc_service};
+use crate::model::source::GrpcTarget;
+use crate::telemetry::access_log::{AccessLog, LogFormat, Output};
 use crate::telemetry::log_filter::{Comparison, LogFilter, Op};
+use crate::telemetry::remote_log::Target;
 use crate::telemetry::stream_info::ResponseFlags;
 
 /// Envoy's default format.
@@ -58,11 +63,16 @@ fn one(at: At<'_>, proto: &Proto, context: &Context<'_>) -> Result<AccessLog, Xd
         let format = log.map_err(broken)?.access_log_format;
         let format = format.map(|stderr_access_log::AccessLogFormat::LogFormat(format)| format);
         ("/dev/stderr".to_owned(), stream_format(at, format.as_ref())?)
+    } else if let Some(log) = mesh_xds::unpack::<HttpGrpcAccessLogConfig>(config) {
+        return remote(at, log.map_err(broken)?.common_config.as_ref(), (false, filter), context);
+    } else if let Some(log) = mesh_xds::unpack::<TcpGrpcAccessLogConfig>(config) {
+        return remote(at, log.map_err(broken)?.common_config.as_ref(), (true, filter), context);
     } else {
         return Err(extension(at, config));
     };
     let file = context.log_files.open(Path::new(&path));
-    Ok(AccessLog { file: file.map_err(|e| at.field("path").invalid(e.to_string()))?, format, filter })
+    let file = file.map_err(|e| at.field("path").invalid(e.to_string()))?;
+    Ok(AccessLog { output: Output::File(file, format), filter })
 }
 
 fn filter(at: At<'_>, proto: &AccessLogFilter) -> Result<LogFilter, XdsError> {
@@ -130,6 +140,25 @@ fn comparison(at: At<'_>, proto: Option<&ComparisonFilter>) -> Result<Comparison
         OpProto::Ne => Op::NotEqual,
     };
     Ok(Comparison { op, value: proto.value.as_ref().map_or(0, |value| value.default_value.into()) })
+}
+
+fn remote(
+    at: At<'_>,
+    proto: Option<&CommonGrpcAccessLogConfig>,
+    (tcp, filter): (bool, Option<LogFilter>),
+    context: &Context<'_>,
+) -> Result<AccessLog, XdsError> {
+    let at = at.field("common_config");
+    let proto = proto.ok_or_else(|| at.invalid("is required"))?;
+    let at = at.field("grpc_service");
+    let service = proto.grpc_service.as_ref().ok_or_else(|| at.invalid("is required"))?;
+    let server = grpc_service::server(at, service)?;
+    if let GrpcTarget::Cluster(name) = &server.target {
+        context.known_cluster(at, name)?;
+    }
+    let target = Target { server, name: proto.log_name.as_str().into(), tcp };
+    let log = context.log_files.remote().open(&target, context.log_files.stats());
+    Ok(AccessLog { output: Output::Server(log), filter })
 }
 
 fn stream_format(at: At<'_>, format: Option<&SubstitutionFormatString>) -> Result<LogFormat, XdsError> {

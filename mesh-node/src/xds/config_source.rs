@@ -26,7 +26,22 @@ pub(super) fn need(
 ) -> Result<(), XdsError> {
     let source = source.ok_or_else(|| at.invalid("is required"))?;
     let (source, patience) = convert(at, source)?;
-    context.needs.borrow_mut().push(Need { kind, name: name.into(), scope: scope.into(), source, patience });
+    let (name, scope) = (name.into(), scope.into());
+    context.needs.borrow_mut().push(Need { kind, name, scope, source, patience, tables: None });
+    Ok(())
+}
+
+/// Notes that the resource being compiled takes all scopes of one source, whose tables come from another.
+pub(super) fn need_scopes(
+    (at, scopes): (At<'_>, &ConfigSource),
+    (at_tables, tables): (At<'_>, &ConfigSource),
+    scope: &str,
+    context: &Context<'_>,
+) -> Result<(), XdsError> {
+    let (source, patience) = convert(at, scopes)?;
+    let tables = Some(Box::new(convert(at_tables, tables)?));
+    let need = Need { kind: NeedKind::Scopes, name: "".into(), scope: scope.into(), source, patience, tables };
+    context.needs.borrow_mut().push(need);
     Ok(())
 }
 

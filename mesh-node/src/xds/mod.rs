@@ -36,6 +36,7 @@ mod path_template;
 mod rbac;
 mod route;
 mod route_action;
+mod scoped_routes;
 mod subset;
 mod support;
 mod supported;
@@ -77,6 +78,7 @@ pub use endpoint::assignment;
 pub use listener::convert as listener;
 pub use name_table::convert as name_table;
 pub use route::table;
+pub use scoped_routes::scope;
 pub use tls::secret;
 
 impl Context<'_> {

@@ -4,6 +4,7 @@ mod accel;
 mod guard;
 mod hand_off;
 mod kubernetes;
+mod kinds;
 mod leaving;
 mod lifecycle;
 mod limits;

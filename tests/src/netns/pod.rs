@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use super::{Netns, Node};
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::sys;
 
 /// How a pod hangs on its node; all pods of a node alike, as a node has one CNI plug-in.
@@ -217,6 +217,12 @@ impl Pod {
     /// Starts a process in the pod: its namespace and its control group.
     pub fn spawn(&self, command: Command) -> Result<Process> {
         self.spawn_in(&self.0.cgroup, command)
+    }
+
+    /// Runs a tool in the pod to its end and returns its output.
+    pub fn tool(&self, mut command: Command) -> Result<String> {
+        sys::place(&mut command, self.netns().file(), Some(&self.0.cgroup))?;
+        process::output_of(&mut command, None)
     }
 
     /// Starts a process in the pod's namespace, in a control group of the caller's choice.

@@ -127,7 +127,7 @@ impl Generator {
             command.args(["-H", "Connection: close"]);
         }
         command.arg(format!("http://{address}:{}{}", Port::Http1.number(), row.path()));
-        let output = in_pod(client, command)?;
+        let output = client.tool(command)?;
         let report: WrkReport = output
             .lines()
             .find_map(|line| line.strip_prefix("RESULT "))
@@ -176,7 +176,7 @@ impl Generator {
             &format!("--log-file={}", self.log.display()),
         ]);
         command.args(target);
-        let output = in_pod(client, command)?;
+        let output = client.tool(command)?;
         let log = fs::read_to_string(&self.log).context("h2load wrote no log")?;
         let (sample, requests) = read_h2load(&output, &log, seconds)?;
         fs::remove_file(&self.log).ok();
@@ -197,10 +197,6 @@ fn grpc_message() -> Vec<u8> {
     message.extend(length.to_be_bytes());
     message.resize(SMALL as usize, b'x');
     message
-}
-
-fn in_pod(pod: &Pod, command: Command) -> Result<String> {
-    pod.netns().tool(command, None)
 }
 
 /// h2load's summary has no percentiles; its log has start, status and time in µs of each request.
@@ -232,7 +228,7 @@ fn read_h2load(output: &str, log: &str, seconds: u32) -> Result<(Sample, u64)> {
 fn bulk(client: &Pod, address: Ipv4Addr, seconds: u32) -> Result<(Sample, u64)> {
     let mut command = Command::new(process::binary("mesh-bench")?);
     command.args(["bulk-send", &format!("{address}:{}", Port::Bulk.number()), &seconds.to_string()]);
-    let sent: Sent = serde_json::from_str(&in_pod(client, command)?).context("the bulk sender's report")?;
+    let sent: Sent = serde_json::from_str(&client.tool(command)?).context("the bulk sender's report")?;
     let gbit_per_s = sent.bytes as f64 * 8.0 / sent.seconds / 1e9;
     Ok((Sample { gbit_per_s: Some(gbit_per_s), ..Sample::default() }, 0))
 }

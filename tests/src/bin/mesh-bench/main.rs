@@ -8,6 +8,8 @@
 mod bootstrap;
 mod bulk;
 mod certificates;
+mod flame;
+mod flame_svg;
 mod grpc;
 mod load;
 mod machine;
@@ -45,7 +47,7 @@ struct Args {
     /// Also other payloads and numbers of connections, and gRPC
     #[arg(long)]
     full: bool,
-    /// Only rows whose scenario contains one of these; nothing is written to the results folder
+    /// Only rows of these scenarios, or whose scenario contains one of these; nothing is written to the results folder
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
     /// Only these numbers of connections; nothing is written to the results folder
@@ -64,6 +66,10 @@ struct Args {
     /// Seconds of each run
     #[arg(long, default_value_t = STANDARD_SECONDS)]
     seconds: u32,
+    /// Instead of measuring, draw where the proxies' processor time goes: a flame graph of each path into the
+    /// results folder, by `perf`
+    #[arg(long)]
+    flame: bool,
     /// Folder of latest.json, table.md and plot.svg
     #[arg(long, global = true, default_value = "bench/results")]
     output: PathBuf,
@@ -124,6 +130,11 @@ fn measure(args: &Args) -> Result<()> {
         folder: folder.clone(),
     };
     let generator = Generator::new(&folder)?;
+    if args.flame {
+        let drawn = draw(args, &rows, &shared, &generator);
+        fs::remove_dir_all(&folder).ok();
+        return drawn;
+    }
     let mut results = Results {
         date: machine::date()?,
         machine: machine::describe(),
@@ -184,8 +195,13 @@ fn wanted_rows(args: &Args) -> Result<Vec<Row>> {
     if args.full {
         rows.extend(FULL);
     }
+    let names: Vec<&str> = rows.iter().map(|row| row.scenario).collect();
+    // A whole name means that scenario alone.
+    let named = |scenario: &str, part: &str| {
+        scenario == part || (!names.contains(&part) && scenario.contains(part))
+    };
     rows.retain(|row| {
-        (args.rows.is_empty() || args.rows.iter().any(|part| row.scenario.contains(part.as_str())))
+        (args.rows.is_empty() || args.rows.iter().any(|part| named(row.scenario, part)))
             && (args.connections.is_empty() || args.connections.contains(&row.connections))
     });
     if rows.is_empty() {
@@ -194,6 +210,58 @@ fn wanted_rows(args: &Args) -> Result<Vec<Row>> {
     }
     Ok(rows)
 }
+
+/// The paths of a row that are asked for.
+fn ways(args: &Args, row: &Row) -> Vec<Way> {
+    let of = |path: &Path| {
+        let path = *path;
+        let wanted = args.paths.is_empty() || args.paths.contains(&path);
+        let both = [false, true].map(|acceleration| Way { path, acceleration });
+        both.into_iter().filter(move |way| {
+            let asked = args.acceleration.is_none_or(|only| only == way.acceleration);
+            wanted && if path.is_mesh() { asked } else { !way.acceleration }
+        })
+    };
+    row.paths.iter().flat_map(of).collect()
+}
+
+/// What [`draw`] looks at unless rows are named: requests through either layer.
+const DRAWN: [(&str, u32); 2] = [("same-node-http1", 64), ("same-node-tcp", 64)];
+
+/// Draws a flame graph of the proxies of each row and path.
+fn draw(args: &Args, rows: &[Row], shared: &Shared, generator: &Generator) -> Result<()> {
+    let chosen = !args.rows.is_empty() || !args.connections.is_empty();
+    for row in rows.iter().filter(|row| chosen || DRAWN.contains(&(row.scenario, row.connections))) {
+        for way in ways(args, row).into_iter().filter(|way| way.path.is_mesh() || !args.paths.is_empty()) {
+            let topology = Topology::build(way, row.placement, shared)?;
+            let load =
+                |seconds| generator.run(row, &topology.client, topology.address, topology.proxies(), seconds);
+            load(1)?;
+            let recording = flame::Recording::start(topology.proxies(), args.seconds, &shared.folder)?;
+            load(args.seconds + 1)?;
+            let stacks = recording.finish()?;
+            let name = format!("{} {way}", row.scenario);
+            let file = format!("flame-{}.svg", name.replace(' ', "-").replace("accel.", "accelerated"));
+            let file = args.output.join(file);
+            fs::create_dir_all(&args.output).context("making the results folder")?;
+            fs::write(&file, flame_svg::draw(&format!("{row}, {way}"), &stacks))
+                .with_context(|| format!("cannot write {}", file.display()))?;
+            println!("{row} {way}: {}", file.display());
+            let (whole, own) = (flame::top(&stacks, true, TOP), flame::top(&stacks, false, TOP));
+            for ((whole_share, whole), (own_share, own)) in whole.iter().zip(&own) {
+                println!(
+                    "  {:>5.1}% {own:<60.60} {:>5.1}% {whole:.90}",
+                    own_share * 100.0,
+                    whole_share * 100.0
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Functions that are printed of each flame graph, by themselves and with what they call.
+const TOP: usize = 40;
 
 /// Measures the rows that share one placement, and thereby their topologies.
 fn measure_group(
@@ -204,17 +272,9 @@ fn measure_group(
     generator: &Generator,
     results: &mut Results,
 ) -> Result<()> {
-    let ways = |path: Path| {
-        let wanted = args.paths.is_empty() || args.paths.contains(&path);
-        let both = [false, true].map(|acceleration| Way { path, acceleration });
-        both.into_iter().filter(move |way| {
-            let asked = args.acceleration.is_none_or(|only| only == way.acceleration);
-            wanted && if path.is_mesh() { asked } else { !way.acceleration }
-        })
-    };
     let mut topologies: BTreeMap<Way, Topology> = BTreeMap::new();
     let mut broken: BTreeMap<Way, String> = BTreeMap::new();
-    for path in rows.iter().flat_map(|row| row.paths).copied().flat_map(ways) {
+    for path in rows.iter().flat_map(|row| ways(args, row)) {
         if topologies.contains_key(&path) || broken.contains_key(&path) {
             continue;
         }
@@ -228,7 +288,7 @@ fn measure_group(
     }
     for row in rows {
         println!("{row}");
-        let paths: Vec<Way> = row.paths.iter().copied().flat_map(ways).collect();
+        let paths = ways(args, row);
         let mut samples: BTreeMap<Way, Result<Vec<Sample>, String>> = BTreeMap::new();
         // The first round only warms up.
         for round in 0..=args.runs {

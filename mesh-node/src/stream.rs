@@ -29,6 +29,13 @@ const LOOK: (Duration, Duration) = (Duration::from_micros(500), Duration::from_m
 /// After so many bytes it is looked whether the socket carries a stream, at first and at last.
 const MOVED: (u64, u64) = (MAX_WAITING_BYTES, 64 * MAX_WAITING_BYTES);
 
+/// A stream that may be what a TCP socket carries, and nothing else.
+pub trait Bare {
+    /// The socket, if bytes may be read off it and written to it behind the stream's back: no TLS, nothing read
+    /// ahead, nothing past TCP.
+    fn bare(&self) -> Option<&TcpStream>;
+}
+
 /// A connected socket.
 #[derive(Debug)]
 pub struct Stream {
@@ -47,14 +54,18 @@ struct Past {
     looking: Option<(Pin<Box<Sleep>>, Duration)>,
     /// A direction has gone to TCP meanwhile, perhaps the one that is read here.
     in_both_queues: bool,
-    /// Something was written.
-    begun: bool,
+    /// Writes so far, as far as they are counted.
+    writes: u8,
     /// Bytes read and written since the socket was last looked at, and with how many it is again.
     moved: u64,
     look_at: u64,
     /// The socket is an ordinary one again, and will be used as one once it is known that it was read empty.
     plain: bool,
 }
+
+/// After so many writes it is known whether a direction goes past TCP: its first byte decides, and this many
+/// writes are what a short connection has at most.
+const DECIDED: u8 = 2;
 
 impl Stream {
     /// A socket accepted or opened for `workload`, connected.
@@ -66,7 +77,7 @@ impl Stream {
                 unread: 0,
                 looking: None,
                 in_both_queues: false,
-                begun: false,
+                writes: 0,
                 moved: 0,
                 look_at: MOVED.0,
                 plain: false,
@@ -154,10 +165,13 @@ impl Stream {
     fn wrote(&mut self, n: usize) {
         self.moved(n);
         let Some(past) = self.past_tcp.as_mut().filter(|past| past.tcp.bounded && n > 0) else { return };
-        let first = std::mem::replace(&mut past.begun, true);
         past.unread += n as u64;
+        if past.writes >= DECIDED {
+            return;
+        }
+        past.writes += 1;
         // The other end may have been too late to take the first bytes.
-        if !first && past.tcp.gauge.waiting(self.io.as_fd()) == Waiting::ByTcp {
+        if past.writes == DECIDED && past.tcp.gauge.waiting(self.io.as_fd()) == Waiting::ByTcp {
             past.leave(&self.io);
         }
     }
@@ -174,6 +188,32 @@ impl Past {
         self.in_both_queues = true;
         self.tcp.bounded = false;
         self.looking = None;
+    }
+}
+
+impl Bare for Stream {
+    fn bare(&self) -> Option<&TcpStream> {
+        self.past_tcp.is_none().then_some(&self.io)
+    }
+}
+
+impl<I> Bare for tokio_rustls::server::TlsStream<I> {
+    fn bare(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+#[cfg(test)]
+impl Bare for TcpStream {
+    fn bare(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
+#[cfg(test)]
+impl Bare for tokio::io::DuplexStream {
+    fn bare(&self) -> Option<&TcpStream> {
+        None
     }
 }
 

@@ -20,6 +20,7 @@ use crate::cluster::ClusterManager;
 use crate::model::Published;
 use crate::model::listener::FilterChain;
 use crate::model::network::{NetworkFilter, TcpProxy};
+use crate::stream::Bare;
 use crate::telemetry::peer::LocalPeer;
 use crate::telemetry::stream_info::ConnectionInfo;
 use crate::upstream::Upstreams;
@@ -80,7 +81,7 @@ fn own_address() -> IpAddr {
 }
 
 /// A client's connection after detection and TLS.
-pub trait Downstream: AsyncRead + AsyncWrite + Unpin + 'static {
+pub trait Downstream: AsyncRead + AsyncWrite + Bare + Unpin + 'static {
     /// The socket below, for its options.
     fn socket(&self) -> &TcpStream;
     /// Whether what is read and written here is what the socket gets and gives.

@@ -6,6 +6,9 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::stream::Bare;
 
 /// `prefix`, then what comes from `inner`. Writes go straight through.
 #[derive(Debug)]
@@ -22,6 +25,12 @@ impl<I> Replay<I> {
     /// The stream below.
     pub fn get_ref(&self) -> &I {
         &self.inner
+    }
+}
+
+impl<I: Bare> Bare for Replay<I> {
+    fn bare(&self) -> Option<&TcpStream> {
+        self.inner.bare().filter(|_| self.prefix.is_empty())
     }
 }
 

@@ -3,6 +3,9 @@
 //! An idle connection holds no buffer: one is taken from the worker's spare buffers when data is there, and
 //! given back when all of it is written. A direction reads only when nothing of it is unwritten; where its
 //! workload holds too much already, it reads a small piece.
+//!
+//! A direction that turns out to be a stream goes through a pipe instead (`splice.rs`), where both sides are bare
+//! TCP, for as long as much comes at a time.
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -15,13 +18,20 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::Beside;
+use super::splice::Pipe;
 use crate::budget::Purse;
+use crate::stream::Bare;
 use crate::telemetry::stats::Counter;
 
 /// Size of a copy buffer, and so of the largest read and write.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// The same for a workload near its limit of buffered bytes.
 const SMALL_BUFFER_BYTES: usize = 4 * 1024;
+/// A direction is a stream after so many reads in a row of at least [`MUCH_BYTES`].
+const STREAM_READS: u8 = 4;
+const MUCH_BYTES: usize = BUFFER_BYTES / 2;
+/// It is none any more when less than this comes at a time.
+const LITTLE_BYTES: usize = 8 * 1024;
 /// Spare buffers that a worker keeps: 2 MiB.
 const SPARE_BUFFERS: usize = 32;
 
@@ -77,8 +87,8 @@ pub async fn copy<D, U>(
     mut beside: Option<&mut Beside>,
 ) -> End
 where
-    D: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
+    D: AsyncRead + AsyncWrite + Bare + Unpin,
+    U: AsyncRead + AsyncWrite + Bare + Unpin,
 {
     let mut out = Direction::new(purse);
     let mut back = Direction::new(purse);
@@ -134,6 +144,12 @@ struct Direction<'a> {
     buffer: Option<Box<[u8]>>,
     start: usize,
     end: usize,
+    /// In place of the buffer, while this is a stream.
+    pipe: Option<Pipe>,
+    /// Reads in a row that brought much.
+    large_reads: u8,
+    /// A pipe was tried and the kernel would not.
+    unspliced: bool,
     total: u64,
     unflushed: bool,
     read_ended: bool,
@@ -147,6 +163,9 @@ impl<'a> Direction<'a> {
             buffer: None,
             start: 0,
             end: 0,
+            pipe: None,
+            large_reads: 0,
+            unspliced: false,
             total: 0,
             unflushed: false,
             read_ended: false,
@@ -156,18 +175,19 @@ impl<'a> Direction<'a> {
 
     /// Whether nothing was read that is not written.
     fn is_empty(&self) -> bool {
-        self.start == self.end
+        self.start == self.end && self.pipe.as_ref().is_none_or(|pipe| pipe.held() == 0)
     }
 
     fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), Side>>
     where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        R: AsyncRead + Bare + Unpin,
+        W: AsyncWrite + Bare + Unpin,
     {
         if self.done {
             return Poll::Ready(Ok(()));
         }
         loop {
+            ready!(self.poll_pipe(cx, reader, writer))?;
             while self.start < self.end {
                 let buffer = self.buffer.as_deref().unwrap_or_default();
                 let written = ready!(Pin::new(&mut *writer).poll_write(cx, &buffer[self.start..self.end]))
@@ -190,6 +210,10 @@ impl<'a> Direction<'a> {
                 Poll::Ready(Ok(())) => {
                     (self.start, self.end) = (0, into.filled().len());
                     self.read_ended = self.end == 0;
+                    self.large_reads = match self.end {
+                        MUCH_BYTES.. => self.large_reads.saturating_add(1),
+                        _ => 0,
+                    };
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Side::Reader(error))),
                 Poll::Pending => {
@@ -201,6 +225,68 @@ impl<'a> Direction<'a> {
                     return Poll::Pending;
                 }
             }
+        }
+    }
+
+    /// Moves bytes through the pipe for as long as this is a stream. Ready: the buffer's turn, or the reader's end.
+    fn poll_pipe<R: Bare, W: Bare>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &R,
+        writer: &W,
+    ) -> Poll<Result<(), Side>> {
+        let Some((from, to)) = reader.bare().zip(writer.bare()) else { return Poll::Ready(Ok(())) };
+        loop {
+            while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
+                let moved = ready!(pipe.poll_drain(cx, to)).map_err(Side::Writer)?;
+                self.total += moved as u64;
+                if let Some(purse) = self.purse {
+                    purse.sub(moved);
+                }
+            }
+            let streams = self.large_reads >= STREAM_READS && self.start == self.end;
+            if !streams || self.read_ended || self.unspliced || self.purse.is_some_and(Purse::is_pressed) {
+                self.give_pipe_back();
+                return Poll::Ready(Ok(()));
+            }
+            self.give_back();
+            let pipe = match self.pipe.take().map_or_else(Pipe::take, Ok) {
+                Ok(pipe) => self.pipe.insert(pipe),
+                // Out of descriptors, most likely.
+                Err(_) => {
+                    self.unspliced = true;
+                    continue;
+                }
+            };
+            match pipe.poll_fill(cx, from) {
+                Poll::Ready(Ok(moved)) => {
+                    self.read_ended = moved == 0;
+                    if moved < LITTLE_BYTES {
+                        self.large_reads = 0;
+                    }
+                    if let Some(purse) = self.purse {
+                        purse.add(moved);
+                    }
+                }
+                // What sockets say that cannot be spliced.
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {
+                    self.unspliced = true;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Side::Reader(error))),
+                Poll::Pending => {
+                    self.give_pipe_back();
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    fn give_pipe_back(&mut self) {
+        if let Some(pipe) = self.pipe.take() {
+            if let Some(purse) = self.purse {
+                purse.sub(pipe.held());
+            }
+            pipe.give_back();
         }
     }
 
@@ -239,6 +325,7 @@ impl<'a> Direction<'a> {
 impl Drop for Direction<'_> {
     fn drop(&mut self) {
         self.give_back();
+        self.give_pipe_back();
     }
 }
 
@@ -394,5 +481,66 @@ mod tests {
         assert_eq!(moved, [50_000; PAIRS]);
         assert_eq!(heard, [50_000; PAIRS]);
         assert_eq!(purse.used(), 0);
+    }
+
+    /// What a stream carries at these places.
+    fn pattern(places: std::ops::Range<usize>) -> Vec<u8> {
+        places.map(|at| (at * 31 + (at >> 8)) as u8).collect()
+    }
+
+    async fn connected() -> (tokio::net::TcpStream, tokio::net::TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (one, other) =
+            tokio::join!(tokio::net::TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (one.unwrap(), other.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn a_stream_keeps_its_bytes_while_it_pauses_trickles_goes_on_and_is_answered() {
+        // Where the client waits to be heard, and in what pieces it writes until then.
+        const STEPS: [(usize, usize); 3] =
+            [(8 << 20, 128 << 10), ((8 << 20) + 1000, 100), (12 << 20, 128 << 10)];
+        let (mut client, mut downstream) = connected().await;
+        let (mut server, mut upstream) = connected().await;
+        let budget = std::sync::Arc::new(crate::budget::Budget::new("ns/streams", 64 << 20));
+        let purse = Purse::of(&budget);
+        let mut moved = Moved::default();
+        let meters = Meters { received: [None; 2], sent: [None; 2] };
+        let relay = async {
+            let end = copy(&mut downstream, &mut upstream, None, meters, &mut moved, Some(&purse), None).await;
+            assert!(matches!(end, End::Finished), "{end:?}");
+        };
+        let client = async {
+            let mut at = 0;
+            for (until, piece) in STEPS {
+                while at < until {
+                    let next = until.min(at + piece);
+                    client.write_all(&pattern(at..next)).await.unwrap();
+                    at = next;
+                }
+                assert_eq!(client.read_u8().await.unwrap(), b'k');
+            }
+            client.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            assert!(answer == pattern(0..6 << 20), "the answer is not what was sent");
+        };
+        let server = async {
+            let mut heard = Vec::new();
+            for (until, _) in STEPS {
+                let from = heard.len();
+                heard.resize(until, 0);
+                server.read_exact(&mut heard[from..]).await.unwrap();
+                server.write_u8(b'k').await.unwrap();
+            }
+            assert!(heard == pattern(0..heard.len()), "what arrived is not what was sent");
+            assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
+            server.write_all(&pattern(0..6 << 20)).await.unwrap();
+            server.shutdown().await.unwrap();
+        };
+        tokio::join!(relay, client, server);
+        assert_eq!((moved.received, moved.sent), (12 << 20, (6 << 20) + 3));
+        assert_eq!(purse.used(), 0);
+        assert!(super::super::splice::spare_pipes() > 0, "the streams did not go through pipes");
     }
 }

@@ -10,6 +10,7 @@ mod exchange;
 mod pool;
 mod pooled;
 mod probe;
+mod splice;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::model::Str;
 
-use crate::stream::Stream;
+use crate::stream::{Bare, Stream};
 
 /// A connection to an endpoint.
 #[derive(Debug)]
@@ -60,6 +60,15 @@ impl UpstreamStream {
         match self {
             Self::Raw(_) => None,
             Self::Tls(io) => io.get_ref().1.alpn_protocol(),
+        }
+    }
+}
+
+impl Bare for UpstreamStream {
+    fn bare(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Raw(io) => io.bare(),
+            Self::Tls(_) => None,
         }
     }
 }

@@ -197,9 +197,8 @@ fn wanted_rows(args: &Args) -> Result<Vec<Row>> {
     }
     let names: Vec<&str> = rows.iter().map(|row| row.scenario).collect();
     // A whole name means that scenario alone.
-    let named = |scenario: &str, part: &str| {
-        scenario == part || (!names.contains(&part) && scenario.contains(part))
-    };
+    let named =
+        |scenario: &str, part: &str| scenario == part || (!names.contains(&part) && scenario.contains(part));
     rows.retain(|row| {
         (args.rows.is_empty() || args.rows.iter().any(|part| named(row.scenario, part)))
             && (args.connections.is_empty() || args.connections.contains(&row.connections))
@@ -216,10 +215,10 @@ fn ways(args: &Args, row: &Row) -> Vec<Way> {
     let of = |path: &Path| {
         let path = *path;
         let wanted = args.paths.is_empty() || args.paths.contains(&path);
-        let both = [false, true].map(|acceleration| Way { path, acceleration });
-        both.into_iter().filter(move |way| {
+        let both = path.accelerations().iter().map(move |&acceleration| Way { path, acceleration });
+        both.filter(move |way| {
             let asked = args.acceleration.is_none_or(|only| only == way.acceleration);
-            wanted && if path.is_mesh() { asked } else { !way.acceleration }
+            wanted && (asked || !path.is_mesh())
         })
     };
     row.paths.iter().flat_map(of).collect()

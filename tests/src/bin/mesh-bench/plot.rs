@@ -95,5 +95,7 @@ fn colour(path: Path) -> &'static str {
         Path::MeshOut => "#6aa5e0",
         Path::MeshL4 => "#1f8a70",
         Path::MeshL4Out => "#56bfa5",
+        Path::MeshInmem => "#7a4fb5",
+        Path::MeshHandoff => "#b57f1f",
     }
 }

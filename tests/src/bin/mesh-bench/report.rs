@@ -62,7 +62,7 @@ const fn accelerated(path: Path) -> Way {
 const DIRECT: Way = plain(Path::Direct);
 const SIDECAR: Way = plain(Path::Sidecar);
 
-const GOALS: [Goal; 16] = [
+const GOALS: [Goal; 21] = [
     goal("same-node-http1", 64, Figure::Rate, plain(Path::MeshOut), SIDECAR, Bound::AtLeast(3.5)),
     goal("same-node-http1", 64, Figure::Rate, plain(Path::Mesh), SIDECAR, Bound::AtLeast(2.2)),
     goal("same-node-http1", 1, Figure::P50, plain(Path::MeshOut), SIDECAR, Bound::AtMost(1.0 / 2.0)),
@@ -91,6 +91,11 @@ const GOALS: [Goal; 16] = [
         plain(Path::SidecarL4),
         Bound::AtLeast(3.0),
     ),
+    goal("same-node-http1", 64, Figure::Rate, accelerated(Path::MeshInmem), SIDECAR, Bound::AtLeast(4.5)),
+    goal("same-node-http1", 1, Figure::P50, accelerated(Path::MeshInmem), SIDECAR, Bound::AtMost(1.0 / 3.0)),
+    goal("same-node-tcp", 64, Figure::Rate, accelerated(Path::MeshHandoff), DIRECT, Bound::AtLeast(1.4)),
+    goal("same-node-tcp", 64, Figure::P50, accelerated(Path::MeshHandoff), DIRECT, Bound::AtMost(1.0)),
+    goal("same-node-tcp", 1, Figure::P50, accelerated(Path::MeshHandoff), DIRECT, Bound::AtMost(1.0)),
     goal("bulk", 1, Figure::Rate, accelerated(Path::MeshL4), plain(Path::MeshL4), Bound::AtLeast(1.0)),
     goal("bulk", 1, Figure::Rate, accelerated(Path::MeshL4Out), plain(Path::MeshL4Out), Bound::AtLeast(1.0)),
 ];
@@ -244,6 +249,7 @@ const COLUMNS: &[(&str, &[Way])] = &[
     ("mesh-out accel.", &[accelerated(Path::MeshOut), accelerated(Path::MeshL4Out)]),
     ("mesh", &[plain(Path::Mesh), plain(Path::MeshL4)]),
     ("mesh accel.", &[accelerated(Path::Mesh), accelerated(Path::MeshL4)]),
+    ("in memory / handed off, accel.", &[accelerated(Path::MeshInmem), accelerated(Path::MeshHandoff)]),
 ];
 
 fn short(row: &Measured, rate: f64) -> String {
@@ -372,7 +378,7 @@ mod tests {
         let page = markdown(&results());
         assert!(page.find("0.100").unwrap() < page.find("| scenario").unwrap());
         assert!(page.contains(
-            "| same-node-http1 c=64 | 100000 (10.0×) | 10000 | - | 40000 (4.0×) | - | 20000 (2.0×) | - |"
+            "| same-node-http1 c=64 | 100000 (10.0×) | 10000 | - | 40000 (4.0×) | - | 20000 (2.0×) | - | - |"
         ));
         assert!(page.contains("| same-node-http1 | 64 | mesh-out | 40000 (40000 – 40000) | 0.40 | 4.00 |"));
         let picture = crate::plot::svg(&results());

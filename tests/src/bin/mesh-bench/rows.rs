@@ -30,12 +30,16 @@ pub enum Path {
     MeshL4,
     /// Only the client enrolled, `tcp_proxy`.
     MeshL4Out,
+    /// As [`Path::Mesh`], the two halves meeting in memory.
+    MeshInmem,
+    /// As [`Path::MeshL4`], the applications' connections handed off to each other.
+    MeshHandoff,
 }
 
 impl Path {
     /// Whether the proxy parses HTTP; the others copy bytes (`tcp_proxy`).
     pub fn is_l7(self) -> bool {
-        !matches!(self, Path::SidecarL4 | Path::MeshL4 | Path::MeshL4Out)
+        !matches!(self, Path::SidecarL4 | Path::MeshL4 | Path::MeshL4Out | Path::MeshHandoff)
     }
 
     pub fn is_sidecar(self) -> bool {
@@ -43,12 +47,34 @@ impl Path {
     }
 
     pub fn is_mesh(self) -> bool {
-        matches!(self, Path::Mesh | Path::MeshOut | Path::MeshL4 | Path::MeshL4Out)
+        matches!(
+            self,
+            Path::Mesh | Path::MeshOut | Path::MeshL4 | Path::MeshL4Out | Path::MeshInmem | Path::MeshHandoff
+        )
+    }
+
+    /// Without acceleration, with it, or both.
+    pub fn accelerations(self) -> &'static [bool] {
+        match self {
+            // Only accelerated connections are handed off.
+            Path::MeshHandoff => &[true],
+            path if path.is_mesh() => &[false, true],
+            _ => &[false],
+        }
+    }
+
+    /// Settings of mesh-node that make this path what it is.
+    pub fn settings(self) -> &'static [&'static str] {
+        match self {
+            Path::MeshInmem => &["in_memory"],
+            Path::MeshHandoff => &["hand_off"],
+            _ => &[],
+        }
     }
 
     /// Whether the proxy's inbound half runs for the server pod as well.
     pub fn has_inbound_half(self) -> bool {
-        self.is_sidecar() || matches!(self, Path::Mesh | Path::MeshL4)
+        self.is_sidecar() || matches!(self, Path::Mesh | Path::MeshL4 | Path::MeshInmem | Path::MeshHandoff)
     }
 
     /// Sidecars speak mutual TLS to each other as Istio's do, except where the name says plain. The mesh
@@ -129,10 +155,18 @@ impl fmt::Display for Row {
     }
 }
 
-const L7: &[Path] =
-    &[Path::Direct, Path::Sidecar, Path::SidecarPlain, Path::Haproxy, Path::Mesh, Path::MeshOut];
-const L7_NO_HAPROXY: &[Path] = &[Path::Direct, Path::Sidecar, Path::SidecarPlain, Path::Mesh, Path::MeshOut];
-const L4: &[Path] = &[Path::Direct, Path::SidecarL4, Path::MeshL4, Path::MeshL4Out];
+const L7: &[Path] = &[
+    Path::Direct,
+    Path::Sidecar,
+    Path::SidecarPlain,
+    Path::Haproxy,
+    Path::Mesh,
+    Path::MeshOut,
+    Path::MeshInmem,
+];
+const L7_NO_HAPROXY: &[Path] =
+    &[Path::Direct, Path::Sidecar, Path::SidecarPlain, Path::Mesh, Path::MeshOut, Path::MeshInmem];
+const L4: &[Path] = &[Path::Direct, Path::SidecarL4, Path::MeshL4, Path::MeshL4Out, Path::MeshHandoff];
 const ALL: &[Path] = &[
     Path::Direct,
     Path::Sidecar,
@@ -143,6 +177,8 @@ const ALL: &[Path] = &[
     Path::MeshOut,
     Path::MeshL4,
     Path::MeshL4Out,
+    Path::MeshInmem,
+    Path::MeshHandoff,
 ];
 const PLAIN_BETWEEN_NODES: &[Path] =
     &[Path::Direct, Path::SidecarPlain, Path::Haproxy, Path::Mesh, Path::MeshOut];

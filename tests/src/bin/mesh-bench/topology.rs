@@ -87,8 +87,11 @@ impl Topology {
                 server: server.v4(),
                 admin_port: ADMIN_PORT,
             };
-            let config = MeshConfig { bootstrap: bootstrap.build().to_string(), ..MeshConfig::default() }
+            let mut config = MeshConfig { bootstrap: bootstrap.build().to_string(), ..MeshConfig::default() }
                 .setting("acceleration", acceleration);
+            for name in path.settings() {
+                config = config.setting(name, true);
+            }
             let mut pods = vec![&topology.client];
             if path.has_inbound_half() {
                 pods.push(&server);

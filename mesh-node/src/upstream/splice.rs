@@ -89,6 +89,7 @@ impl Pipe {
             match moved {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Ok(moved) => {
                     self.held -= moved;
                     return Poll::Ready(Ok(moved));

@@ -9,6 +9,7 @@ mod bootstrap;
 mod bulk;
 mod certificates;
 mod flame;
+mod flame_page;
 mod flame_svg;
 mod grpc;
 mod load;
@@ -230,6 +231,7 @@ const DRAWN: [(&str, u32); 2] = [("same-node-http1", 64), ("same-node-tcp", 64)]
 /// Draws a flame graph of the proxies of each row and path.
 fn draw(args: &Args, rows: &[Row], shared: &Shared, generator: &Generator) -> Result<()> {
     let chosen = !args.rows.is_empty() || !args.connections.is_empty();
+    let mut items = Vec::new();
     for row in rows.iter().filter(|row| chosen || DRAWN.contains(&(row.scenario, row.connections))) {
         for way in ways(args, row).into_iter().filter(|way| way.path.is_mesh() || !args.paths.is_empty()) {
             let topology = Topology::build(way, row.placement, shared)?;
@@ -239,13 +241,14 @@ fn draw(args: &Args, rows: &[Row], shared: &Shared, generator: &Generator) -> Re
             let recording = flame::Recording::start(topology.proxies(), args.seconds, &shared.folder)?;
             load(args.seconds + 1)?;
             let stacks = recording.finish()?;
-            let name = format!("{} {way}", row.scenario);
-            let file = format!("flame-{}.svg", name.replace(' ', "-").replace("accel.", "accelerated"));
-            let file = args.output.join(file);
+            let name = format!("flame {} {way}.svg", row.scenario);
+            let name = name.replace("accel.", "accelerated").replace(' ', "-");
+            let (file, title) = (args.output.join(&name), format!("{row}, {way}"));
             fs::create_dir_all(&args.output).context("making the results folder")?;
-            fs::write(&file, flame_svg::draw(&format!("{row}, {way}"), &stacks))
+            fs::write(&file, flame_svg::draw(&title, &stacks))
                 .with_context(|| format!("cannot write {}", file.display()))?;
-            println!("{row} {way}: {}", file.display());
+            items.push(flame_page::item(&title, &name, way, &stacks));
+            println!("{title}: {}", file.display());
             let (whole, own) = (flame::top(&stacks, true, TOP), flame::top(&stacks, false, TOP));
             for ((whole_share, whole), (own_share, own)) in whole.iter().zip(&own) {
                 println!(

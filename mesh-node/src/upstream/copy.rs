@@ -507,7 +507,8 @@ mod tests {
         let mut moved = Moved::default();
         let meters = Meters { received: [None; 2], sent: [None; 2] };
         let relay = async {
-            let end = copy(&mut downstream, &mut upstream, None, meters, &mut moved, Some(&purse), None).await;
+            let end =
+                copy(&mut downstream, &mut upstream, None, meters, &mut moved, Some(&purse), None).await;
             assert!(matches!(end, End::Finished), "{end:?}");
         };
         let client = async {

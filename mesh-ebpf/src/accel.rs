@@ -162,7 +162,9 @@ pub fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock, tag: Option<&SocketTag>
     let Some(pair) = (unsafe { PAIRS.get(&key) }).copied() else { return };
     let kind = tag.map_or(0, |tag| tag.kind);
     let fits = match pair.way {
-        way::TO_PROXY => kind == kind::OUTBOUND && tag.is_some_and(|tag| tag.slot == pair.owner.slot),
+        // A pod that is enrolled anew is for a moment still served by the listener of its last time: the slot may
+        // be another.
+        way::TO_PROXY => kind == kind::OUTBOUND,
         way::TO_APPLICATION => kind != kind::OUTBOUND && kind != kind::INBOUND,
         _ => kind == kind::INBOUND,
     };

@@ -20,6 +20,7 @@ pub mod packet;
 pub mod peer;
 pub mod process;
 pub mod redirect;
+pub mod puppet;
 pub mod run;
 pub mod soak;
 pub mod sys;

@@ -67,6 +67,9 @@ impl Call {
 pub struct Tally {
     pub exchanges: u64,
     pub failed: u64,
+    /// Ended by the death of a proxy, where that is expected ([`Streams::until_told`]).
+    #[serde(default)]
+    pub cut: u64,
     /// The first few failures, in words.
     pub errors: Vec<String>,
 }
@@ -245,15 +248,27 @@ impl Streams {
         self.begin(place, to)?.finish(Duration::from_secs(3600))
     }
 
+    /// Makes transfers until [`Running::finish`], however many; those that end as when a proxy is killed are counted
+    /// apart.
+    pub fn until_told(&self, place: &impl Place, to: SocketAddr) -> Result<Running> {
+        let mut command = Streams { count: u64::MAX, ..*self }.command(to)?;
+        command.arg("--until-told");
+        Ok(Running(place.start(command)?))
+    }
+
     /// The same, without waiting for the end.
     pub fn begin(&self, place: &impl Place, to: SocketAddr) -> Result<Running> {
+        Ok(Running(place.start(self.command(to)?)?))
+    }
+
+    fn command(&self, to: SocketAddr) -> Result<Command> {
         let mut command = peer("streams-call")?;
         command.args(["--to", &to.to_string(), "--seed", &self.seed.to_string()]);
         command.args(["--count", &self.count.to_string(), "--concurrency", &self.concurrency.to_string()]);
         if self.blocking {
             command.arg("--blocking");
         }
-        Ok(Running(place.start(command)?))
+        Ok(command)
     }
 }
 
@@ -262,6 +277,7 @@ pub struct Running(Process);
 
 impl Running {
     pub fn finish(mut self, limit: Duration) -> Result<Tally> {
+        self.0.close_stdin();
         let line = self.0.line_within(limit)?;
         serde_json::from_str(&line).with_context(|| format!("unexpected line of the client: {line}"))
     }

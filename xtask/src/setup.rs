@@ -46,6 +46,14 @@ const PACKAGES: &[Package] = &[
     package("nghttp2-client", "load for HTTP/2 in the benchmark (h2load)", Present::Program("h2load")),
     package("nginx-light", "the server behind the benchmark's proxies", Present::Program("nginx")),
     package("haproxy", "a proxy to compare with", Present::Program("haproxy")),
+    package("python3", "a peer of the byte-stream tests", Present::Program("python3")),
+    package("nodejs", "a peer of the byte-stream tests", Present::Program("node")),
+    package("golang-go", "builds a peer of the byte-stream tests", Present::Program("go")),
+    package(
+        "default-jdk-headless",
+        "builds and runs peers of the byte-stream tests",
+        Present::Program("javac"),
+    ),
     package(
         "qemu-system-x86",
         "boots other kernels (`cargo xtask vm`)",

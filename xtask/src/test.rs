@@ -1,4 +1,4 @@
-//! `cargo xtask test [unit|netns|differential|long]`: runs the suites in order, says where it is, and ends with a
+//! `cargo xtask test [unit|netns|differential|streams|long]`: runs the suites in order, says where it is, and ends with a
 //! summary. It must not know what a suite checks.
 
 use std::process::Command;
@@ -10,9 +10,9 @@ use crate::{build_ebpf, setup, tree};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// One suite; without it unit, netns and differential, in this order
+    /// One suite; without it unit, netns, differential and streams, in this order
     suite: Option<Suite>,
-    /// Only tests whose name contains this (netns)
+    /// Only tests whose name contains this (netns, streams)
     #[arg(long)]
     filter: Option<String>,
 }
@@ -25,7 +25,10 @@ enum Suite {
     Netns,
     /// The same configuration and requests through Envoy and mesh-node (root)
     Differential,
-    /// Ten minutes of mixed load while pods come and go, then 100,000 accelerated transfers (root)
+    /// Byte streams past TCP against those by TCP: case by case, with programs in seven languages, at random (root)
+    Streams,
+    /// Ten minutes of mixed load while pods come and go; then 100,000 accelerated transfers, 10,000 short
+    /// connections, and 50 rounds each of switching, killing and enrolling (root)
     Long,
 }
 
@@ -35,6 +38,7 @@ impl Suite {
             Suite::Unit => "unit",
             Suite::Netns => "netns",
             Suite::Differential => "differential",
+            Suite::Streams => "streams",
             Suite::Long => "long",
         }
     }
@@ -43,7 +47,7 @@ impl Suite {
 pub fn run(args: Args) -> Result<()> {
     let suites = match args.suite {
         Some(suite) => vec![suite],
-        None => vec![Suite::Unit, Suite::Netns, Suite::Differential],
+        None => vec![Suite::Unit, Suite::Netns, Suite::Differential, Suite::Streams],
     };
     let mut summary = Vec::new();
     for (i, suite) in suites.iter().enumerate() {
@@ -84,27 +88,35 @@ fn run_suite(suite: Suite, filter: Option<&str>) -> Result<()> {
             build_programs()?;
             cargo(&["test", "-p", "mesh-tests", "--test", "differential"])
         }
+        Suite::Streams => {
+            build_programs()?;
+            let mut args = vec!["test", "-p", "mesh-tests", "--test", "streams", "--"];
+            args.extend(filter);
+            cargo(&args)
+        }
         Suite::Long => {
             build_programs()?;
             cargo(&["build", "--release", "-p", "mesh-node", "-p", "mesh-tests", "--bins"])?;
             cargo(&["test", "--release", "-p", "mesh-tests", "--test", "long", "--", "--nocapture"])?;
-            // Every byte of accelerated streams is checked, in as many transfers as an hour has room for.
-            build_programs()?;
-            let tests = [
-                "accelerated_streams_are",
-                "short_connections_leave",
-                "streams_that_are_handed_off",
-                "handing_off_and_back",
-            ];
-            let counts = ["100000", "10000", "50000", "50000"];
-            for (test, count) in tests.into_iter().zip(counts) {
-                let args = ["test", "-p", "mesh-tests", "--test", "netns", "--", test];
-                cargo_with(&args, &[("MESH_STREAMS", count)])?;
+            for (suite, test, name, value) in LONG_STREAMS {
+                let streams = ["test", "--release", "-p", "mesh-tests", "--test", suite, "--"];
+                let args = [&streams[..], &[test, "--nocapture", "--test-threads=1"]].concat();
+                cargo_with(&args, &[(name, value)])?;
             }
             Ok(())
         }
     }
 }
+
+/// Tests of byte streams at full length: the suite, a part of their names, and what makes them long.
+const LONG_STREAMS: [(&str, &str, &str, &str); 6] = [
+    ("streams", "accelerated_streams_are", "MESH_STREAMS", "80000"),
+    ("streams", "transfers_begun_before", "MESH_STREAMS", "20000"),
+    ("streams", "short_connections_leave", "MESH_STREAMS", "10000"),
+    ("streams", "again_and_again", "MESH_ROUNDS", "50"),
+    ("netns", "streams_that_are_handed_off", "MESH_STREAMS", "50000"),
+    ("netns", "handing_off_and_back", "MESH_STREAMS", "50000"),
+];
 
 /// Installs what is missing, and builds the kernel programs and every program that the namespaces run.
 pub fn build_programs() -> Result<()> {

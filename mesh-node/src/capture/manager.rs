@@ -25,6 +25,9 @@ use crate::model::workload::Workload;
 
 /// How long a released pod's listeners stay, for handshakes that were under way.
 const LINGER: Duration = Duration::from_secs(1);
+/// How much longer they are served than connections are brought to them: a connection that was on its way must not
+/// find the listener closed.
+const OUTLAST: Duration = Duration::from_millis(600);
 const HEARTBEAT: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
@@ -277,7 +280,7 @@ impl Manager {
         self.lingering.push((Instant::now() + LINGER, slot));
         self.released.insert(slot);
         for worker in &self.workers {
-            let _ = worker.send(Assignment::Remove { slot, linger: LINGER });
+            let _ = worker.send(Assignment::Remove { slot, linger: LINGER + OUTLAST });
         }
         self.roster.set(slot, None);
         tracing::info!(pod = %pod.spec.display_name(), uid = %pod.spec.uid, slot, "released");

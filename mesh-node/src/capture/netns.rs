@@ -230,6 +230,9 @@ impl PodSockets {
         let bind = |socket: Socket, address: IpAddr| -> io::Result<Socket> {
             socket.set_ip_transparent_v4(true)?;
             socket.set_reuse_port(true)?;
+            // Accepted sockets have the application's port. Without this, inherited, an application that is
+            // started again could not listen on it while one of them is open or in TIME_WAIT.
+            socket.set_reuse_address(true)?;
             socket.bind(&SockAddr::from(SocketAddr::new(address, port)))?;
             Ok(socket)
         };

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::FutureExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::watch;
@@ -156,11 +157,19 @@ impl Accepting {
         loop {
             let accepted = tokio::select! {
                 accepted = self.accept() => accepted,
-                () = &mut end => return,
+                () = &mut end => break,
             };
             // Not cut short by the end: what was accepted is served. Meanwhile the kernel's queue holds the
             // others. (A place must not be taken before there is a connection for it: the listeners of some
             // tens of pods would hold all places, and the others' would wait for ever.)
+            if let Some(captured) = accepted
+                && sender.send(captured).await.is_err()
+            {
+                return;
+            }
+        }
+        // What waits in the kernel's queue would be reset with the listener.
+        while let Some(accepted) = self.accept().now_or_never() {
             if let Some(captured) = accepted
                 && sender.send(captured).await.is_err()
             {

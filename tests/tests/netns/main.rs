@@ -1,6 +1,5 @@
 //! What the mesh promises about connections, checked on the running kernel in network namespaces.
 
-mod accel;
 mod guard;
 mod hand_off;
 mod kubernetes;

@@ -7,7 +7,9 @@ mod kinds;
 mod load;
 mod many;
 mod mixed;
+mod puppet;
 mod server;
+mod sockets;
 mod streams;
 
 use std::io::Read;
@@ -84,18 +86,7 @@ enum Command {
         blocking: bool,
     },
     /// Make such transfers; prints a tally.
-    StreamsCall {
-        #[arg(long)]
-        to: SocketAddr,
-        #[arg(long)]
-        seed: u64,
-        #[arg(long)]
-        count: u64,
-        #[arg(long)]
-        concurrency: usize,
-        #[arg(long)]
-        blocking: bool,
-    },
+    StreamsCall(streams::CallArgs),
     /// Accept connections and never read from them.
     Deaf {
         #[arg(long)]
@@ -130,6 +121,8 @@ enum Command {
         #[arg(long)]
         count: u64,
     },
+    /// Do with sockets what the lines of standard input say, one answer for each.
+    Puppet,
     /// Wait for the end of standard input, then remove what dead runs left behind.
     Janitor {
         /// The process whose end the end of standard input means.
@@ -163,9 +156,7 @@ fn main() -> ExitCode {
             .context("no such protocol")
             .and_then(|protocol| load::load(to, protocol, concurrency)),
         Command::StreamsServe { listen, blocking } => streams::serve(listen, blocking),
-        Command::StreamsCall { to, seed, count, concurrency, blocking } => {
-            streams::call(to, seed, count, concurrency, blocking)
-        }
+        Command::StreamsCall(args) => streams::call(&args),
         Command::Deaf { listen } => streams::deaf(listen),
         Command::EchoServe { listen } => echo::serve(listen),
         Command::EchoCall { to, connections } => echo::call(to, connections),
@@ -173,6 +164,7 @@ fn main() -> ExitCode {
         Command::Kinds { to, kind, count } => {
             Kind::named(&kind).context("no such kind").and_then(|kind| kinds::call(to, kind, count))
         }
+        Command::Puppet => puppet::run(),
         Command::Janitor { of } => {
             std::io::stdin().read_to_end(&mut Vec::new()).ok();
             mesh_tests::run::sweep(Some(of));

@@ -38,6 +38,7 @@ impl Outcome {
         let tally = Tally {
             exchanges: self.exchanges.into_inner(),
             failed: self.failed.into_inner(),
+            cut: 0,
             errors: self.errors.into_inner().unwrap_or_default(),
         };
         println!("{}", serde_json::to_string(&tally)?);

@@ -7,9 +7,9 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,8 @@ use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
 use mesh_tests::peer::Tally;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::sockets::{Epoll, send_file, splice, waiting};
 
 /// A side that hears nothing for so long has lost something.
 const STALL: Duration = Duration::from_secs(20);
@@ -71,10 +73,17 @@ impl Plan {
 }
 
 /// The bytes of one direction: every place can be computed, none repeats soon.
-fn fill(seed: u64, side: usize, from: u64, buffer: &mut [u8]) {
-    for (at, byte) in (from..).zip(buffer) {
-        let word = (at / 8 + seed * 31 + side as u64 * 7).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        *byte = (word >> (at % 8 * 8)) as u8;
+pub fn fill(seed: u64, side: usize, from: u64, buffer: &mut [u8]) {
+    let word =
+        |at: u64| (at / 8 + seed * 31 + side as u64 * 7).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
+    let (mut at, mut rest) = (from, buffer);
+    while !rest.is_empty() {
+        // A word at a time: the programs of the tests are not optimized.
+        let within = (at % 8) as usize;
+        let n = rest.len().min(8 - within);
+        let (now, later) = rest.split_at_mut(n);
+        now.copy_from_slice(&word(at)[within..within + n]);
+        (at, rest) = (at + n as u64, later);
     }
 }
 
@@ -101,7 +110,7 @@ impl<'a> End<'a> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
         let mut rng = Rng::with_seed(plan.seed.wrapping_mul(3) + side as u64);
-        let epoll = if rng.bool() { Some(Epoll::new(stream)?) } else { None };
+        let epoll = if rng.bool() { Some(Epoll::new(stream, true)?) } else { None };
         let slow = rng.u32(0..20) == 0 && plan.sizes[1 - side] < 256 * 1024;
         Ok(End {
             stream,
@@ -167,6 +176,9 @@ impl<'a> End<'a> {
             if self.ended && reset_by_other {
                 return Ok(());
             }
+            if self.ended {
+                self.all_came()?;
+            }
             if shut && self.ended {
                 return self.all_came();
             }
@@ -191,12 +203,10 @@ impl<'a> End<'a> {
     }
 
     fn all_came(&self) -> Result<()> {
-        ensure!(
-            self.got == self.plan.sizes[1 - self.side],
-            "the end came after {} of {} bytes",
-            self.got,
-            self.plan.sizes[1 - self.side]
-        );
+        let of = self.plan.sizes[1 - self.side];
+        if self.got != of {
+            return Err(Early { got: self.got, of }.into());
+        }
         Ok(())
     }
 
@@ -303,6 +313,33 @@ impl<'a> End<'a> {
     }
 }
 
+/// The other side's end came before all of its bytes.
+#[derive(Debug)]
+struct Early {
+    got: u64,
+    of: u64,
+}
+
+impl std::fmt::Display for Early {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the end came after {} of {} bytes", self.got, self.of)
+    }
+}
+
+impl std::error::Error for Early {}
+
+/// Whether a transfer ended as connections do whose proxy is killed: no byte was wrong, and nothing was waited for in
+/// vain.
+fn is_cut(error: &anyhow::Error) -> bool {
+    use ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, NotConnected, PermissionDenied,
+    };
+    let cut =
+        [BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, NotConnected, PermissionDenied];
+    let by_error = |error: &io::Error| cut.contains(&error.kind());
+    error.chain().any(|e| e.is::<Early>() || e.downcast_ref().is_some_and(by_error))
+}
+
 fn is_reset(error: &(impl std::fmt::Debug + ?Sized + AsIo)) -> bool {
     error.as_io().is_some_and(|e| matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe))
 }
@@ -321,66 +358,6 @@ impl AsIo for anyhow::Error {
     fn as_io(&self) -> Option<&io::Error> {
         self.downcast_ref()
     }
-}
-
-/// Edge-triggered readiness of one socket.
-struct Epoll(nix::sys::epoll::Epoll);
-
-impl Epoll {
-    fn new(stream: &TcpStream) -> Result<Epoll> {
-        use nix::sys::epoll::{EpollCreateFlags, EpollEvent, EpollFlags};
-        let epoll = nix::sys::epoll::Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-        epoll.add(stream, EpollEvent::new(flags, 0))?;
-        Ok(Epoll(epoll))
-    }
-
-    /// Whether something to read was told, and whether the end was.
-    fn wait(&self, timeout: Duration) -> Result<(bool, bool)> {
-        use nix::sys::epoll::{EpollEvent, EpollFlags, EpollTimeout};
-        let mut events = [EpollEvent::empty()];
-        let n = self.0.wait(&mut events, EpollTimeout::try_from(timeout)?)?;
-        let told = if n > 0 { events[0].events() } else { EpollFlags::empty() };
-        let end = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP;
-        Ok((told.intersects(end | EpollFlags::EPOLLIN), told.intersects(end)))
-    }
-}
-
-fn waiting(stream: &TcpStream) -> io::Result<usize> {
-    let mut value: libc::c_int = 0;
-    // SAFETY: the kernel writes one int.
-    let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::FIONREAD, &raw mut value) };
-    if result == 0 { Ok(value as usize) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Sends from a file in memory.
-fn send_file(stream: &TcpStream, data: &[u8]) -> io::Result<usize> {
-    let file = nix::sys::memfd::memfd_create(c"data", nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?;
-    let mut file = std::fs::File::from(file);
-    file.write_all(data)?;
-    let mut offset = 0;
-    // SAFETY: the offset is readable and writable.
-    let n = unsafe { libc::sendfile(stream.as_raw_fd(), file.as_raw_fd(), &raw mut offset, data.len()) };
-    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
-}
-
-/// Sends through a pipe, no more than fits into it.
-fn splice(stream: &TcpStream, data: &[u8]) -> io::Result<usize> {
-    let (out, into) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    let data = &data[..data.len().min(16 * 1024)];
-    std::fs::File::from(into).write_all(data)?;
-    // SAFETY: without offsets nothing is read or written through pointers.
-    let n = unsafe {
-        libc::splice(
-            out.as_raw_fd(),
-            std::ptr::null_mut(),
-            stream.as_raw_fd(),
-            std::ptr::null_mut(),
-            data.len(),
-            libc::SPLICE_F_NONBLOCK,
-        )
-    };
-    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
 }
 
 /// Threads that use a socket as it is by default: one writes, one reads.
@@ -409,7 +386,9 @@ fn run_blocking(stream: &TcpStream, plan: &Plan, side: usize) -> Result<()> {
             ensure!(buffer[..n] == want, "bytes after {got} are not the ones sent");
             got += n as u64;
         }
-        ensure!(got == plan.sizes[1 - side], "the end came after {got} of {} bytes", plan.sizes[1 - side]);
+        if got != plan.sizes[1 - side] {
+            return Err(Early { got, of: plan.sizes[1 - side] }.into());
+        }
         writer.join().map_err(|_| anyhow::anyhow!("the writing thread panicked"))?
     })
 }
@@ -453,25 +432,59 @@ fn seed_of(stream: &TcpStream, blocking: bool) -> Result<u64> {
     Ok(u64::from_le_bytes(seed))
 }
 
-/// `count` transfers from `seed` on, so many at a time; prints a tally.
-pub fn call(to: SocketAddr, seed: u64, count: u64, concurrency: usize, blocking: bool) -> Result<()> {
+/// Transfers as they are asked for.
+#[derive(clap::Args)]
+pub struct CallArgs {
+    #[arg(long)]
+    to: SocketAddr,
+    /// Of the first; the others follow
+    #[arg(long)]
+    seed: u64,
+    #[arg(long)]
+    count: u64,
+    #[arg(long)]
+    concurrency: usize,
+    /// Use sockets as threads do
+    #[arg(long)]
+    blocking: bool,
+    /// End with standard input, and count transfers apart that are cut off as when a proxy is killed
+    #[arg(long)]
+    until_told: bool,
+}
+
+/// Makes the transfers, so many at a time; prints a tally.
+pub fn call(args: &CallArgs) -> Result<()> {
     let next = AtomicU64::new(0);
+    let stop = Arc::new(AtomicBool::new(false));
+    if args.until_told {
+        let stop = stop.clone();
+        thread::spawn(move || {
+            io::stdin().read_to_end(&mut Vec::new()).ok();
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
     let tally = Mutex::new(Tally::default());
     thread::scope(|scope| {
-        for _ in 0..concurrency {
+        for _ in 0..args.concurrency {
             scope.spawn(|| {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
-                    if index >= count {
+                    if index >= args.count || stop.load(Ordering::Relaxed) {
                         break;
                     }
-                    let outcome = transfer(to, seed + index, blocking);
-                    let mut tally = tally.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let seed = args.seed + index;
+                    let outcome = transfer(args.to, seed, args.blocking);
+                    let cut = args.until_told && outcome.as_ref().is_err_and(is_cut);
+                    if cut {
+                        thread::sleep(Duration::from_millis(5)); // the pace of trying again
+                    }
+                    let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
                     tally.exchanges += 1;
-                    if let Err(error) = outcome {
+                    tally.cut += u64::from(cut);
+                    if let Some(error) = outcome.err().filter(|_| !cut) {
                         tally.failed += 1;
                         if tally.errors.len() < 5 {
-                            let plan = Plan::of(seed + index);
+                            let plan = Plan::of(seed);
                             tally.errors.push(format!("{error:#} ({plan:?})"));
                         }
                     }
@@ -479,7 +492,7 @@ pub fn call(to: SocketAddr, seed: u64, count: u64, concurrency: usize, blocking:
             });
         }
     });
-    let tally = tally.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
     println!("{}", serde_json::to_string(&tally)?);
     Ok(())
 }

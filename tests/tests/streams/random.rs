@@ -1,5 +1,5 @@
-//! Acceleration: what applications send and receive is byte for byte what it is by TCP, whatever is done with
-//! the connection; and what must not be accelerated is not. `MESH_STREAMS` makes the transfers more.
+//! Transfers drawn at random from a seed, every byte checked by both sides, accelerated or not, and while that
+//! changes. `MESH_STREAMS` makes them more.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,24 +7,25 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use mesh_tests::mesh::{MeshConfig, MeshNode};
 use mesh_tests::need_root;
-use mesh_tests::netns::Pod;
-use mesh_tests::peer::{Place, Streams, deaf, flood};
+use mesh_tests::netns::{Pod, PodSpec};
+use mesh_tests::peer::{Place, Server, Streams, deaf, flood};
 
-use crate::stage::{Stage, Way};
+use crate::stage::{Stage, maps_are_empty, switch};
 
-const STREAMS: u16 = 9100;
+pub const STREAMS: u16 = 9100;
 const THREADS: u16 = 9101;
 const DEAF: u16 = 9102;
+const LINES: u16 = 9103;
 
-fn any(port: u16) -> SocketAddr {
+pub fn any(port: u16) -> SocketAddr {
     SocketAddr::from(([0u16; 8], port))
 }
 
-fn at(pod: &Pod, port: u16) -> SocketAddr {
-    SocketAddr::new(Way::V4.of(pod), port)
+pub fn at(pod: &Pod, port: u16) -> SocketAddr {
+    SocketAddr::new(pod.v4().into(), port)
 }
 
-fn streams(seed: u64, count: u64) -> Streams {
+pub fn streams(seed: u64, count: u64) -> Streams {
     Streams { seed, count, concurrency: 8, blocking: false }
 }
 
@@ -37,27 +38,32 @@ fn accelerated(mesh: &MeshNode) -> Result<f64> {
     mesh.count("accel", "accelerated")
 }
 
+fn both(stage: &Stage, config: &MeshConfig) -> Result<MeshNode> {
+    MeshNode::start(&stage.node, config, &[&stage.client, &stage.server])
+}
+
 /// So many transfers that the sockets of both applications are known, of which the first are not accelerated.
-fn learn(stage: &Stage, to: SocketAddr) -> Result<()> {
+pub fn learn(stage: &Stage, to: SocketAddr) -> Result<()> {
     Streams { concurrency: 1, ..streams(1, 12) }.call(&stage.client, to)?.all_ok().map(drop)
 }
 
 #[test]
 fn accelerated_streams_are_byte_for_byte_those_of_tcp() -> Result<()> {
     need_root!();
-    let stage = Stage::routed()?;
-    let mesh = stage.mesh(&MeshConfig::default().accelerated(), &[&stage.client, &stage.server])?;
+    let stage = Stage::new()?;
+    let mesh = both(&stage, &MeshConfig::default().accelerated())?;
     let _server = Streams::serve(&stage.server, any(STREAMS), false)?;
     let to = at(&stage.server, STREAMS);
     learn(&stage, to)?;
     let (before, count) = (accelerated(&mesh)?, amount(400));
     streams(1000, count).call(&stage.client, to)?.all_ok()?;
     let flows = accelerated(&mesh)? - before;
+    println!("{count} transfers, {flows} flows accelerated");
     // Three flows of each transfer: application to proxy, proxy to proxy, proxy to application. The first of
     // them go by TCP.
     ensure!(flows >= 1.5 * count as f64, "only {flows} flows of {count} transfers were accelerated");
     ensure!(mesh.metric("mesh_accelerated_bytes_total", "")? > 1e6, "the bytes are counted");
-    let six = SocketAddr::new(Way::V6.of(&stage.server), STREAMS);
+    let six = SocketAddr::new(stage.server.v6().into(), STREAMS);
     streams(5, 40).call(&stage.client, six)?.all_ok()?;
     Ok(())
 }
@@ -65,10 +71,10 @@ fn accelerated_streams_are_byte_for_byte_those_of_tcp() -> Result<()> {
 #[test]
 fn one_enrolled_side_is_accelerated_and_the_other_left_alone() -> Result<()> {
     need_root!();
-    let stage = Stage::routed()?;
+    let stage = Stage::new()?;
     let _server = Streams::serve(&stage.server, any(STREAMS), false)?;
     for pod in [&stage.client, &stage.server] {
-        let mesh = stage.mesh(&MeshConfig::default().accelerated(), &[pod])?;
+        let mesh = MeshNode::start(&stage.node, &MeshConfig::default().accelerated(), &[pod])?;
         let to = at(&stage.server, STREAMS);
         learn(&stage, to)?;
         let before = accelerated(&mesh)?;
@@ -81,8 +87,8 @@ fn one_enrolled_side_is_accelerated_and_the_other_left_alone() -> Result<()> {
 #[test]
 fn blocking_applications_see_no_spurious_error_because_they_are_never_accelerated() -> Result<()> {
     need_root!();
-    let stage = Stage::routed()?;
-    let mesh = stage.mesh(&MeshConfig::default().accelerated(), &[&stage.client, &stage.server])?;
+    let stage = Stage::new()?;
+    let mesh = both(&stage, &MeshConfig::default().accelerated())?;
     let _server = Streams::serve(&stage.server, any(THREADS), true)?;
     let to = at(&stage.server, THREADS);
     let all = Streams { blocking: true, ..streams(3000, amount(80)) };
@@ -102,13 +108,12 @@ fn blocking_applications_see_no_spurious_error_because_they_are_never_accelerate
 #[test]
 fn a_reader_that_never_reads_holds_as_little_memory_as_with_tcp() -> Result<()> {
     need_root!();
-    let stage = Stage::routed()?;
+    let stage = Stage::new()?;
     let _deaf = deaf(&stage.server, any(DEAF))?;
     let to = at(&stage.server, DEAF);
     let mut taken = Vec::new();
     for acceleration in [false, true] {
-        let config = MeshConfig::default().setting("acceleration", acceleration);
-        let mesh = stage.mesh(&config, &[&stage.client, &stage.server])?;
+        let mesh = both(&stage, &MeshConfig::default().setting("acceleration", acceleration))?;
         // The first ones are learned from.
         for message in [100, 1000, 5000, 5000] {
             flood(&stage.client, to, message)?;
@@ -130,17 +135,19 @@ fn a_reader_that_never_reads_holds_as_little_memory_as_with_tcp() -> Result<()> 
 #[test]
 fn transfers_begun_before_enrolment_and_across_switching_lose_nothing() -> Result<()> {
     need_root!();
-    let stage = Stage::routed()?;
-    let mut mesh = stage.mesh(&MeshConfig::default(), &[])?;
+    let stage = Stage::new()?;
+    let mut mesh = stage.mesh()?;
     let _server = Streams::serve(&stage.server, any(STREAMS), false)?;
     let to = at(&stage.server, STREAMS);
     let running = streams(4000, amount(500)).begin(&stage.client, to)?;
-    mesh.enrol(&[&stage.client, &stage.server])?;
-    for on in ["on", "off", "on", "off", "on"] {
-        ensure!(mesh.admin("POST", &format!("/acceleration/switch?enable={on}"))?.0 == 200);
+    mesh.enrol(&[&stage.client])?;
+    stage.enrol(&mut mesh)?;
+    for on in [true, false, true, false, true] {
+        switch(&mesh, on)?;
         std::thread::sleep(Duration::from_millis(300)); // transfers run meanwhile
     }
-    running.finish(Duration::from_secs(600))?.all_ok()?;
+    let tally = running.finish(Duration::from_secs(3600))?;
+    println!("{} transfers", tally.all_ok()?);
     learn(&stage, to)?;
     let before = accelerated(&mesh)?;
     streams(1, 10).call(&stage.client, to)?.all_ok()?;
@@ -151,8 +158,8 @@ fn transfers_begun_before_enrolment_and_across_switching_lose_nothing() -> Resul
 #[test]
 fn acceleration_off_for_a_pod_leaves_its_connections_on_tcp() -> Result<()> {
     need_root!();
-    let stage = Stage::new(|spec| spec.annotation("mesh-node/acceleration", "off"))?;
-    let mesh = stage.mesh(&MeshConfig::default().accelerated(), &[&stage.client, &stage.server])?;
+    let stage = Stage::with(|spec: PodSpec| spec.annotation("mesh-node/acceleration", "off"))?;
+    let mesh = both(&stage, &MeshConfig::default().accelerated())?;
     let _server = Streams::serve(&stage.server, any(STREAMS), false)?;
     let to = at(&stage.server, STREAMS);
     streams(1, 30).call(&stage.client, to)?.all_ok()?;
@@ -163,28 +170,14 @@ fn acceleration_off_for_a_pod_leaves_its_connections_on_tcp() -> Result<()> {
 #[test]
 fn short_connections_leave_no_entries_behind() -> Result<()> {
     need_root!();
-    let stage = Stage::routed()?;
-    let mesh = stage.mesh(&MeshConfig::default().accelerated(), &[&stage.client, &stage.server])?;
+    let stage = Stage::new()?;
+    let mesh = both(&stage, &MeshConfig::default().accelerated())?;
     let _server = Streams::serve(&stage.server, any(STREAMS), false)?;
+    let _lines = stage.server.serve("server", Server::Report, &[any(LINES)])?;
     let to = at(&stage.server, STREAMS);
     learn(&stage, to)?;
     streams(6000, amount(300)).call(&stage.client, to)?.all_ok()?;
-    let to = stage.target(Way::V4);
-    stage.client.churn(&[to], amount(300))?.all_ok()?;
-    let entries = |name: &str| -> Result<usize> {
-        let output = std::process::Command::new("bpftool")
-            .args(["map", "dump", "pinned"])
-            .arg(mesh.pins().join(name))
-            .output()?;
-        Ok(String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.contains("key")).count())
-    };
-    let until = std::time::Instant::now() + Duration::from_secs(20);
-    loop {
-        let left = (entries("ACCELERATED")?, entries("PAIRS")?);
-        if left == (0, 0) {
-            return Ok(());
-        }
-        ensure!(std::time::Instant::now() < until, "entries left of sockets and pairs: {left:?}");
-        std::thread::sleep(Duration::from_millis(100)); // the period of the poll
-    }
+    let churned = stage.client.churn(&[at(&stage.server, LINES)], amount(300))?.all_ok()?;
+    println!("{churned} short connections");
+    maps_are_empty(&mesh)
 }

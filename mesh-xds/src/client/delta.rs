@@ -4,10 +4,11 @@
 //! subscriptions is a request of its own, never combined with an ACK: servers read either the one or the other.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use super::nonces::Nonces;
 use super::resource::{body_of, error_detail, invalid, name_in, ttl_of};
-use super::{Problem, Received, Rejected, Resource, ResourceType, Wanted};
+use super::{Problem, Received, Rejected, Resource, ResourceType, Wanted, shared};
 use crate::pb::envoy::config::core::v3::Node;
 use crate::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
@@ -27,7 +28,7 @@ struct Type {
     /// What the server was told on this stream; `None` before the first request.
     told: Option<Wanted>,
     /// Versions of the resources that were taken, by name.
-    held: BTreeMap<String, String>,
+    held: BTreeMap<Arc<str>, Arc<str>>,
     nonces: Nonces,
 }
 
@@ -72,7 +73,7 @@ impl Delta {
                 None => {
                     request.resource_names_subscribe = of_type.wanted.names();
                     request.initial_resource_versions =
-                        of_type.held.iter().map(|(name, version)| (name.clone(), version.clone())).collect();
+                        of_type.held.iter().map(|(name, version)| (name.to_string(), version.to_string())).collect();
                 }
                 Some(told) if *told == of_type.wanted => continue,
                 Some(told) => {
@@ -151,11 +152,11 @@ impl Delta {
         for resource in &received.resources {
             let taken = !rejected.iter().any(|rejected| rejected.name == resource.name);
             if taken && of_type.wanted.has(&resource.name) {
-                of_type.held.insert(resource.name.clone(), resource.version.clone());
+                of_type.held.insert(shared(&resource.name), shared(&resource.version));
             }
         }
         for name in &received.removed {
-            of_type.held.remove(name);
+            of_type.held.remove(name.as_str());
         }
         self.answers.push_back(DeltaDiscoveryRequest {
             type_url: received.kind.url().to_owned(),
@@ -175,11 +176,11 @@ impl Delta {
 
 /// Names to subscribe to and to unsubscribe from.
 fn changes(told: &Wanted, wanted: &Wanted) -> (Vec<String>, Vec<String>) {
-    let star = || BTreeSet::from(["*".to_owned()]);
     let of = |wanted: &Wanted| match wanted {
-        Wanted::All => star(),
+        Wanted::All => Arc::new(BTreeSet::from([shared("*")])),
         Wanted::Names(names) => names.clone(),
     };
     let (told, wanted) = (of(told), of(wanted));
-    (wanted.difference(&told).cloned().collect(), told.difference(&wanted).cloned().collect())
+    let without = |a: &BTreeSet<Arc<str>>, b| a.difference(b).map(ToString::to_string).collect();
+    (without(&wanted, &told), without(&told, &wanted))
 }

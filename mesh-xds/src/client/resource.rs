@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
 
+use super::shared;
 use crate::pb::google::protobuf::Any;
 use crate::pb::google::rpc::Status;
 
@@ -85,12 +87,19 @@ impl fmt::Display for ResourceType {
 pub enum Wanted {
     /// Whatever the server has for this node.
     All,
-    Names(BTreeSet<String>),
+    /// Cheap to copy: every layer of a subscription holds the same set.
+    Names(Arc<BTreeSet<Arc<str>>>),
 }
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self::Names(BTreeSet::new())
+        Self::Names(Arc::default())
+    }
+}
+
+impl<'a> FromIterator<&'a str> for Wanted {
+    fn from_iter<I: IntoIterator<Item = &'a str>>(names: I) -> Self {
+        Self::Names(Arc::new(names.into_iter().map(shared).collect()))
     }
 }
 
@@ -110,7 +119,7 @@ impl Wanted {
     pub(super) fn names(&self) -> Vec<String> {
         match self {
             Self::All => Vec::new(),
-            Self::Names(names) => names.iter().cloned().collect(),
+            Self::Names(names) => names.iter().map(ToString::to_string).collect(),
         }
     }
 }

@@ -4,12 +4,13 @@
 //! What a response of clusters or listeners lacks is removed; of other types nothing ever is.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use prost::Message;
 
 use super::nonces::Nonces;
 use super::resource::{body_of, error_detail, invalid, name_in, ttl_of};
-use super::{Problem, Received, Rejected, Resource, ResourceType, Wanted};
+use super::{Problem, Received, Rejected, Resource, ResourceType, Wanted, shared};
 use crate::pb::envoy::config::core::v3::Node;
 use crate::pb::envoy::service::discovery::v3 as discovery;
 use crate::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
@@ -34,7 +35,7 @@ struct Type {
     version: String,
     /// The last nonce on this stream.
     nonce: String,
-    held: BTreeSet<String>,
+    held: BTreeSet<Arc<str>>,
     nonces: Nonces,
 }
 
@@ -141,7 +142,8 @@ impl Sotw {
         }
         // What cannot be read may be what seems to be missing: then nothing is removed.
         if kind.is_whole() && received.unreadable.is_empty() {
-            received.removed = of_type.held.difference(&present).cloned().collect();
+            let missing = of_type.held.iter().filter(|name| !present.contains(&***name));
+            received.removed = missing.map(ToString::to_string).collect();
         }
         Ok(received)
     }
@@ -151,11 +153,11 @@ impl Sotw {
         let Some(of_type) = self.types.get_mut(&received.kind) else { return };
         for resource in &received.resources {
             if of_type.wanted.has(&resource.name) && !rejected.iter().any(|r| r.name == resource.name) {
-                of_type.held.insert(resource.name.clone());
+                of_type.held.insert(shared(&resource.name));
             }
         }
         for name in &received.removed {
-            of_type.held.remove(name);
+            of_type.held.remove(name.as_str());
         }
         if rejected.is_empty() {
             of_type.version.clone_from(&received.version);

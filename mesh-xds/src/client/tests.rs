@@ -55,7 +55,7 @@ fn response(kind: ResourceType, version: &str, nonce: &str, names: &[&str]) -> D
 }
 
 fn names(of: &[&str]) -> Wanted {
-    Wanted::Names(of.iter().map(|&name| name.to_owned()).collect())
+    of.iter().copied().collect()
 }
 
 fn node() -> Node {
@@ -300,8 +300,8 @@ proptest! {
             let mut answers = 0;
             match act {
                 Act::Want(of) => {
-                    wanted = of.iter().map(name).collect();
-                    delta.subscribe(ResourceType::Route, Wanted::Names(wanted.clone()));
+                    wanted = of.iter().map(name).collect::<BTreeSet<_>>();
+                    delta.subscribe(ResourceType::Route, wanted.iter().map(String::as_str).collect());
                 }
                 Act::Push { names, removed, reject } => {
                     nonce += 1;

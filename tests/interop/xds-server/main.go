@@ -3,6 +3,9 @@
 //	POST /snapshot?version=V   {"clusters": [...], "endpoints": [...], "listeners": [...], "routes": [...], "secrets": [...]}
 //	GET  /nacks                the errors of all NACKs so far, one JSON string a line
 //	GET  /nodes                the node ids that asked, one a line
+//	POST /mesh?version=V&services=N&endpoints=M&changed=K&timeout=S   a made mesh: N services of M endpoints, the first
+//	                           K at other addresses than the rest's kind; connect timeout of S seconds (mesh.go)
+//	GET  /progress             answers and acknowledgements since the last push, as JSON
 //
 // Resources are in protobuf's JSON form. It serves ADS, delta ADS and the services of each type, and prints the
 // addresses of both servers on its first line: "xds HOST:PORT control HOST:PORT".
@@ -114,6 +117,7 @@ func main() {
 		address = os.Args[1]
 	}
 	state := &seen{}
+	pushed := &progress{}
 	snapshots := cache.NewSnapshotCache(true, oneNode{}, nil)
 	callbacks := server.CallbackFuncs{
 		StreamRequestFunc: func(_ int64, request *discovery.DiscoveryRequest) error {
@@ -122,7 +126,13 @@ func main() {
 		},
 		StreamDeltaRequestFunc: func(_ int64, request *discovery.DeltaDiscoveryRequest) error {
 			state.request(request.GetNode(), request.GetErrorDetail().GetMessage())
+			if request.GetResponseNonce() != "" {
+				pushed.acknowledged()
+			}
 			return nil
+		},
+		StreamDeltaResponseFunc: func(int64, *discovery.DeltaDiscoveryRequest, *discovery.DeltaDiscoveryResponse) {
+			pushed.answered()
 		},
 	}
 	xds := server.NewServer(context.Background(), snapshots, callbacks)
@@ -150,6 +160,17 @@ func main() {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 		}
 	})
+	http.HandleFunc("/mesh", func(w http.ResponseWriter, r *http.Request) {
+		snapshot, err := madeMesh(r.URL.Query())
+		if err == nil {
+			pushed.begin()
+			err = snapshots.SetSnapshot(context.Background(), "node", snapshot)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+		}
+	})
+	http.HandleFunc("/progress", pushed.serve)
 	lines := func(of func() []string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			state.Lock()

@@ -18,6 +18,7 @@ mod plot;
 mod report;
 mod results;
 mod rows;
+mod scale;
 mod servers;
 mod topology;
 mod usage;
@@ -75,7 +76,7 @@ struct Args {
     #[arg(long, global = true, default_value = "bench/results")]
     output: PathBuf,
     /// The Envoy program
-    #[arg(long, default_value = ".local/envoy/envoy")]
+    #[arg(long, global = true, default_value = ".local/envoy/envoy")]
     envoy: PathBuf,
 }
 
@@ -84,6 +85,8 @@ struct Args {
 enum Helper {
     /// Write table.md and plot.svg again from latest.json
     Render,
+    /// Many pods with many services from one xDS server, beside Envoy: memory, and what pushes cost (needs Go)
+    Scale(scale::Args),
     /// Count what arrives on each connection
     #[command(hide = true)]
     BulkSink { listen: SocketAddr },
@@ -106,6 +109,7 @@ fn main() {
             .and_then(|sent| serde_json::to_string(&sent).context("writing the report"))
             .map(|line| println!("{line}")),
         Some(Helper::GrpcServer { listen }) => grpc::serve(*listen),
+        Some(Helper::Scale(scale)) => scale::run(scale, &args.envoy, &args.output),
         Some(Helper::Render) => {
             Results::load(&args.output).and_then(|results| render(&results, &args.output))
         }

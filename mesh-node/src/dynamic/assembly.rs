@@ -9,14 +9,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use mesh_xds::client::{Received, Rejected, ResourceType, Wanted};
+use mesh_xds::client::{Received, Rejected, ResourceType, Wanted, shared};
 
 use super::compile::{Compiled, Compiler, Value};
 use super::error_state::{ErrorState, ErrorStates};
 use super::extensions::Template;
 use super::late::Late;
 use super::scopes::ScopeSet;
-use super::slot::{Item, Named, Slot, due, promote, put, put_named, set_fixed};
+use super::slot::{Item, Named, Slot, Slots, put_named};
 use crate::model::cluster::{Assignment, Cluster};
 use crate::model::listener::Listener;
 use crate::model::route::RouteTable;
@@ -81,8 +81,8 @@ pub(super) struct Whole {
 pub struct Assembly {
     compiler: Arc<Compiler>,
     pub(super) dynamic: Dynamic,
-    pub(super) clusters: BTreeMap<Str, Slot<Cluster>>,
-    pub(super) listeners: BTreeMap<Str, Slot<Listener>>,
+    pub(super) clusters: Slots<Cluster>,
+    pub(super) listeners: Slots<Listener>,
     pub(super) endpoints: BTreeMap<Str, Named>,
     pub(super) secrets: BTreeMap<Str, Named>,
     pub(super) routes: BTreeMap<Str, Routes>,
@@ -96,6 +96,8 @@ pub struct Assembly {
     pub(super) whole_listeners: Whole,
     /// Clusters are there for the first time: listeners may be asked for.
     begun: bool,
+    /// Other things are to be subscribed to, perhaps.
+    wants_changed: bool,
     /// What [`Self::settle`] has to look at.
     pub(super) changed: Changed,
     /// What has not come in time.
@@ -117,8 +119,8 @@ impl Assembly {
         let mut assembly = Self {
             compiler,
             dynamic,
-            clusters: BTreeMap::new(),
-            listeners: BTreeMap::new(),
+            clusters: Slots::default(),
+            listeners: Slots::default(),
             endpoints: BTreeMap::new(),
             secrets: BTreeMap::new(),
             routes: BTreeMap::new(),
@@ -131,6 +133,7 @@ impl Assembly {
             whole_clusters: Whole::default(),
             whole_listeners: Whole::default(),
             begun: false,
+            wants_changed: true,
             changed: Changed { removed: true, needs: true },
             ready: Vec::new(),
         };
@@ -140,13 +143,13 @@ impl Assembly {
 
     /// Other static resources are in force.
     pub fn set_statics(&mut self, statics: Statics, now: Instant) {
-        set_fixed(&mut self.clusters, statics.clusters, |c| &c.name, |c| c.content_hash, &|_| [].into(), now);
+        self.clusters.set_fixed(statics.clusters, |c| &c.name, |c| c.content_hash, &|_| [].into(), now);
         let of_listener = |listener: &Listener| {
             let mut clusters = Vec::new();
             listener.for_each_cluster(&mut |name| clusters.push(name.clone()));
             clusters.into()
         };
-        set_fixed(&mut self.listeners, statics.listeners, |l| &l.name, |l| l.content_hash, &of_listener, now);
+        self.listeners.set_fixed(statics.listeners, |l| &l.name, |l| l.content_hash, &of_listener, now);
         self.changed = Changed { removed: true, needs: true };
     }
 
@@ -199,16 +202,16 @@ impl Assembly {
         match &compiled.value {
             Value::Cluster(cluster) => {
                 let value = cluster.clone();
-                self.changed.needs |= put(&mut self.clusters, name, value, &compiled, version, now)?;
+                self.changed.needs |= self.clusters.put(name, value, &compiled, version, now)?;
             }
             Value::Listener(listener) => {
                 // Its drain is this sidecar's alone.
                 let value = Arc::new(Listener { drain: Arc::default(), ..(**listener).clone() });
                 self.templates.remove(name);
-                self.changed.needs |= put(&mut self.listeners, name, value, &compiled, version, now)?;
+                self.changed.needs |= self.listeners.put(name, value, &compiled, version, now)?;
             }
             Value::Endpoints(assignment) => {
-                let (name, assignment) = (Str::from(name), assignment.clone());
+                let (name, assignment) = (shared(name), assignment.clone());
                 if put_named(&mut self.endpoints, &name, compiled, version) {
                     self.ready.push(Step::Endpoints(name, assignment));
                 }
@@ -222,7 +225,7 @@ impl Assembly {
             Value::Scope(_) => self.scopes.put(name, compiled, version, now)?,
             Value::Routes(_) => {
                 let routes = self.routes.entry(name.into()).or_default();
-                let named = Named { compiled, version: version.to_owned(), updated: SystemTime::now() };
+                let named = Named::new(compiled, version);
                 match &mut routes.active {
                     Some(active) if Arc::ptr_eq(&active.compiled, &named.compiled) => {
                         *active = named;
@@ -234,8 +237,7 @@ impl Assembly {
             Value::Template(..) => return self.take_template(name, compiled, version, now),
             Value::Extension(_) => return self.take_extension(name, compiled, version, now),
             Value::NameTable(_) => {
-                let (version, updated) = (version.to_owned(), SystemTime::now());
-                self.name_table = Some(Named { compiled, version, updated });
+                self.name_table = Some(Named::new(compiled, version));
             }
         }
         Ok(())
@@ -246,8 +248,7 @@ impl Assembly {
         self.errors.remove(&(kind, name.to_owned()));
         match kind {
             ResourceType::Cluster => {
-                if self.clusters.get(name).is_some_and(|slot| !slot.fixed) {
-                    self.clusters.remove(name);
+                if self.clusters.remove(name) {
                     self.changed = Changed { removed: true, needs: true };
                 }
             }
@@ -255,8 +256,7 @@ impl Assembly {
                 if self.templates.remove(name).is_some() {
                     self.changed.needs = true;
                 }
-                if self.listeners.get(name).is_some_and(|slot| !slot.fixed) {
-                    self.listeners.remove(name);
+                if self.listeners.remove(name) {
                     self.changed = Changed { removed: true, needs: true };
                 }
             }
@@ -280,10 +280,12 @@ impl Assembly {
 
     /// The outlet could not put this listener into service: what served before is all that is left of it.
     pub fn refuse_listener(&mut self, name: &str, reason: &str) {
-        let Some(slot) = self.listeners.get_mut(name) else { return };
-        let version = slot.active.as_ref().map(|item| item.version.clone()).unwrap_or_default();
-        let item = slot.active.take();
-        let failed = item.and_then(|item| item.compiled).map(|c| c.body.clone()).unwrap_or_default();
+        if !self.listeners.contains_key(name) {
+            return;
+        }
+        let item = self.listeners.take_active(name);
+        let version = item.as_ref().map(|item| item.version.to_string()).unwrap_or_default();
+        let failed = item.as_ref().and_then(Item::compiled).map(|c| c.body.clone()).unwrap_or_default();
         let error = ErrorState { failed, at: SystemTime::now(), details: reason.to_owned(), version };
         self.errors.insert((ResourceType::Listener, name.to_owned()), error);
         self.changed.removed = true;
@@ -298,8 +300,8 @@ impl Assembly {
             self.set_scope_needs();
         }
         let mut publish = std::mem::take(&mut self.changed.removed);
-        let ready = due(&self.clusters, |item, since| self.has_needs(item, since, now));
-        publish |= promote(&mut self.clusters, &ready);
+        let ready = self.clusters.due(|item, since| self.has_needs(item, since, now));
+        publish |= self.clusters.promote(&ready);
         self.begin(now);
         // Tables of names that are new go in before their listeners, the others after the clusters.
         let mut swaps = Vec::new();
@@ -328,16 +330,17 @@ impl Assembly {
             // The tables of those that served before.
             self.changed.needs = true;
         }
-        let ready = due(&self.listeners, |item, since| {
-            self.has_needs(item, since, now) && self.are_there(&item.clusters, since, now)
+        let ready = self.listeners.due(|item, since| {
+            self.has_needs(item, since, now) && self.are_there(item.clusters(), since, now)
         });
-        publish |= promote(&mut self.listeners, &ready);
+        publish |= self.listeners.promote(&ready);
         if publish {
             steps.push(Step::Publish(self.assembled()));
         }
         steps.append(&mut swaps);
         if std::mem::take(&mut self.changed.needs) || publish {
             self.set_scope_needs();
+            self.wants_changed = true;
             steps.extend(self.forget());
         }
         steps
@@ -345,7 +348,7 @@ impl Assembly {
 
     /// Has the item what it names, or waited long enough?
     fn has_needs<T>(&self, item: &Item<T>, since: Instant, now: Instant) -> bool {
-        item.needs.iter().all(|need| self.has(need) || is_over(need.patience, since, now))
+        item.needs().iter().all(|need| self.has(need) || is_over(need.patience, since, now))
     }
 
     pub(super) fn has(&self, need: &Need) -> bool {
@@ -365,7 +368,7 @@ impl Assembly {
     /// What listeners that take scopes say of them.
     fn set_scope_needs(&mut self) {
         let items = self.listeners.values().flat_map(Slot::items);
-        self.scopes.set_needs(items.flat_map(|item| &*item.needs));
+        self.scopes.set_needs(items.flat_map(Item::needs));
     }
 
     /// Is there anybody behind this source? Istio's pods name a cluster of their own agent, which there is not here.
@@ -384,7 +387,7 @@ impl Assembly {
     fn are_there(&self, clusters: &[Str], since: Instant, now: Instant) -> bool {
         is_over(Some(WAIT_FOR_CLUSTERS), since, now)
             || !clusters.iter().any(|name| {
-                self.clusters.get(name).is_some_and(|slot| slot.active.is_none() && slot.warming.is_some())
+                self.clusters.get(name).is_some_and(|slot| slot.active.is_none() && slot.warming().is_some())
             })
     }
 
@@ -396,8 +399,7 @@ impl Assembly {
                 return;
             }
         }
-        let warm = |slot: &Slot<Cluster>| slot.active.is_some();
-        if !self.begun && self.clusters.values().all(warm) {
+        if !self.begun && self.clusters.waiting().all(|(slot, ..)| slot.active.is_some()) {
             self.begun = true;
             self.whole_listeners.asked = Some(now);
             self.changed.needs = true;
@@ -411,15 +413,15 @@ impl Assembly {
             || self.dynamic.listeners.as_ref().is_none_or(|(_, patience)| is_over(*patience, asked, now));
         answered
             && !self.awaits_extensions()
-            && self.listeners.values().all(|slot| slot.active.is_some() || slot.warming.is_none())
+            && self.listeners.waiting().all(|(slot, ..)| slot.active.is_some())
     }
 
     /// When [`Self::settle`] should look again, though nothing comes.
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        fn of_slots<T>(slots: &BTreeMap<Str, Slot<T>>) -> impl Iterator<Item = Instant> {
-            slots.values().filter_map(|slot| slot.warming.as_ref()).flat_map(|(item, since)| {
-                let patience = item.needs.iter().filter_map(|need| need.patience);
-                patience.chain([WAIT_FOR_CLUSTERS]).map(|patience| *since + patience)
+        fn of_slots<T>(slots: &Slots<T>) -> impl Iterator<Item = Instant> {
+            slots.waiting().flat_map(|(_, item, since)| {
+                let patience = item.needs().iter().filter_map(|need| need.patience);
+                patience.chain([WAIT_FOR_CLUSTERS]).map(move |patience| since + patience)
             })
         }
         let of_whole = |whole: &Whole, source: &Option<(Source, Option<std::time::Duration>)>| {
@@ -437,8 +439,14 @@ impl Assembly {
             .min()
     }
 
+    /// What is to be subscribed to, if that may be other than when it was last asked.
+    pub fn newly_wanted(&mut self) -> Option<BTreeMap<(Source, ResourceType), Wanted>> {
+        std::mem::take(&mut self.wants_changed).then(|| self.wanted())
+    }
+
     /// What is to be subscribed to, by source and type.
     pub fn wanted(&self) -> BTreeMap<(Source, ResourceType), Wanted> {
+        let mut names: BTreeMap<_, BTreeSet<Str>> = BTreeMap::new();
         let mut wanted = BTreeMap::new();
         if let Some((source, _)) = &self.dynamic.clusters {
             wanted.insert((source.clone(), ResourceType::Cluster), Wanted::All);
@@ -453,19 +461,24 @@ impl Assembly {
             if !self.can_be_asked(&need.source) {
                 continue;
             }
-            let key = (need.source.clone(), type_of(need.kind));
+            let kind = type_of(need.kind);
             if need.kind == NeedKind::Scopes {
-                wanted.insert(key, Wanted::All);
-            } else if let Wanted::Names(names) = wanted.entry(key).or_default() {
-                names.insert(need.name.to_string());
+                wanted.insert((need.source.clone(), kind), Wanted::All);
+            } else {
+                names.entry((&need.source, kind)).or_default().insert(need.name.clone());
             }
         }
+        wanted.extend(
+            names
+                .into_iter()
+                .map(|((source, kind), names)| ((source.clone(), kind), Wanted::Names(Arc::new(names)))),
+        );
         wanted
     }
 
     pub(super) fn needs(&self) -> impl Iterator<Item = &Need> {
-        let of_clusters = self.clusters.values().flat_map(Slot::items).flat_map(|item| &*item.needs);
-        let of_listeners = self.listeners.values().flat_map(Slot::items).flat_map(|item| &*item.needs);
+        let of_clusters = self.clusters.values().flat_map(Slot::items).flat_map(Item::needs);
+        let of_listeners = self.listeners.values().flat_map(Slot::items).flat_map(Item::needs);
         let of_templates = self.templates.values().flat_map(Template::needs);
         of_clusters.chain(of_listeners).chain(of_templates).chain(&self.scopes.needs)
     }
@@ -506,7 +519,7 @@ impl Assembly {
         let mut listeners = Vec::new();
         for item in self.listeners.values().filter_map(|slot| slot.active.as_ref()) {
             listeners.push(item.value.clone());
-            for need in item.needs.iter().filter(|need| need.kind == NeedKind::Routes) {
+            for need in item.needs().iter().filter(|need| need.kind == NeedKind::Routes) {
                 // Also of a table that has not come: it may yet.
                 let table = self.routes.entry(need.name.clone()).or_default();
                 routes.insert(need.name.clone(), table.handle.clone());

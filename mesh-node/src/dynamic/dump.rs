@@ -19,7 +19,7 @@ impl Assembly {
     /// The dynamic parts of each dump by the dump's message (`ClustersConfigDump`): fields and their values.
     pub fn dump(&self) -> BTreeMap<&'static str, Map<String, Value>> {
         let (clusters, listeners) = self.versions();
-        let mut warming = self.clusters_of(|slot| slot.warming.as_ref().map(|(item, _)| item));
+        let mut warming = self.clusters_of(|slot| slot.warming());
         warming.extend(
             self.never_taken(ResourceType::Cluster, "cluster", &|name| self.clusters.contains_key(name)),
         );
@@ -106,7 +106,7 @@ impl Assembly {
             if let Some(item) = &slot.active {
                 element["active_state"] = state("listener", item);
             }
-            if let Some((item, _)) = &slot.warming {
+            if let Some(item) = slot.warming() {
                 element["warming_state"] = state("listener", item);
             }
             if let Some(template) = template
@@ -143,7 +143,7 @@ impl Assembly {
     ) -> Vec<Value> {
         let shown = |(name, named): (&Str, &Named)| {
             let mut element = json!({
-                "version_info": named.version,
+                "version_info": &*named.version,
                 field: message(&named.compiled),
                 "last_updated": iso8601(named.updated),
             });
@@ -191,8 +191,8 @@ fn object(value: Value) -> Map<String, Value> {
 
 fn state<T>(field: &str, item: &Item<T>) -> Value {
     json!({
-        "version_info": item.version,
-        field: item.compiled.as_ref().map(|compiled| message(compiled)),
+        "version_info": &*item.version,
+        field: item.compiled().map(|compiled| message(compiled)),
         "last_updated": iso8601(item.updated),
     })
 }

@@ -11,7 +11,7 @@ use mesh_xds::pb::envoy::config::listener::v3::Listener as ListenerProto;
 use super::Assembly;
 use super::assembly::is_over;
 use super::compile::{Compiled, Value};
-use super::slot::{put, put_named};
+use super::slot::put_named;
 use crate::model::Str;
 use crate::model::listener::Listener;
 use crate::model::source::{Need, NeedKind};
@@ -99,7 +99,7 @@ impl Assembly {
         let version = template.version.clone();
         let Value::Listener(listener) = &compiled.value else { return Ok(()) };
         let value = Arc::new(Listener { drain: Arc::default(), ..(**listener).clone() });
-        self.changed.needs |= put(&mut self.listeners, name, value, &compiled, &version, now)?;
+        self.changed.needs |= self.listeners.put(name, value, &compiled, &version, now)?;
         if let Some(template) = self.templates.get_mut(name) {
             template.filled = true;
         }

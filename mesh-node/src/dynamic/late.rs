@@ -27,11 +27,13 @@ impl Assembly {
         };
         let clusters = is_late(&self.whole_clusters, &self.dynamic.clusters);
         let listeners = is_late(&self.whole_listeners, &self.dynamic.listeners);
-        let of_clusters = self.clusters.values().filter_map(|slot| slot.warming.as_ref());
-        let of_listeners = self.listeners.values().filter_map(|slot| slot.warming.as_ref());
+        let of_clusters = self.clusters.waiting();
+        let of_listeners = self.listeners.waiting();
         let waiting = of_clusters
-            .flat_map(|(item, since)| item.needs.iter().map(move |need| (need, *since)))
-            .chain(of_listeners.flat_map(|(item, since)| item.needs.iter().map(move |need| (need, *since))));
+            .flat_map(|(_, item, since)| item.needs().iter().map(move |need| (need, since)))
+            .chain(
+                of_listeners.flat_map(|(_, item, since)| item.needs().iter().map(move |need| (need, since))),
+            );
         let over: Vec<_> = waiting
             .filter(|(need, since)| is_over(need.patience, *since, now) && !self.has(need))
             .map(|(need, _)| (need.kind, need.name.clone(), need.scope.clone()))

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use super::assembly::Routes;
 use super::compile::{Compiled, Value};
@@ -46,7 +46,7 @@ impl ScopeSet {
         if let Some((other, _)) = same {
             return Err(format!("scoped_route.key: is that of {other:?} too; change one"));
         }
-        let new = Named { compiled, version: version.to_owned(), updated: SystemTime::now() };
+        let new = Named::new(compiled, version);
         let held = self.named.get(name);
         if held.is_none_or(|held| !Arc::ptr_eq(&held.compiled, &new.compiled)) {
             self.changed.get_or_insert(now);

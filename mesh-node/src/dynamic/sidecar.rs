@@ -210,8 +210,10 @@ impl<O: Outlet> Sidecar<O> {
     }
 
     fn subscribe(&mut self) {
-        let wanted = self.lock().wanted();
-        self.stats.follow(&self.assembly.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut assembly = self.assembly.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(wanted) = assembly.newly_wanted() else { return };
+        self.stats.follow(&assembly);
+        drop(assembly);
         for problem in self.feeds.want(wanted) {
             tracing::error!("cannot be subscribed to: {problem}");
         }

@@ -163,7 +163,7 @@ fn http<'a>(name: &'a str, routes: &str) -> (&'a str, String) {
 }
 
 fn names(of: &[&str]) -> Option<Wanted> {
-    Some(Wanted::Names(of.iter().map(|&name| name.to_owned()).collect()))
+    Some(of.iter().copied().collect())
 }
 
 #[test]

@@ -72,8 +72,11 @@ impl Delta {
                 None if of_type.wanted.nothing() => continue,
                 None => {
                     request.resource_names_subscribe = of_type.wanted.names();
-                    request.initial_resource_versions =
-                        of_type.held.iter().map(|(name, version)| (name.to_string(), version.to_string())).collect();
+                    request.initial_resource_versions = of_type
+                        .held
+                        .iter()
+                        .map(|(name, version)| (name.to_string(), version.to_string()))
+                        .collect();
                 }
                 Some(told) if *told == of_type.wanted => continue,
                 Some(told) => {

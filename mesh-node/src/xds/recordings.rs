@@ -26,7 +26,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("extension_filter", "CEL is not built"),
     ("sni_dynamic_forward_proxy", "forwarding by SNI is not built"),
     ("OpenTelemetryAccessLogConfig", "remote access logs are not built"),
-    ("GrpcAccessLogConfig", "remote access logs are not built"),
+    ("_to_log: this field", "headers and filter state of choice in access logs that go to servers"),
     ("JwtAuthentication", "JWT is not built"),
     ("ext_authz.v3.ExtAuthz", "external authorization is not built"),
     ("lua.v3.Lua", "Lua is not built"),

@@ -2,8 +2,8 @@
 
 mod guard;
 mod hand_off;
-mod kubernetes;
 mod kinds;
+mod kubernetes;
 mod leaving;
 mod lifecycle;
 mod limits;

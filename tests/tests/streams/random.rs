@@ -10,7 +10,7 @@ use mesh_tests::need_root;
 use mesh_tests::netns::{Pod, PodSpec};
 use mesh_tests::peer::{Place, Server, Streams, deaf, flood};
 
-use crate::stage::{Stage, maps_are_empty, switch};
+use crate::stage::{MAPS, Stage, maps_are_empty, switch};
 
 pub const STREAMS: u16 = 9100;
 const THREADS: u16 = 9101;
@@ -179,5 +179,5 @@ fn short_connections_leave_no_entries_behind() -> Result<()> {
     streams(6000, amount(300)).call(&stage.client, to)?.all_ok()?;
     let churned = stage.client.churn(&[at(&stage.server, LINES)], amount(300))?.all_ok()?;
     println!("{churned} short connections");
-    maps_are_empty(&mesh)
+    maps_are_empty(&mesh, &MAPS)
 }

@@ -28,7 +28,7 @@ pub struct Known {
 pub struct Differences {
     /// Between no mesh and a proxy that does everything by TCP.
     pub proxied: &'static [Known],
-    /// Between that proxy and one whose bytes go past TCP.
+    /// Between that proxy and one whose bytes go past TCP, from hop to hop or all the way at once.
     pub accelerated: &'static [Known],
 }
 
@@ -128,8 +128,11 @@ pub fn pod(node: &Node, name: &str, accelerated: bool) -> Result<Pod> {
     node.pod_with(if accelerated { spec } else { spec.annotation("mesh-node/acceleration", "off") })
 }
 
-/// Waits until nothing is left in the maps of flows, as it must be once no connection is open.
-pub fn maps_are_empty(mesh: &MeshNode) -> Result<()> {
+/// Sockets that messages can be given to, what connecting ends left for accepting ends, and flows of the proxy.
+pub const MAPS: [&str; 3] = ["ACCELERATED", "PAIRS", "FLOWS"];
+
+/// Waits until nothing is left in these maps, as it must be once no connection is open.
+pub fn maps_are_empty(mesh: &MeshNode, maps: &[&str]) -> Result<()> {
     let entries = |name: &str| -> Result<usize> {
         let pin = mesh.pins().join(name);
         let output =
@@ -139,16 +142,16 @@ pub fn maps_are_empty(mesh: &MeshNode) -> Result<()> {
     };
     let until = Instant::now() + mesh_tests::process::deadline();
     loop {
-        let left = [entries("ACCELERATED")?, entries("PAIRS")?, entries("FLOWS")?];
-        if left == [0, 0, 0] {
+        let left = maps.iter().map(|map| entries(map)).collect::<Result<Vec<_>>>()?;
+        if left.iter().all(|entries| *entries == 0) {
             return Ok(());
         }
-        ensure!(Instant::now() < until, "entries left of sockets, pairs and flows: {left:?}");
+        ensure!(Instant::now() < until, "entries left in {maps:?}: {left:?}");
         std::thread::sleep(Duration::from_millis(100)); // the period of the poll
     }
 }
 
-/// Plays a case without a mesh, by TCP through the proxy, and past TCP.
+/// Plays a case without a mesh, by TCP through the proxy, past TCP, and handed off.
 pub fn same_as_tcp(case: Case, differences: &Differences) -> Result<()> {
     mesh_tests::need_root!();
     let stage = Stage::new()?;
@@ -161,7 +164,13 @@ pub fn same_as_tcp(case: Case, differences: &Differences) -> Result<()> {
     let before = mesh.count("accel", "accelerated")?;
     let past = stage.play(case).context("past TCP")?;
     ensure!(mesh.count("accel", "accelerated")? > before, "the case was not accelerated");
-    compare("past TCP", &by_tcp, &past, differences.accelerated)
+    compare("past TCP", &by_tcp, &past, differences.accelerated)?;
+    let (status, text) = mesh.admin("POST", "/acceleration/hand_off?enable=on")?;
+    ensure!(status == 200, "the switch of hand-off answers {status}: {text}");
+    let handed_off = stage.play(case).context("handed off")?;
+    // What differs while it is accelerated hop by hop need not differ here.
+    let known: Vec<Known> = differences.accelerated.iter().map(|k| Known { optional: true, ..*k }).collect();
+    compare("handed off", &by_tcp, &handed_off, &known)
 }
 
 fn compare(what: &str, before: &[Line], after: &[Line], known: &[Known]) -> Result<()> {

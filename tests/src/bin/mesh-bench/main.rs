@@ -263,6 +263,10 @@ fn draw(args: &Args, rows: &[Row], shared: &Shared, generator: &Generator) -> Re
             }
         }
     }
+    if !chosen && args.paths.is_empty() && args.acceleration.is_none() {
+        fs::write(args.output.join("flames.md"), flame_page::page(&items))
+            .context("cannot write flames.md")?;
+    }
     Ok(())
 }
 

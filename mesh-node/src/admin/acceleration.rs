@@ -160,7 +160,7 @@ pub fn switch(state: &dyn AdminState, query: &Query) -> Reply {
     switched(query, |on| state.accelerate(on))
 }
 
-/// `enable=on` or `enable=off`: for all connections.
+/// `enable=on`, for connections that come from now on, or `enable=off`, for all.
 pub fn switch_hand_off(state: &dyn AdminState, query: &Query) -> Reply {
     switched(query, |on| state.hand_off(on))
 }

@@ -65,7 +65,7 @@ pub trait AdminState: Send + Sync + 'static {
     fn acceleration(&self) -> AccelerationView;
     /// Accelerates new connections, or not.
     fn accelerate(&self, on: bool);
-    /// Hands connections off, open ones too, or not.
+    /// Hands connections off that come from now on; off, takes open ones back too.
     fn hand_off(&self, on: bool);
     fn logging(&self) -> &Logging;
     /// Opens access logs again by their paths.

@@ -95,7 +95,7 @@ impl Capture {
         let _ = self.commands.send(Command::Accelerate(on));
     }
 
-    /// Switches handing off of connections, open ones too; takes effect soon after.
+    /// Switches handing off: on for connections that come from now on, off for all; takes effect soon after.
     pub fn hand_off(&self, on: bool) {
         // Without a receiver the process ends.
         let _ = self.commands.send(Command::HandOff(on));

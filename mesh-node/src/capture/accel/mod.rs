@@ -135,7 +135,7 @@ impl Acceleration {
         self.settle_hand_off(maps);
     }
 
-    /// Switches handing off, also of connections that are open: what is in the queues stays in order.
+    /// Switches handing off: on for connections to come, off for open ones too, whose bytes stay in order.
     pub(super) fn switch_hand_off(&self, on: bool, maps: &Maps) {
         self.hands_off.store(on, Ordering::Relaxed);
         self.settle_hand_off(maps);

@@ -530,7 +530,7 @@ impl Assembly {
 
     /// Names of the dynamic resources of a type that is had whole.
     pub(super) fn names(&self, kind: ResourceType) -> Vec<String> {
-        fn of<T>(slots: &BTreeMap<Str, Slot<T>>) -> Vec<String> {
+        fn of<T>(slots: &Slots<T>) -> Vec<String> {
             slots.iter().filter(|(_, slot)| !slot.fixed).map(|(name, _)| name.to_string()).collect()
         }
         match kind {

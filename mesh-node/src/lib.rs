@@ -16,6 +16,7 @@ pub mod http;
 pub mod kubernetes;
 pub mod listener;
 pub mod model;
+pub mod pipe;
 pub mod readiness;
 pub mod router;
 pub mod stream;

@@ -1,6 +1,7 @@
-//! A connected socket of the proxy, also one whose bytes go past TCP.
+//! A connection of the proxy's own: a socket, also one whose bytes go past TCP, or a pipe to the other half of
+//! this proxy.
 //!
-//! Such a socket differs from an ordinary one in two ways that its user must not notice. Reading: what came
+//! A socket whose bytes go past TCP differs from an ordinary one in two ways that its user must not notice. Reading: what came
 //! past TCP and what came by TCP lie in two queues, so once there is something in both, a short read does not
 //! mean that nothing is left.
 //! Writing: nothing in the kernel stops a writer whose reader is an application that does not read; the
@@ -8,6 +9,7 @@
 //! faster way for it. It knows nothing of who is served.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -22,6 +24,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::model::workload::{Look, PastTcp, Trial, Waiting, Workload};
+use crate::pipe::Pipe;
 
 /// Nothing tells when a reader has read; it is looked at this often, at first and at last.
 const LOOK: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(50));
@@ -36,9 +39,128 @@ pub trait Bare {
     fn bare(&self) -> Option<&TcpStream>;
 }
 
+/// A connection.
+#[derive(Debug)]
+pub enum Stream {
+    Socket(Socket),
+    /// To a half of another pod of this node.
+    Memory(Pipe),
+}
+
+impl Stream {
+    /// A socket accepted or opened for `workload`, connected.
+    pub fn new(io: TcpStream, workload: Option<&Workload>) -> Self {
+        Self::Socket(Socket::new(io, workload))
+    }
+
+    /// The same, to the workload's own application at `remote`.
+    pub fn to_application(io: TcpStream, workload: &Workload, remote: SocketAddr) -> Self {
+        Self::Socket(Socket::to_application(io, workload, remote))
+    }
+
+    /// Whether a new connection in place of this one would be a faster one. True at most once.
+    pub fn is_outgrown(&self) -> bool {
+        match self {
+            Self::Socket(socket) => socket.is_outgrown(),
+            Self::Memory(_) => false,
+        }
+    }
+
+    /// The socket, if it is one.
+    pub fn socket(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Socket(socket) => Some(&socket.io),
+            Self::Memory(_) => None,
+        }
+    }
+
+    /// Small messages go out at once.
+    ///
+    /// # Errors
+    /// The connection has ended.
+    pub fn set_nodelay(&self) -> io::Result<()> {
+        match self {
+            Self::Socket(socket) => socket.io.set_nodelay(true),
+            Self::Memory(_) => Ok(()),
+        }
+    }
+
+    /// Makes the end of this connection a reset to the peer.
+    ///
+    /// # Errors
+    /// The kernel does not let us.
+    pub fn abort(&self) -> io::Result<()> {
+        match self {
+            Self::Socket(socket) => socket2::SockRef::from(&socket.io).set_linger(Some(Duration::ZERO)),
+            Self::Memory(pipe) => {
+                pipe.abort();
+                Ok(())
+            }
+        }
+    }
+
+    /// Returns when the peer has sent something or closed.
+    ///
+    /// # Errors
+    /// The connection has failed.
+    pub async fn spoken(&self) -> io::Result<()> {
+        match self {
+            Self::Socket(socket) => socket.io.peek(&mut [0]).await.map(drop),
+            Self::Memory(pipe) => {
+                poll_fn(|cx| pipe.poll_readable(cx)).await;
+                Ok(())
+            }
+        }
+    }
+}
+
+macro_rules! either {
+    ($self:ident, $io:ident => $call:expr) => {
+        match $self.get_mut() {
+            Stream::Socket($io) => $call,
+            Stream::Memory($io) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        either!(self, io => Pin::new(io).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        either!(self, io => Pin::new(io).poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self, io => Pin::new(io).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self, io => Pin::new(io).poll_shutdown(cx))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        either!(self, io => Pin::new(io).poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Socket(socket) => socket.is_write_vectored(),
+            Self::Memory(pipe) => pipe.is_write_vectored(),
+        }
+    }
+}
+
 /// A connected socket.
 #[derive(Debug)]
-pub struct Stream {
+pub struct Socket {
     io: TcpStream,
     past_tcp: Option<Box<Past>>,
     trial: Option<Arc<dyn Trial>>,
@@ -67,9 +189,8 @@ struct Past {
 /// writes are what a short connection has at most.
 const DECIDED: u8 = 2;
 
-impl Stream {
-    /// A socket accepted or opened for `workload`, connected.
-    pub fn new(io: TcpStream, workload: Option<&Workload>) -> Self {
+impl Socket {
+    fn new(io: TcpStream, workload: Option<&Workload>) -> Self {
         let past_tcp = workload.and_then(|workload| workload.sockets.past_tcp(io.as_fd()));
         let past = |tcp| {
             Box::new(Past {
@@ -86,8 +207,7 @@ impl Stream {
         Self { io, past_tcp: past_tcp.map(past), trial: None, judged: Cell::new(false) }
     }
 
-    /// The same, to the workload's own application at `remote`.
-    pub fn to_application(io: TcpStream, workload: &Workload, remote: SocketAddr) -> Self {
+    fn to_application(io: TcpStream, workload: &Workload, remote: SocketAddr) -> Self {
         let mut stream = Self::new(io, Some(workload));
         if stream.past_tcp.is_none() {
             stream.trial = workload.sockets.trial(remote);
@@ -95,17 +215,11 @@ impl Stream {
         stream
     }
 
-    /// Whether a new connection in place of this one would be a faster one. True at most once.
-    pub fn is_outgrown(&self) -> bool {
+    fn is_outgrown(&self) -> bool {
         let Some(trial) = self.trial.as_ref().filter(|_| !self.judged.get()) else { return false };
         let passed = trial.passed();
         self.judged.set(passed.is_some());
         passed == Some(true)
-    }
-
-    /// The socket itself, for its options.
-    pub fn socket(&self) -> &TcpStream {
-        &self.io
     }
 
     /// How many bytes may be written now.
@@ -193,7 +307,10 @@ impl Past {
 
 impl Bare for Stream {
     fn bare(&self) -> Option<&TcpStream> {
-        self.past_tcp.is_none().then_some(&self.io)
+        match self {
+            Self::Socket(socket) => socket.past_tcp.is_none().then_some(&socket.io),
+            Self::Memory(_) => None,
+        }
     }
 }
 
@@ -217,7 +334,7 @@ impl Bare for tokio::io::DuplexStream {
     }
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for Socket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -277,7 +394,7 @@ fn receive(io: &TcpStream, buf: &mut ReadBuf<'_>) -> io::Result<()> {
     Ok(())
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let room = ready!(self.poll_room(cx));
         let n = ready!(Pin::new(&mut self.io).poll_write(cx, &buf[..buf.len().min(room)]))?;

@@ -18,9 +18,10 @@ use anyhow::{Context, Result, bail};
 
 /// The stages of the data path in the order in which a connection meets them.
 const STAGES: [&str; 7] = ["capture", "listener", "filter", "router", "cluster", "upstream", "http"];
-/// What every stage may use beside the stages after it. `drain`, `readiness` and `budget` are leaves:
+/// What every stage may use beside the stages after it. `drain`, `readiness`, `budget` and `pipe` are leaves:
 /// they import nothing themselves.
-const SHARED: [&str; 7] = ["model", "identity", "telemetry", "drain", "readiness", "budget", "stream"];
+const SHARED: [&str; 8] =
+    ["model", "identity", "telemetry", "drain", "readiness", "budget", "stream", "pipe"];
 /// Imports against the order, each with its reason: stage, what it imports.
 const EXCEPTIONS: [(&str, &str); 1] = [
     // A connection belongs to the endpoint that was chosen and counts against its cluster's limits for as
@@ -45,7 +46,8 @@ const BESIDE: [(&str, &[&str]); 13] = [
     ("model", &["identity", "telemetry", "drain", "budget"]),
     ("budget", &[]),
     // A socket of the proxy is a workload's.
-    ("stream", &["model"]),
+    ("stream", &["model", "pipe"]),
+    ("pipe", &[]),
     ("drain", &[]),
     ("readiness", &[]),
 ];

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,10 +15,13 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, LocalSet};
 
 use super::sidecars::{Serving, Servings};
-use crate::capture::{CaptureSource, Captured, WorkerCapture};
+use crate::capture::{Addresses, CaptureSource, Captured, WorkerCapture};
 use crate::filter::WorkerContext;
-use crate::listener::{self, Accepted};
+use crate::listener::{self, Accepted, Incoming};
 use crate::model::Str;
+use crate::model::listener::Direction;
+use crate::model::workload::Workload;
+use crate::upstream::{Handed, Neighbours};
 
 /// After a failed accept (file descriptors used up) the next try waits this long.
 const ACCEPT_BACK_OFF: Duration = Duration::from_millis(50);
@@ -102,7 +105,14 @@ impl Loop {
             match command {
                 Command::Capture(source, servings) => {
                     let contexts = Contexts::new(self.ctx.clone(), servings);
-                    let accepting = accept_captured(source, contexts, self.count.clone());
+                    let addresses = source.addresses();
+                    let pods = Pods {
+                        addresses: addresses.clone(),
+                        contexts: contexts.clone(),
+                        count: self.count.clone(),
+                    };
+                    self.ctx.upstreams.set_neighbours(Some(Rc::new(pods)));
+                    let accepting = accept_captured(source, addresses, contexts, self.count.clone());
                     self.captured = Some(tokio::task::spawn_local(accepting).abort_handle());
                 }
                 Command::Listen(address, socket) => self.listen(address, socket),
@@ -114,6 +124,8 @@ impl Loop {
                 }
             }
         }
+        // They hold the context, which holds them.
+        self.ctx.upstreams.set_neighbours(None);
     }
 
     fn listen(&mut self, address: SocketAddr, socket: std::net::TcpListener) {
@@ -148,7 +160,7 @@ async fn accept_bound(
         drop(snapshot);
         let Ok(local) = io.local_addr() else { continue };
         let accepted = Accepted {
-            io,
+            io: Incoming::Socket(io),
             source: canonical(source),
             original_dst: canonical(local),
             direction: listener.direction,
@@ -182,17 +194,57 @@ async fn accepted(
     }
 }
 
-async fn accept_captured(mut source: impl CaptureSource, contexts: Rc<Contexts>, count: Arc<AtomicUsize>) {
+async fn accept_captured(
+    mut source: impl CaptureSource,
+    addresses: Addresses,
+    contexts: Rc<Contexts>,
+    count: Arc<AtomicUsize>,
+) {
     while let Some(Captured { io, source, original_dst, direction, workload }) = source.accept().await {
+        if direction == Direction::Inbound && addresses.is_knock(source) {
+            continue;
+        }
+        let io = Incoming::Socket(io);
         let accepted = Accepted { io, source, original_dst, direction, workload: Some(workload) };
-        let (contexts, open) = (contexts.clone(), Open::new(&count));
-        tokio::task::spawn_local(async move {
-            let _open = open;
-            match contexts.of(&accepted).await {
-                Some(ctx) => listener::serve_captured(accepted, ctx).await,
-                None => tracing::warn!("connection closed: its pod has no configuration yet"),
-            }
-        });
+        tokio::task::spawn_local(serve_captured(accepted, contexts.clone(), Open::new(&count)));
+    }
+}
+
+async fn serve_captured(accepted: Accepted, contexts: Rc<Contexts>, open: Open) {
+    match contexts.of(&accepted).await {
+        Some(ctx) => listener::serve_captured(accepted, ctx).await,
+        None => tracing::warn!("connection closed: its pod has no configuration yet"),
+    }
+    drop(open);
+}
+
+/// The pods of this node, for connections between them that need no socket. They stay on the worker that makes
+/// them.
+struct Pods {
+    addresses: Addresses,
+    contexts: Rc<Contexts>,
+    count: Arc<AtomicUsize>,
+}
+
+impl Neighbours for Pods {
+    fn pod(&self, ip: IpAddr) -> Option<Arc<Workload>> {
+        self.addresses.pod(ip)
+    }
+
+    fn expect_knock(&self, source: SocketAddr) {
+        self.addresses.expect_knock(source);
+    }
+
+    fn serve(&self, handed: Handed) {
+        let Handed { pipe, source, destination, workload, speaks, offer } = handed;
+        let accepted = Accepted {
+            io: Incoming::Memory { pipe, speaks, offer },
+            source,
+            original_dst: destination,
+            direction: Direction::Inbound,
+            workload: Some(workload),
+        };
+        tokio::task::spawn_local(serve_captured(accepted, self.contexts.clone(), Open::new(&self.count)));
     }
 }
 

@@ -25,7 +25,7 @@ use super::settings::{Cidr, Settings};
 use super::sysctl;
 use crate::budget::Budget;
 use crate::drain::Signal;
-use crate::model::workload::{SocketFactory, Workload, WorkloadLimits};
+use crate::model::workload::{HandOver, SocketFactory, Workload, WorkloadLimits};
 use crate::telemetry::peer::LocalPeer;
 
 /// What enrolling needs beside the pod.
@@ -162,7 +162,7 @@ fn try_enrol(
         buffers: Arc::new(Budget::new(&spec.display_name(), settings.max_buffered_bytes)),
         ..WorkloadLimits::default()
     };
-    let workload = workload(spec, sockets, Arc::new(limits), Arc::default());
+    let workload = workload(settings, spec, sockets, Arc::new(limits), Arc::default());
     Ok((Enrolled { spec: spec.clone(), cookie, netns_id: namespace.id, workload }, listeners))
 }
 
@@ -388,6 +388,7 @@ fn cidr_entry(slot: u32, direction: u16, cidr: &Cidr) -> CidrEntry {
 }
 
 pub(super) fn workload(
+    settings: &Settings,
     spec: &PodSpec,
     sockets: Arc<dyn SocketFactory>,
     limits: Arc<WorkloadLimits>,
@@ -407,8 +408,20 @@ pub(super) fn workload(
         ips: spec.ips.clone(),
         sockets,
         limits,
+        hand_over: hand_over(settings, spec),
         drain,
     })
+}
+
+fn hand_over(settings: &Settings, spec: &PodSpec) -> HandOver {
+    let cidrs = settings.exclude_inbound_cidrs.iter().chain(&spec.exclude_inbound_cidrs);
+    HandOver {
+        on: settings.in_memory && spec.in_memory,
+        excluded_ports: [&settings.exclude_inbound_ports[..], &spec.exclude_inbound_ports].concat(),
+        excluded_sources: cidrs
+            .map(|cidr| crate::model::listener::Cidr { address: cidr.address, prefix_len: cidr.bits })
+            .collect(),
+    }
 }
 
 /// First step of release: nothing new is marked or judged, and the host's connections are no longer

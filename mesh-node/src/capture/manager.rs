@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::accel::Acceleration;
+use super::addresses::Addresses;
 use super::bpf::Map;
 use super::enrol::{self, Context, Enrolled};
 use super::error::CaptureError;
@@ -47,6 +48,8 @@ pub(super) enum Command {
 #[derive(Debug, Default)]
 pub(super) struct Roster {
     pods: Mutex<BTreeMap<u32, Arc<Workload>>>,
+    /// The same by address, for those who look often.
+    pub(super) addresses: Addresses,
     /// One who looks is told of changes.
     pub(super) changed: Notify,
 }
@@ -57,10 +60,14 @@ impl Roster {
     }
 
     fn set(&self, slot: u32, workload: Option<Arc<Workload>>) {
+        let mut pods = self.pods();
         match workload {
-            Some(workload) => drop(self.pods().insert(slot, workload)),
-            None => drop(self.pods().remove(&slot)),
+            Some(workload) => drop(pods.insert(slot, workload)),
+            None => drop(pods.remove(&slot)),
         }
+        let by_address = pods.values().flat_map(|pod| pod.ips.iter().map(|ip| (*ip, pod.clone())));
+        self.addresses.set(by_address.collect());
+        drop(pods);
         self.changed.notify_one();
     }
 }
@@ -255,7 +262,7 @@ impl Manager {
             );
         }
         let Workload { sockets, limits, drain, .. } = &*pod.workload;
-        pod.workload = enrol::workload(&spec, sockets.clone(), limits.clone(), drain.clone());
+        pod.workload = enrol::workload(&self.settings, &spec, sockets.clone(), limits.clone(), drain.clone());
         for worker in &self.workers {
             let _ = worker.send(Assignment::Update { slot, workload: pod.workload.clone() });
         }

@@ -60,5 +60,6 @@ pub fn local_workload(name: &str) -> Arc<Workload> {
         sockets: Arc::new(LocalSockets),
         limits: Default::default(),
         drain: Default::default(),
+        hand_over: Default::default(),
     })
 }

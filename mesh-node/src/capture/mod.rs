@@ -11,6 +11,7 @@
 //! it faster and may be left out.
 
 mod accel;
+mod addresses;
 mod bpf;
 mod cleanup;
 mod counters;
@@ -42,6 +43,7 @@ use crate::model::listener::Direction;
 use crate::model::workload::Workload;
 
 pub use accel::{Known, Report, Tested, Traffic};
+pub use addresses::Addresses;
 pub use cleanup::{Removed, cleanup};
 pub use counters::Counter;
 pub use error::{CaptureError, PodProblem};

@@ -22,6 +22,7 @@ use crate::model::pod::PodDetails;
 const ANNOTATIONS: &str = "traffic.sidecar.istio.io/";
 const ACCELERATION: &str = "mesh-node/acceleration";
 const HAND_OFF: &str = "mesh-node/hand-off";
+const IN_MEMORY: &str = "mesh-node/in-memory";
 
 /// One pod, as the pods file has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +64,10 @@ pub struct PodSpec {
     /// `on` or `off`.
     #[serde(default = "yes", alias = "handOff")]
     pub hand_off: bool,
+    /// The pod's connections with pods of this node may be handed over in memory where that is on. Also by the
+    /// annotation `mesh-node/in-memory`, `on` or `off`.
+    #[serde(default = "yes")]
+    pub in_memory: bool,
     #[serde(default, alias = "excludeOutboundPorts")]
     pub exclude_outbound_ports: Vec<u16>,
     #[serde(default, alias = "excludeInboundPorts")]
@@ -195,7 +200,11 @@ fn take_annotations(pod: &mut PodSpec) -> Result<(), String> {
         let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
         items.map(|item| item.parse().map_err(|_| format!("{name}: {item:?} is not {kind}"))).collect()
     }
-    for (name, switch) in [(ACCELERATION, &mut pod.acceleration), (HAND_OFF, &mut pod.hand_off)] {
+    for (name, switch) in [
+        (ACCELERATION, &mut pod.acceleration),
+        (HAND_OFF, &mut pod.hand_off),
+        (IN_MEMORY, &mut pod.in_memory),
+    ] {
         match pod.annotations.get(name).map(String::as_str) {
             None => {}
             Some("on") => *switch = true,

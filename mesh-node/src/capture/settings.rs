@@ -47,6 +47,9 @@ pub struct Settings {
     /// bytes go from one application straight to the other, while the proxy looks on. Needs `acceleration`. A
     /// pod can be left out in the pods file.
     pub hand_off: bool,
+    /// Between two enrolled pods of this node the proxy's two halves meet in memory, without a connection
+    /// between them. A pod can be left out in the pods file.
+    pub in_memory: bool,
     /// Ports of the two listeners inside each pod, on its loopback address.
     pub outbound_port: u16,
     pub inbound_port: u16,
@@ -90,6 +93,7 @@ impl Default for Settings {
             tc_guard: true,
             acceleration: false,
             hand_off: false,
+            in_memory: false,
             outbound_port: 15001,
             inbound_port: 15006,
             mark: 0x500,

@@ -183,7 +183,7 @@ fn try_start(
     for _ in 0..workers {
         let (sender, receiver) = unbounded_channel();
         let pulse = Arc::new(AtomicU64::new(0));
-        sources.push(WorkerCapture::new(receiver, pulse.clone()));
+        sources.push(WorkerCapture::new(receiver, pulse.clone(), roster.addresses.clone()));
         senders.push(sender);
         pulses.push(pulse);
     }

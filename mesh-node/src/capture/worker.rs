@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::watch;
 
+use super::addresses::Addresses;
 use super::enrol::Listeners;
 use super::{CaptureSource, Captured};
 use crate::model::listener::Direction;
@@ -53,6 +54,7 @@ pub struct WorkerCapture {
     pods: HashMap<u32, Pod>,
     sender: mpsc::Sender<Captured>,
     captured: mpsc::Receiver<Captured>,
+    addresses: Addresses,
     started: bool,
 }
 
@@ -63,9 +65,18 @@ struct Pod {
 }
 
 impl WorkerCapture {
-    pub(super) fn new(assignments: UnboundedReceiver<Assignment>, pulse: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(
+        assignments: UnboundedReceiver<Assignment>,
+        pulse: Arc<AtomicU64>,
+        addresses: Addresses,
+    ) -> Self {
         let (sender, captured) = mpsc::channel(ACCEPTED);
-        Self { assignments, pulse, pods: HashMap::new(), sender, captured, started: false }
+        Self { assignments, pulse, pods: HashMap::new(), sender, captured, addresses, started: false }
+    }
+
+    /// Which pods connections are captured for.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses.clone()
     }
 
     fn start(&mut self) {
@@ -229,7 +240,7 @@ mod tests {
     #[tokio::test]
     async fn on_a_node_of_many_pods_each_one_is_accepted_for() {
         let (assign, assignments) = mpsc::unbounded_channel();
-        let mut capture = WorkerCapture::new(assignments, Arc::default());
+        let mut capture = WorkerCapture::new(assignments, Arc::default(), Addresses::default());
         let mut addresses = Vec::new();
         for slot in 0..ACCEPTED as u32 {
             let mut listener = || {

@@ -146,6 +146,7 @@ mod tests {
             limits: Default::default(),
             peer: Default::default(),
             drain: Default::default(),
+            hand_over: Default::default(),
         };
         let base = Node { id: "host".to_owned(), cluster: "host".to_owned(), ..Node::default() };
         let node = node_of(&workload, &base);

@@ -14,13 +14,13 @@ use std::sync::Arc;
 
 use nix::net::if_::InterfaceFlags;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 
 use crate::cluster::ClusterManager;
+use crate::http::h1::handed::Offer;
 use crate::model::Published;
 use crate::model::listener::FilterChain;
 use crate::model::network::{NetworkFilter, TcpProxy};
-use crate::stream::Bare;
+use crate::stream::{Bare, Stream};
 use crate::telemetry::peer::LocalPeer;
 use crate::telemetry::stream_info::ConnectionInfo;
 use crate::upstream::Upstreams;
@@ -82,24 +82,31 @@ fn own_address() -> IpAddr {
 
 /// A client's connection after detection and TLS.
 pub trait Downstream: AsyncRead + AsyncWrite + Bare + Unpin + 'static {
-    /// The socket below, for its options.
-    fn socket(&self) -> &TcpStream;
-    /// Whether what is read and written here is what the socket gets and gives.
+    /// What carries the bytes.
+    fn transport(&self) -> &Stream;
+    /// Whether what is read and written here is what the transport gets and gives.
     fn is_plain(&self) -> bool;
 }
 
-/// Runs the network filters of `chain` to the end of the connection.
+/// Runs the network filters of `chain` to the end of the connection. `offer`: its client, the other half of this
+/// proxy, would rather hand over HTTP messages.
 pub async fn run<I: Downstream>(
     chain: &FilterChain,
     info: Arc<ConnectionInfo>,
     mut io: I,
     ctx: Rc<WorkerContext>,
+    offer: Option<Offer>,
 ) {
     // Envoy: a chain without filters closes its connections.
     let Some((last, before)) = chain.filters.split_last() else { return };
+    // Dropped where bytes are needed: the client waits to know.
+    let exchanges = network::exchange_of(before, &info).is_some();
+    let takes = matches!(last, NetworkFilter::HttpConnectionManager(_)) && !exchanges;
+    let offer = offer.filter(|_| takes);
     let mut admitted = match network::admit(before, &info) {
         Ok(admitted) => admitted,
         Err(refused) => {
+            drop(offer);
             tracing::debug!(chain = %chain.name, source = %info.remote, details = %refused.details, "refused");
             if let Some(delay) = refused.delay {
                 tokio::time::sleep(delay).await;
@@ -110,7 +117,7 @@ pub async fn run<I: Downstream>(
             return;
         }
     };
-    if network::exchange_of(before, &info).is_some() {
+    if exchanges {
         let local = info.workload.as_ref().map_or(&ctx.node, |workload| &workload.peer).clone();
         match Box::pin(network::exchange(&mut io, &local)).await {
             Ok(peer) => admitted.peer = peer,
@@ -126,7 +133,7 @@ pub async fn run<I: Downstream>(
             tcp_proxy::serve(config, dialed, io).await;
         }
         NetworkFilter::HttpConnectionManager(hcm) => {
-            http::serve(hcm.clone(), info, io, ctx).await;
+            http::serve(hcm.clone(), info, io, ctx, offer).await;
             drop(admitted);
         }
         // The converter ends every chain with one of the two.

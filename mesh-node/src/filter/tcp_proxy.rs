@@ -6,9 +6,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::SockRef;
-use tokio::net::TcpStream;
-
 use super::istio_tcp::Series;
 use super::network::{self, Admitted, Refused};
 use super::{Downstream, WorkerContext};
@@ -19,10 +16,11 @@ use crate::model::listener::Direction;
 use crate::model::network::{TcpClusters, TcpProxy};
 use crate::model::workload::{HalfOfConnection, HandOff};
 use crate::router::address_hash;
+use crate::stream::Stream;
 use crate::telemetry::peer::LocalPeer;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
 use crate::upstream::copy::{End, Meters, Moved, copy};
-use crate::upstream::{Beside, Connection, ErrorKind, Target, UpstreamPath, connect_within_limits};
+use crate::upstream::{Beside, Connection, ErrorKind, Target, UpstreamPath};
 
 /// A client's connection for which the upstream side has been opened, or could not be.
 #[derive(Debug)]
@@ -39,7 +37,7 @@ impl Dialed {
     /// Returns when the server has sent something, or closed. Never, when it cannot be reached.
     pub async fn server_spoke(&self) {
         match &self.connection {
-            Some(connection) if connection.stream.socket().peek(&mut [0]).await.is_ok() => {}
+            Some(connection) if connection.stream.transport().spoken().await.is_ok() => {}
             _ => std::future::pending().await,
         }
     }
@@ -104,7 +102,7 @@ async fn dial(config: &TcpProxy, dialed: &mut Dialed, ctx: &WorkerContext) -> Op
     };
     for attempt in 1..=config.max_connect_attempts {
         stream.upstream.attempts = attempt;
-        match attempt_once(config, &cluster, stream).await {
+        match attempt_once(config, &cluster, stream, ctx).await {
             Ok((mut connection, host)) => {
                 dialed.target = Some((cluster.clone(), host));
                 return match exchange(&cluster, &mut connection, stream, &dialed.local).await {
@@ -151,6 +149,7 @@ async fn attempt_once(
     config: &TcpProxy,
     cluster: &Arc<ClusterState>,
     stream: &mut StreamInfo,
+    ctx: &WorkerContext,
 ) -> Result<(Connection, Arc<Host>), Worth> {
     let info = stream.connection.clone();
     let hash = (config.hash_source_ip && cluster.config.lb.hashes()).then(|| address_hash(info.remote.ip()));
@@ -178,7 +177,7 @@ async fn attempt_once(
         alpn: None,
         implied_alpn: &[],
     };
-    match connect_within_limits(&target, RoutingPriority::Default, None).await {
+    match ctx.upstreams.connect(&target, RoutingPriority::Default).await {
         Ok(connection) => {
             cluster.report(&target.host, Report::ConnectedForGood);
             stream.upstream.local = Some(connection.local);
@@ -240,11 +239,11 @@ async fn relay<I: Downstream>(
         }
         Some(End::Downstream(error)) => {
             stream.flags.set(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
-            pass_reset_on(&error, connection.stream.socket());
+            pass_reset_on(&error, connection.stream.transport());
         }
         Some(End::Upstream(error)) => {
             stream.flags.set(ResponseFlags::UPSTREAM_CONNECTION_TERMINATION);
-            pass_reset_on(&error, io.socket());
+            pass_reset_on(&error, io.transport());
         }
         None => {
             stats.max_downstream_connection_duration.inc();
@@ -259,9 +258,12 @@ async fn relay<I: Downstream>(
 fn hand_off<I: Downstream>(stream: &StreamInfo, io: &I, connection: &Connection) -> Option<Box<dyn HandOff>> {
     let workload = stream.connection.workload.as_ref()?;
     let plain = io.is_plain() && connection.stream.is_plain();
-    let sockets = [io.socket().as_fd(), connection.stream.socket().as_fd()];
+    let sockets = match [io.transport().socket(), connection.stream.transport().socket()] {
+        [Some(client), Some(endpoint)] if plain => Some([client.as_fd(), endpoint.as_fd()]),
+        _ => None,
+    };
     let inbound = stream.connection.direction == Direction::Inbound;
-    workload.sockets.hand_off(&HalfOfConnection { inbound, plain: plain.then_some(sockets) })
+    workload.sockets.hand_off(&HalfOfConnection { inbound, plain: sockets })
 }
 
 async fn within(limit: Option<Duration>, copying: impl Future<Output = End>) -> Option<End> {
@@ -272,9 +274,9 @@ async fn within(limit: Option<Duration>, copying: impl Future<Output = End>) -> 
 }
 
 /// A reset on one side is a reset on the other: without a proxy the peer would have seen one.
-fn pass_reset_on(error: &io::Error, other: &TcpStream) {
+fn pass_reset_on(error: &io::Error, other: &Stream) {
     if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
-        && let Err(error) = SockRef::from(other).set_linger(Some(Duration::ZERO))
+        && let Err(error) = other.abort()
     {
         tracing::debug!(%error, "reset could not be passed on");
     }

@@ -9,6 +9,7 @@ use tokio::io::AsyncReadExt;
 use super::inspect::{Detected, MAX_INSPECT_BYTES, Verdict, inspect};
 use crate::model::listener::Listener;
 use crate::stream::Stream;
+use crate::upstream::Speaks;
 
 /// What was read, and what it says.
 #[derive(Debug, Default)]
@@ -34,9 +35,7 @@ pub(super) async fn first_bytes<S>(
     port: u16,
     server: impl Future<Output = S>,
 ) -> First<S> {
-    let filters = &listener.listener_filters;
-    let tls = filters.tls_inspector.as_ref().is_some_and(|disabled| !disabled.matches(port));
-    let http = filters.http_inspector.as_ref().is_some_and(|disabled| !disabled.matches(port));
+    let (tls, http) = inspectors(listener, port);
     if !tls && !http {
         return First::Client(FirstBytes::default());
     }
@@ -57,6 +56,26 @@ pub(super) async fn first_bytes<S>(
         Outcome::Ended => return First::Nobody,
     };
     First::Client(FirstBytes { bytes: bytes.freeze(), detected })
+}
+
+/// Which listener filters look at connections to `port`: for TLS, for HTTP.
+fn inspectors(listener: &Listener, port: u16) -> (bool, bool) {
+    let filters = &listener.listener_filters;
+    let tls = filters.tls_inspector.as_ref().is_some_and(|disabled| !disabled.matches(port));
+    let http = filters.http_inspector.as_ref().is_some_and(|disabled| !disabled.matches(port));
+    (tls, http)
+}
+
+/// What the listener filters would find in the first bytes of a client of which that is known.
+pub(super) fn told(listener: &Listener, port: u16, speaks: Speaks) -> FirstBytes {
+    let (_, http) = inspectors(listener, port);
+    let name = match speaks {
+        Speaks::Anything => None,
+        Speaks::Http1 => Some("http/1.1"),
+        Speaks::Http2 => Some("h2c"),
+    };
+    let application_protocols = name.filter(|_| http).map(str::to_owned).into_iter().collect();
+    FirstBytes { bytes: Bytes::new(), detected: Detected { application_protocols, ..Detected::default() } }
 }
 
 enum Outcome {

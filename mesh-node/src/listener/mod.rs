@@ -27,18 +27,21 @@ use tokio::net::TcpStream;
 use crate::budget::Purse;
 use crate::drain::Signal;
 use crate::filter::{self, Downstream, WorkerContext, tcp_proxy};
+use crate::http::h1::handed::Offer;
 use crate::model::Snapshot;
 use crate::model::listener::{Direction, FilterChain, Listener};
 use crate::model::workload::Workload;
+use crate::pipe::Pipe;
 use crate::stream::Stream;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo, TlsInfo};
+use crate::upstream::Speaks;
 
 use detect::First;
 pub use replay::Replay;
 
 impl Downstream for Replay<Stream> {
-    fn socket(&self) -> &TcpStream {
-        self.get_ref().socket()
+    fn transport(&self) -> &Stream {
+        self.get_ref()
     }
     fn is_plain(&self) -> bool {
         true
@@ -46,8 +49,8 @@ impl Downstream for Replay<Stream> {
 }
 
 impl Downstream for tokio_rustls::server::TlsStream<Replay<Stream>> {
-    fn socket(&self) -> &TcpStream {
-        self.get_ref().0.get_ref().socket()
+    fn transport(&self) -> &Stream {
+        self.get_ref().0.get_ref()
     }
     fn is_plain(&self) -> bool {
         false
@@ -55,9 +58,8 @@ impl Downstream for tokio_rustls::server::TlsStream<Replay<Stream>> {
 }
 
 /// A connection as it was accepted.
-#[derive(Debug)]
 pub struct Accepted {
-    pub io: TcpStream,
+    pub io: Incoming,
     /// The peer; IPv4-mapped addresses are given as IPv4.
     pub source: SocketAddr,
     /// Where the peer wanted to go; the local address of a bound listener.
@@ -65,6 +67,34 @@ pub struct Accepted {
     pub direction: Direction,
     /// The pod whose connection it is; `None` on a bound listener.
     pub workload: Option<Arc<Workload>>,
+}
+
+/// What a connection is made of.
+pub enum Incoming {
+    Socket(TcpStream),
+    /// From the outbound half of another pod of this node.
+    Memory {
+        pipe: Pipe,
+        /// What the client will say, which the listener filters need not read then.
+        speaks: Speaks,
+        /// The client would rather hand over messages.
+        offer: Option<Offer>,
+    },
+}
+
+impl Incoming {
+    /// Ends a connection with a reset, so that the peer knows at once that it was refused.
+    fn reset(&self) {
+        match self {
+            Self::Socket(socket) => {
+                let abort = socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO));
+                if let Err(error) = abort {
+                    tracing::debug!(%error, "connection could not be reset");
+                }
+            }
+            Self::Memory { pipe, .. } => pipe.abort(),
+        }
+    }
 }
 
 /// How long a silent client is given before the server is asked whether it speaks first. Envoy waits for
@@ -80,7 +110,7 @@ pub async fn serve_captured(accepted: Accepted, ctx: Rc<WorkerContext>) {
     let snapshot = ctx.published.load_full();
     let Some(entry) = snapshot.entry(accepted.direction) else {
         tracing::debug!(direction = ?accepted.direction, "connection refused: no listener of this direction");
-        return reset(&accepted.io);
+        return accepted.io.reset();
     };
     let _slot = match slot {
         Ok(slot) => slot,
@@ -90,7 +120,7 @@ pub async fn serve_captured(accepted: Accepted, ctx: Rc<WorkerContext>) {
                 Limit::Connections => entry.stats.downstream_cx_overflow.inc(),
                 Limit::BufferedBytes => entry.stats.downstream_cx_overload_reject.inc(),
             }
-            return reset(&accepted.io);
+            return accepted.io.reset();
         }
     };
     serve_from(accepted, &snapshot, entry, ctx).await;
@@ -118,12 +148,15 @@ async fn serve_from(accepted: Accepted, snapshot: &Snapshot, entry: &Arc<Listene
 
 async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<WorkerContext>) {
     let Accepted { io, source, original_dst, direction, workload } = accepted;
+    let (mut io, speaks, offer) = match io {
+        Incoming::Socket(socket) => (Stream::new(socket, workload.as_deref()), Speaks::Anything, None),
+        Incoming::Memory { pipe, speaks, offer } => (Stream::Memory(pipe), speaks, offer),
+    };
     // Latency of small messages matters more than the number of segments.
-    if let Err(error) = io.set_nodelay(true) {
+    if let Err(error) = io.set_nodelay() {
         tracing::debug!(%error, "connection ended before it was served");
         return;
     }
-    let mut io = Stream::new(io, workload.as_deref());
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     // Of a pod that has left already, the last few connections are served as those of a pod that stays: told to
     // end before they began, clients would come again and again.
@@ -156,9 +189,11 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
         dialed.server_spoke().await;
         (config.clone(), dialed)
     };
-    let first = {
+    let first = if speaks == Speaks::Anything {
         let server = pin!(server());
         detect::first_bytes(&mut io, &listener, original_dst.port(), server).await
+    } else {
+        First::Client(detect::told(&listener, original_dst.port(), speaks))
     };
     let first = match first {
         First::Client(first) => first,
@@ -173,12 +208,12 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
         tracing::debug!(listener = %listener.name, %source, %original_dst, seen = ?first.detected,
             "no filter chain matches");
         log_unserved(connection(None, first.detected.server_name), Some("filter_chain_not_found"));
-        return reset(io.socket());
+        return reset(&io);
     };
     let io = Replay::new(first.bytes, io);
     let Some(tls) = &chain.tls else {
         let connection = connection(None, first.detected.server_name);
-        return log_served(&chain, &connection, filter::run(&chain, connection.clone(), io, ctx)).await;
+        return log_served(&chain, &connection, filter::run(&chain, connection.clone(), io, ctx, offer)).await;
     };
     let tls = match ctx.clusters.secrets().downstream(tls) {
         Ok(tls) => tls,
@@ -186,13 +221,13 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
             listener.stats.downstream_context_secrets_not_ready.inc();
             tracing::debug!(chain = %chain.name, %source, %error, "connection refused");
             log_unserved(connection(None, first.detected.server_name), None);
-            return reset(io.get_ref().socket());
+            return reset(io.get_ref());
         }
     };
     match tls::accept(&tls, io, chain.transport_socket_connect_timeout, &listener.stats).await {
         Ok((stream, session)) => {
             let connection = connection(Some(session), first.detected.server_name);
-            log_served(&chain, &connection, filter::run(&chain, connection.clone(), stream, ctx)).await;
+            log_served(&chain, &connection, filter::run(&chain, connection.clone(), stream, ctx, offer)).await;
         }
         Err(error) => {
             tracing::debug!(chain = %chain.name, %source, %error, "TLS handshake failed");
@@ -245,9 +280,8 @@ fn choose(
 }
 
 /// Ends a connection with a reset, so that the peer knows at once that it was refused.
-fn reset(io: &TcpStream) {
-    let abort = socket2::SockRef::from(io).set_linger(Some(Duration::ZERO));
-    if let Err(error) = abort {
+fn reset(io: &Stream) {
+    if let Err(error) = io.abort() {
         tracing::debug!(%error, "connection could not be reset");
     }
 }

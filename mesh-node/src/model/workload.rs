@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
 
 use super::Str;
+use super::listener::Cidr;
 use super::pod::PodDetails;
 use crate::budget::Budget;
 use crate::telemetry::peer::LocalPeer;
@@ -145,8 +146,30 @@ pub struct Workload {
     pub sockets: Arc<dyn SocketFactory>,
     /// What the workload may use of this process, and what it uses now. Outlives edits of the pod.
     pub limits: Arc<WorkloadLimits>,
+    pub hand_over: HandOver,
     /// Started when the pod leaves the mesh.
     pub drain: Arc<crate::drain::Signal>,
+}
+
+/// Which connections between pods of this node need no socket between them (in-memory hand-over).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HandOver {
+    /// The pod takes part, as a client and as a server.
+    pub on: bool,
+    /// Ports whose connections are not the proxy's on their way in.
+    pub excluded_ports: Vec<u16>,
+    /// Clients whose connections are not the proxy's on their way in.
+    pub excluded_sources: Vec<Cidr>,
+}
+
+impl HandOver {
+    /// Would a connection from `source` to the pod's `port` come to its inbound half, and may it do so without a
+    /// socket?
+    pub fn takes(&self, source: IpAddr, port: u16) -> bool {
+        self.on
+            && !self.excluded_ports.contains(&port)
+            && !self.excluded_sources.iter().any(|range| range.contains(source))
+    }
 }
 
 /// Bounds that keep one pod from starving its neighbours.

@@ -1,7 +1,7 @@
 //! Opens one connection to the host of a target: the socket in the workload's namespace, TCP options, TLS.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ use super::{Target, UpstreamPath};
 use crate::cluster::{ConnectionGuard, RoutingPriority};
 use crate::model::cluster::{Cluster, Transport};
 use crate::model::tls::UpstreamTls;
+use crate::model::workload::Workload;
+use crate::pipe::Pipe;
 use crate::stream::Stream;
 
 /// How long an address of several is given before the next one is tried beside it.
@@ -43,8 +45,30 @@ pub async fn connect(
     guard: ConnectionGuard,
     server_name: Option<&str>,
 ) -> Result<Connection, UpstreamError> {
+    within_timeout(target, guard, establish(target, server_name)).await
+}
+
+/// Finishes a connection that is handed over in memory, likewise: TLS is spoken as on a wire, so that both ends
+/// know each other by the same certificates.
+pub(super) async fn connect_over(
+    target: &Target,
+    guard: ConnectionGuard,
+    server_name: Option<&str>,
+    pipe: Pipe,
+    local: SocketAddr,
+) -> Result<Connection, UpstreamError> {
+    let secured = secure(target, server_name, Stream::Memory(pipe));
+    let established = async { secured.await.map(|stream| (stream, local, target.host.address)) };
+    within_timeout(target, guard, established).await
+}
+
+async fn within_timeout(
+    target: &Target,
+    guard: ConnectionGuard,
+    establishing: impl Future<Output = Result<(UpstreamStream, SocketAddr, SocketAddr), UpstreamError>>,
+) -> Result<Connection, UpstreamError> {
     let config = &target.cluster.config;
-    match tokio::time::timeout(config.connect_timeout, establish(target, server_name)).await {
+    match tokio::time::timeout(config.connect_timeout, establishing).await {
         Ok(Ok((stream, local, remote))) => {
             guard.connected();
             Ok(Connection { stream, local, remote, guard })
@@ -81,7 +105,6 @@ pub(super) async fn establish(
     target: &Target,
     server_name: Option<&str>,
 ) -> Result<(UpstreamStream, SocketAddr, SocketAddr), UpstreamError> {
-    let refused = |error: io::Error| UpstreamError::with(ErrorKind::ConnectFailure, error);
     let (io, remote) = reach(target).await?;
     io.set_nodelay(true).map_err(refused)?;
     set_keepalive(&io, &target.cluster.config).map_err(refused)?;
@@ -90,7 +113,40 @@ pub(super) async fn establish(
         (Some(workload), UpstreamPath::Application { .. }) => Stream::to_application(io, workload, remote),
         (workload, _) => Stream::new(io, workload.as_deref()),
     };
-    let stream = match &target.host.transport {
+    Ok((secure(target, server_name, io).await?, local, remote))
+}
+
+/// Asks the network whether a connection of `workload` to `remote` is let through. `announce` is told the address
+/// that it comes from before it comes.
+pub(super) async fn knock(
+    workload: &Workload,
+    source: IpAddr,
+    remote: SocketAddr,
+    limit: Duration,
+    announce: impl FnOnce(SocketAddr),
+) -> Result<(), UpstreamError> {
+    let connecting = async {
+        let socket =
+            workload.sockets.to_network(remote, Some(SocketAddr::new(source, 0))).map_err(refused)?;
+        if let Some(local) = socket.local_addr().map_err(refused)?.as_socket() {
+            announce(local);
+        }
+        TcpSocket::from_std_stream(socket.into()).connect(remote).await.map_err(not_connected)
+    };
+    match tokio::time::timeout(limit, connecting).await {
+        // Closed by a reset: nothing is left of it at once.
+        Ok(connected) => Stream::new(connected?, None).abort().map_err(refused),
+        Err(_) => Err(UpstreamError::new(ErrorKind::ConnectTimeout)),
+    }
+}
+
+/// TLS, where the host's transport is that.
+async fn secure(
+    target: &Target,
+    server_name: Option<&str>,
+    io: Stream,
+) -> Result<UpstreamStream, UpstreamError> {
+    Ok(match &target.host.transport {
         Transport::Raw => UpstreamStream::Raw(io),
         Transport::Tls(tls) => {
             let tls = target.cluster.secrets.upstream(tls).map_err(|error| {
@@ -99,8 +155,11 @@ pub(super) async fn establish(
             })?;
             UpstreamStream::Tls(Box::new(handshake(target, &tls, server_name, io).await?))
         }
-    };
-    Ok((stream, local, remote))
+    })
+}
+
+fn refused(error: io::Error) -> UpstreamError {
+    UpstreamError::with(ErrorKind::ConnectFailure, error)
 }
 
 /// A connection to the host's address, or to one of its additional ones: these are tried one after the other, when
@@ -144,8 +203,7 @@ fn by_turns(first: SocketAddr, additional: &[SocketAddr]) -> Vec<SocketAddr> {
 }
 
 async fn dial(target: &Target, remote: SocketAddr) -> Result<(TcpStream, SocketAddr), UpstreamError> {
-    let socket =
-        open(target, remote).map_err(|error| UpstreamError::with(ErrorKind::ConnectFailure, error))?;
+    let socket = open(target, remote).map_err(refused)?;
     let socket = TcpSocket::from_std_stream(socket.into());
     Ok((socket.connect(remote).await.map_err(not_connected)?, remote))
 }

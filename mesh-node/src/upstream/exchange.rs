@@ -9,14 +9,17 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, Uri, Version, header};
 
 use super::Target;
-use super::connect::connect;
+use super::connect::{Connection, connect, connect_over};
 use super::error::{ErrorKind, UpstreamError};
-use super::pool::{Connecting, Key, Lease, Pools, Slot, Via};
-use super::pooled::{Pooled, PooledH1, pooled};
+use super::handed::HandedH1;
+use super::neighbour::{Handing, Neighbourhood, Neighbours, Speaks};
+use super::pool::{Connecting, Http1, Key, Lease, Pools, Slot, Via};
+use super::pooled::{Pooled, pooled};
 use super::stream::UpstreamStream;
 use crate::budget::{Held, Purse};
-use crate::cluster::{Outcome, RequestGuard, RoutingPriority};
+use crate::cluster::{ConnectionGuard, Outcome, RequestGuard, RoutingPriority};
 use crate::http::body::Body;
+use crate::http::h1::handed::{Callee, Offered};
 use crate::http::h1::parse::Limits;
 use crate::http::{h1, h2};
 use crate::model::Str;
@@ -26,6 +29,7 @@ use crate::model::cluster::{Transport, UpstreamProtocol};
 #[derive(Clone, Default)]
 pub struct Upstreams {
     pub(super) pools: Pools,
+    neighbourhood: Neighbourhood,
 }
 
 impl std::fmt::Debug for Upstreams {
@@ -49,11 +53,18 @@ pub struct Exchange {
 
 /// What all steps of one request need.
 struct Sending<'a> {
+    upstreams: &'a Upstreams,
     pools: &'a Pools,
     target: &'a Target,
     priority: RoutingPriority,
     key: Key,
     server_name: Option<Str>,
+}
+
+/// A new transport, and who answers in memory what would be sent over it.
+struct Opened {
+    transport: Pooled,
+    callee: Option<Rc<dyn Callee>>,
 }
 
 impl Upstreams {
@@ -75,7 +86,7 @@ impl Upstreams {
             .map_err(|overflow| UpstreamError::with(ErrorKind::Overflow, overflow))?;
         let server_name = target.cluster.config.auto_sni.then(|| server_name(&request)).flatten();
         let key = Key::new(target, server_name.clone());
-        let sending = Sending { pools: &self.pools, target, priority, key, server_name };
+        let sending = Sending { upstreams: self, pools: &self.pools, target, priority, key, server_name };
         let outcome = match target.cluster.config.protocol {
             UpstreamProtocol::Http1 => sending.http1(request, guard).await,
             UpstreamProtocol::Http2 => sending.http2(request, guard).await,
@@ -90,6 +101,51 @@ impl Upstreams {
             _ => Outcome::Error,
         });
         outcome
+    }
+
+    /// Connects for a stream of bytes, taking the connection's share of the circuit breaker.
+    ///
+    /// # Errors
+    /// `Overflow`, or why the host cannot be reached.
+    pub async fn connect(
+        &self,
+        target: &Target,
+        priority: RoutingPriority,
+    ) -> Result<Connection, UpstreamError> {
+        let guard = target
+            .cluster
+            .connection(&target.host, priority)
+            .map_err(|overflow| UpstreamError::with(ErrorKind::Overflow, overflow))?;
+        self.open(target, guard, None, Speaks::Anything).await.map(|(connection, _)| connection)
+    }
+
+    /// A new connection: in memory where the host is a pod of this node that takes it so.
+    async fn open(
+        &self,
+        target: &Target,
+        guard: ConnectionGuard,
+        server_name: Option<&str>,
+        speaks: Speaks,
+    ) -> Result<(Connection, Option<Offered>), UpstreamError> {
+        match self.neighbourhood.hand_over(target, speaks).await {
+            Ok(None) => connect(target, guard, server_name).await.map(|connection| (connection, None)),
+            Ok(Some(Handing { pipe, local, offered })) => {
+                let connection = connect_over(target, guard, server_name, pipe, local).await?;
+                Ok((connection, offered))
+            }
+            Err(error) => {
+                match error.kind {
+                    ErrorKind::ConnectTimeout => guard.connect_timed_out(),
+                    _ => guard.connect_failed(),
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Who serves connections to pods of this node.
+    pub fn set_neighbours(&self, neighbours: Option<Rc<dyn Neighbours>>) {
+        self.neighbourhood.set(neighbours);
     }
 
     /// Connections that wait for a request now.
@@ -109,16 +165,20 @@ impl Sending<'_> {
 
     async fn send_http1(
         &self,
-        connection: Box<PooledH1>,
+        connection: Http1,
         request: Request<Body>,
         guard: RequestGuard,
     ) -> Result<Exchange, UpstreamError> {
         guard.attached();
-        let local = connection.io().meter().local;
+        let local = connection.share().local;
         let reused = connection.exchanges() > 0;
         let lease = Lease::new(self.pools, self.key.clone(), guard);
         let begun = Instant::now();
-        match connection.exchange(request, lease).await {
+        let outcome = match connection {
+            Http1::Wire(connection) => connection.exchange(request, lease).await,
+            Http1::Handed(connection) => connection.exchange(request, lease).await,
+        };
+        match outcome {
             Ok(response) => {
                 let protocol = response.version();
                 Ok(Exchange { response, begun, local, remote: self.target.host.address, protocol })
@@ -152,10 +212,10 @@ impl Sending<'_> {
     }
 
     /// A free HTTP/1 connection: a new one, or one that is given back while the limit of connections is reached.
-    async fn new_http1(&self) -> Result<Box<PooledH1>, UpstreamError> {
-        let transport = loop {
-            if let Some(transport) = self.try_open().await? {
-                break transport;
+    async fn new_http1(&self) -> Result<Http1, UpstreamError> {
+        let opened = loop {
+            if let Some(opened) = self.try_open(Speaks::Http1).await? {
+                break opened;
             }
             let slots = self.pools.with_group(&self.key, self.target, |group| group.slots.clone());
             let _pending = self.pending()?;
@@ -164,12 +224,15 @@ impl Sending<'_> {
                 return Ok(connection);
             }
         };
-        Ok(self.start_http1(transport))
+        Ok(self.start_http1(opened))
     }
 
-    fn start_http1(&self, transport: Pooled) -> Box<PooledH1> {
+    fn start_http1(&self, Opened { transport, callee }: Opened) -> Http1 {
         let config = &self.target.cluster.config;
         config.stats.upstream_cx_http1_total.inc();
+        if let Some(callee) = callee {
+            return Http1::Handed(HandedH1::new(transport, callee, config.http1.enable_trailers));
+        }
         let limits = Limits {
             accept_http_10: true,
             allow_chunked_length: config.http1.allow_chunked_length,
@@ -181,7 +244,7 @@ impl Sending<'_> {
             trailers: config.http1.enable_trailers,
             proper_case: config.http1.proper_case,
         };
-        h1::Connection::new(transport, options, Held::new(self.purse()))
+        Http1::Wire(h1::Connection::new(transport, options, Held::new(self.purse())))
     }
 
     /// Where the bytes held for the workload count.
@@ -191,7 +254,7 @@ impl Sending<'_> {
 
     /// Opens a connection. `None`: the circuit breaker is open and this worker has a connection to the host
     /// already, so that waiting for it makes sense; else one is opened all the same, as Envoy does.
-    async fn try_open(&self) -> Result<Option<Pooled>, UpstreamError> {
+    async fn try_open(&self, speaks: Speaks) -> Result<Option<Opened>, UpstreamError> {
         let Target { cluster, host, .. } = self.target;
         let slots = self.pools.with_group(&self.key, self.target, |group| group.slots.clone());
         let guard = match cluster.connection(host, self.priority) {
@@ -201,8 +264,13 @@ impl Sending<'_> {
         };
         let slot = Slot::take(slots);
         let _pending = self.pending()?;
-        let connection = connect(self.target, guard, self.server_name.as_deref()).await?;
-        Ok(Some(pooled(connection, slot)))
+        let server_name = self.server_name.as_deref();
+        let (connection, offered) = self.upstreams.open(self.target, guard, server_name, speaks).await?;
+        let callee = match offered {
+            Some(offered) => offered.taken().await,
+            None => None,
+        };
+        Ok(Some(Opened { transport: pooled(connection, slot), callee }))
     }
 
     fn pending(&self) -> Result<crate::cluster::PendingGuard, UpstreamError> {
@@ -221,8 +289,8 @@ impl Sending<'_> {
                     attempt.outcome().await?;
                 }
                 Via::Connect(connecting) => {
-                    let transport = match self.open_or_wait().await {
-                        Ok(transport) => transport,
+                    let transport = match self.open_or_wait(Speaks::Http2).await {
+                        Ok(opened) => opened.transport,
                         Err(error) => {
                             connecting.failed(&error);
                             return Err(error);
@@ -236,10 +304,10 @@ impl Sending<'_> {
     }
 
     /// A new transport, waiting for room under the limit of connections.
-    async fn open_or_wait(&self) -> Result<Pooled, UpstreamError> {
+    async fn open_or_wait(&self, speaks: Speaks) -> Result<Opened, UpstreamError> {
         loop {
-            if let Some(transport) = self.try_open().await? {
-                return Ok(transport);
+            if let Some(opened) = self.try_open(speaks).await? {
+                return Ok(opened);
             }
             let slots = self.pools.with_group(&self.key, self.target, |group| group.slots.clone());
             slots.wait().await;
@@ -321,9 +389,9 @@ impl Sending<'_> {
         if let Some(connection) = self.pools.take_idle(&self.key) {
             return self.send_http1(connection, request, guard).await;
         }
-        let transport = self.open_or_wait().await?;
-        if transport.get_ref().and_then(UpstreamStream::alpn) != Some(b"h2") {
-            return self.send_http1(self.start_http1(transport), request, guard).await;
+        let opened = self.open_or_wait(Speaks::Anything).await?;
+        if opened.transport.get_ref().and_then(UpstreamStream::alpn) != Some(b"h2") {
+            return self.send_http1(self.start_http1(opened), request, guard).await;
         }
         self.pools.with_group(&self.key, self.target, |group| group.speaks_h2 = true);
         match self.pools.shared(&self.key, self.target) {
@@ -331,7 +399,7 @@ impl Sending<'_> {
             Via::Ready(handle) => self.send_http2(handle, request, guard).await,
             Via::Wait(_) => self.http2(request, guard).await,
             Via::Connect(connecting) => {
-                let handle = self.start_http2(transport, connecting).await?;
+                let handle = self.start_http2(opened.transport, connecting).await?;
                 self.send_http2(handle, request, guard).await
             }
         }

@@ -7,6 +7,8 @@ mod connect;
 pub mod copy;
 mod error;
 mod exchange;
+mod handed;
+mod neighbour;
 mod pool;
 mod pooled;
 mod probe;
@@ -27,6 +29,7 @@ pub use beside::Beside;
 pub use connect::{Connection, connect, connect_within_limits};
 pub use error::{ErrorKind, UpstreamError};
 pub use exchange::{Exchange, Upstreams};
+pub use neighbour::{Handed, Neighbours, Speaks};
 pub use probe::{Current, Prober};
 pub use stream::UpstreamStream;
 

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::pooled::{Pooled, PooledH1};
-use super::stream::UpstreamStream;
+use super::handed::HandedH1;
+use super::pooled::{Pooled, PooledH1, Share};
 use super::{Target, UpstreamError, UpstreamPath};
 use crate::cluster::{Host, RequestGuard};
 use crate::http::{h1, h2};
@@ -83,8 +83,43 @@ pub(super) struct Group {
 }
 
 struct Idle {
-    connection: Box<PooledH1>,
+    connection: Http1,
     since: u64,
+}
+
+/// An HTTP/1 connection between two requests.
+pub(super) enum Http1 {
+    Wire(Box<PooledH1>),
+    Handed(Box<HandedH1>),
+}
+
+impl Http1 {
+    pub(super) fn share(&self) -> &Share {
+        match self {
+            Self::Wire(connection) => connection.io().meter(),
+            Self::Handed(connection) => connection.share(),
+        }
+    }
+
+    pub(super) fn exchanges(&self) -> u32 {
+        match self {
+            Self::Wire(connection) => connection.exchanges(),
+            Self::Handed(connection) => connection.exchanges(),
+        }
+    }
+
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> bool {
+        match self {
+            Self::Wire(connection) => connection.poll_idle(cx),
+            Self::Handed(connection) => connection.poll_idle(cx),
+        }
+    }
+
+    fn release_memory(&mut self) {
+        if let Self::Wire(connection) = self {
+            connection.release_memory();
+        }
+    }
 }
 
 struct SharedH2 {
@@ -213,7 +248,7 @@ impl Pools {
     }
 
     /// The idle HTTP/1 connection that was used last, if one is still good.
-    pub(super) fn take_idle(&self, key: &Key) -> Option<Box<PooledH1>> {
+    pub(super) fn take_idle(&self, key: &Key) -> Option<Http1> {
         loop {
             let idle = self.0.groups.borrow_mut().get_mut(key)?.idle.pop()?;
             let mut connection = idle.connection;
@@ -266,7 +301,7 @@ impl Pools {
         .await;
     }
 
-    fn put_back(&self, key: &Key, connection: Box<PooledH1>) {
+    fn put_back(&self, key: &Key, connection: Http1) {
         let since = self.0.now.get();
         let surplus = match self.0.groups.borrow_mut().get_mut(key) {
             Some(group) if !group.host.removed.started() => {
@@ -310,7 +345,7 @@ fn sweep(shared: &Shared) -> bool {
         let gone = group.host.removed.started()
             || group.workload.as_ref().is_some_and(|workload| workload.strong_count() == 0);
         for mut idle in std::mem::take(&mut group.idle) {
-            let cluster = idle.connection.io().meter().guard.cluster();
+            let cluster = idle.connection.share().guard.cluster();
             let limit = cluster.config.idle_timeout;
             let expired = limit.is_some_and(|limit| SWEEP_INTERVAL * ticks(now - idle.since) > limit);
             if expired {
@@ -359,14 +394,14 @@ impl Lease {
     pub(super) fn new(pools: &Pools, key: Key, request: RequestGuard) -> Self {
         Self { pools: Rc::downgrade(&pools.0), key, _request: request }
     }
-}
 
-impl h1::Lease<Pooled> for Lease {
-    fn release(self, connection: Box<PooledH1>) {
-        if connection.io().get_ref().is_some_and(UpstreamStream::is_outgrown) {
-            return;
-        }
-        let cluster = connection.io().meter().guard.cluster();
+    /// See [`h1::Lease::release`].
+    pub(super) fn release_handed(self, connection: Box<HandedH1>) {
+        self.give_back(Http1::Handed(connection));
+    }
+
+    fn give_back(self, connection: Http1) {
+        let cluster = connection.share().guard.cluster();
         let limit = cluster.config.max_requests_per_connection;
         if limit > 0 && connection.exchanges() >= limit {
             cluster.stats.upstream_cx_max_requests.inc();
@@ -374,6 +409,14 @@ impl h1::Lease<Pooled> for Lease {
         }
         if let Some(shared) = self.pools.upgrade() {
             Pools(shared).put_back(&self.key, connection);
+        }
+    }
+}
+
+impl h1::Lease<Pooled> for Lease {
+    fn release(self, connection: Box<PooledH1>) {
+        if !connection.io().get_ref().is_some_and(|io| io.transport().is_outgrown()) {
+            self.give_back(Http1::Wire(connection));
         }
     }
 }

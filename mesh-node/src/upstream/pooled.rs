@@ -35,15 +35,23 @@ impl Share {
     fn stats(&self) -> &ClusterStats {
         &self.guard.cluster().stats
     }
+
+    pub(super) fn received(&self, bytes: usize) {
+        self.stats().upstream_cx_rx_bytes_total.add(bytes as u64);
+    }
+
+    pub(super) fn sent(&self, bytes: usize) {
+        self.stats().upstream_cx_tx_bytes_total.add(bytes as u64);
+    }
 }
 
 impl Meter for Share {
     fn on_read(&self, bytes: &[u8]) {
-        self.stats().upstream_cx_rx_bytes_total.add(bytes.len() as u64);
+        self.received(bytes.len());
     }
 
     fn on_written(&self, bytes: usize) {
-        self.stats().upstream_cx_tx_bytes_total.add(bytes as u64);
+        self.sent(bytes);
     }
 }
 

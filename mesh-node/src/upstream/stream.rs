@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -22,25 +21,17 @@ pub enum UpstreamStream {
 }
 
 impl UpstreamStream {
-    /// The socket below.
-    pub fn socket(&self) -> &TcpStream {
+    /// What carries the bytes.
+    pub fn transport(&self) -> &Stream {
         match self {
-            Self::Raw(io) => io.socket(),
-            Self::Tls(io) => io.get_ref().0.socket(),
+            Self::Raw(io) => io,
+            Self::Tls(io) => io.get_ref().0,
         }
     }
 
-    /// Whether what is read and written here is what the socket gets and gives.
+    /// Whether what is read and written here is what the transport gets and gives.
     pub fn is_plain(&self) -> bool {
         matches!(self, Self::Raw(_))
-    }
-
-    /// See [`Stream::is_outgrown`].
-    pub fn is_outgrown(&self) -> bool {
-        match self {
-            Self::Raw(io) => io.is_outgrown(),
-            Self::Tls(io) => io.get_ref().0.is_outgrown(),
-        }
     }
 
     /// The first URI among the names of the server's certificate.

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use super::super::WorkerContext;
 use super::ConnectionManager;
 use crate::budget::Purse;
+use crate::http::h1::handed::Offer;
 use crate::http::{h1, h2};
 use crate::model::network::{Codec, HttpConnectionManager};
 use crate::telemetry::stream_info::ConnectionInfo;
@@ -17,12 +18,13 @@ use crate::telemetry::stream_info::ConnectionInfo;
 /// How every HTTP/2 client begins (RFC 9113 section 3.4); Envoy decides by this much of it.
 const PREFACE: &[u8] = b"PRI * HTTP/2";
 
-/// Serves a connection to its end.
+/// Serves a connection to its end. `offer`: its client would rather hand over messages than write them.
 pub async fn serve<IO>(
     hcm: Arc<HttpConnectionManager>,
     connection: Arc<ConnectionInfo>,
     mut io: IO,
     ctx: Rc<WorkerContext>,
+    offer: Option<Offer>,
 ) where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -38,8 +40,13 @@ pub async fn serve<IO>(
         stats.downstream_cx_destroy.inc();
         stats.downstream_cx_length_ms.record_ms(begin.elapsed());
     });
+    // Such a client speaks HTTP/1.
+    let offer = offer.filter(|_| takes_http1(&hcm, &connection));
+    if let Some(offer) = offer {
+        return serve_http1(hcm, connection, io, Bytes::new(), ctx, Some(offer)).await;
+    }
     match detect(&hcm, &connection, &mut io).await {
-        Some((Version::Http1, read)) => serve_http1(hcm, connection, io, read, ctx).await,
+        Some((Version::Http1, read)) => serve_http1(hcm, connection, io, read, ctx, None).await,
         Some((Version::Http2, read)) => serve_http2(hcm, connection, io, read, ctx).await,
         None => stats.downstream_cx_idle_timeout.inc(),
     }
@@ -49,6 +56,16 @@ pub async fn serve<IO>(
 enum Version {
     Http1,
     Http2,
+}
+
+/// Would a client that speaks HTTP/1 be served as such?
+fn takes_http1(hcm: &HttpConnectionManager, connection: &ConnectionInfo) -> bool {
+    let alpn = connection.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
+    match hcm.codec {
+        Codec::Http1 => true,
+        Codec::Http2 => false,
+        Codec::Auto => alpn != Some("h2"),
+    }
 }
 
 /// The version, and what was read to tell. `None`: nothing came within the idle timeout.
@@ -94,6 +111,7 @@ async fn serve_http1<IO>(
     io: IO,
     read: Bytes,
     ctx: Rc<WorkerContext>,
+    offer: Option<Offer>,
 ) where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -122,8 +140,17 @@ async fn serve_http1<IO>(
     let limit = hcm.max_connection_duration;
     let manager = Rc::new(ConnectionManager::new(hcm, connection, ctx));
     // In memory of its own: what a connection waits with is moved several times before it runs.
-    let serving = Box::pin(h1::serve(io, read, options, manager.clone(), drain));
-    match until_old(&manager, limit, serving).await {
+    let end = match offer {
+        None => {
+            let serving = Box::pin(h1::serve(io, read, options, manager.clone(), drain));
+            until_old(&manager, limit, serving).await
+        }
+        Some(offer) => {
+            let serving = h1::handed::serve(io, offer, options, manager.clone(), drain);
+            until_old(&manager, limit, serving).await
+        }
+    };
+    match end {
         h1::End::IdleTimeout => stats.downstream_cx_idle_timeout.inc(),
         end => tracing::trace!(?end, "HTTP/1 connection ended"),
     }

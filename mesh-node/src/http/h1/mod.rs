@@ -8,6 +8,7 @@
 pub mod chunk;
 pub mod client;
 pub mod encode;
+pub mod handed;
 pub mod header_case;
 pub mod parse;
 pub mod server;

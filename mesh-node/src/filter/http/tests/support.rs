@@ -323,7 +323,7 @@ impl Proxy {
     pub fn connect(&self) -> Client {
         let (client, server) = tokio::io::duplex(1 << 16);
         let (hcm, connection, ctx) = (self.hcm.clone(), self.connection.clone(), self.ctx.clone());
-        let served = tokio::task::spawn_local(serve(hcm, connection, server, ctx));
+        let served = tokio::task::spawn_local(serve(hcm, connection, server, ctx, None));
         Client { io: client, read: Vec::new(), served }
     }
 

@@ -1,0 +1,637 @@
+//! Exchanges of a connection whose two ends are in this process: messages are handed over, not written and
+//! parsed.
+//!
+//! Both ends see the messages as if HTTP/1.1 had lain between: framing headers, limits of heads, trailers, what
+//! lets a connection live on, and byte counts are those of the wire. Everything is done by whoever polls the
+//! exchange and then the response's body, so a slow receiver slows its sender and nothing is queued. The pipe
+//! below carries no byte: each end sees by it that the other is gone. [`serve`] is the server's end;
+//! the client's belongs to whoever keeps the connection.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use http_body::{Body as _, Frame, SizeHint};
+use tokio::io::{AsyncRead, ReadBuf};
+
+use super::client::Failure;
+use super::parse::{ConnectionTokens, Framing, HeadError, Limits};
+use super::server::{End, Options};
+use super::target;
+use super::timer::Timer;
+use crate::drain::Signal;
+use crate::http::body::{Body, BodyError};
+use crate::http::informational::Informational;
+use crate::http::service::HttpService;
+
+/// Answers the requests of one connection.
+pub trait Callee {
+    /// One exchange. `trailers`: the client's end sends those of the request.
+    fn call(self: Rc<Self>, request: Request<Body>, trailers: bool) -> Calling;
+}
+
+/// An exchange that waits for its response.
+pub type Calling = Pin<Box<dyn Future<Output = Result<Answer, Failure>>>>;
+
+/// A response, as the client's end gets it.
+pub struct Answer {
+    pub response: Response<()>,
+    pub body: AnswerBody,
+    /// The connection can be used again after it.
+    pub keep_alive: bool,
+    pub sent: Sent,
+    /// What the response's head would have taken on the wire.
+    pub head_bytes: usize,
+}
+
+/// The body of an answer.
+pub enum AnswerBody {
+    /// None, or all of it.
+    Whole(Option<Bytes>),
+    Streaming(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BodyError>>>),
+}
+
+/// What has gone of a request.
+pub struct Sent {
+    head_bytes: usize,
+    body: Option<Rc<Progress>>,
+}
+
+impl Sent {
+    /// All of the request.
+    pub fn is_complete(&self) -> bool {
+        self.body.as_ref().is_none_or(|body| body.done.get())
+    }
+
+    /// Bytes so far.
+    pub fn bytes(&self) -> usize {
+        self.head_bytes + self.body.as_ref().map_or(0, |body| body.bytes.get())
+    }
+}
+
+/// How far a request's body has been read.
+#[derive(Debug, Default)]
+struct Progress {
+    bytes: Cell<usize>,
+    done: Cell<bool>,
+    failed: RefCell<Option<BodyError>>,
+    has_failed: Cell<bool>,
+}
+
+/// The server's side of an open question: are messages handed over on this connection? Dropped, the answer is
+/// no, and bytes are exchanged.
+pub struct Offer(Rc<Desk>);
+
+/// The client's side.
+pub struct Offered(Rc<Desk>);
+
+#[derive(Default)]
+struct Desk {
+    outcome: RefCell<Option<Option<Rc<dyn Callee>>>>,
+    waker: Cell<Option<Waker>>,
+}
+
+/// Both sides of the question.
+pub fn offer() -> (Offer, Offered) {
+    let desk = Rc::<Desk>::default();
+    (Offer(desk.clone()), Offered(desk))
+}
+
+impl Offer {
+    fn make(self, callee: Rc<dyn Callee>) {
+        *self.0.outcome.borrow_mut() = Some(Some(callee));
+    }
+}
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        self.0.outcome.borrow_mut().get_or_insert(None);
+        if let Some(waker) = self.0.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Offered {
+    /// Waits for the server's end. `None`: bytes are exchanged.
+    pub async fn taken(self) -> Option<Rc<dyn Callee>> {
+        poll_fn(|cx| match self.0.outcome.borrow_mut().take() {
+            Some(outcome) => Poll::Ready(outcome),
+            None => {
+                self.0.waker.set(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        })
+        .await
+    }
+}
+
+/// Serves a connection to its end. `io` is the server's end of the pipe.
+pub async fn serve<IO, S>(
+    mut io: IO,
+    offer: Offer,
+    options: Rc<Options>,
+    service: Rc<S>,
+    drain: Arc<Signal>,
+) -> End
+where
+    IO: AsyncRead + Unpin,
+    S: HttpService,
+{
+    let mut limit = options.idle_timeout;
+    let drain_timeout = options.drain_timeout;
+    let server = Rc::new(Server {
+        service,
+        options,
+        drain: drain.clone(),
+        busy: Cell::new(0),
+        idle_since: Cell::new(Instant::now()),
+    });
+    offer.make(server.clone());
+    let mut timer = Timer::default();
+    timer.after(limit);
+    let mut draining = pin!(drain.wait());
+    let mut drained = false;
+    poll_fn(|cx| {
+        if Pin::new(&mut io).poll_read(cx, &mut ReadBuf::new(&mut [0])).is_ready() {
+            return Poll::Ready(if server.busy.get() > 0 { End::Abandoned } else { End::Closed });
+        }
+        if !drained && draining.as_mut().poll(cx).is_ready() {
+            drained = true;
+            limit = Some(drain_timeout);
+            timer.at_most(drain_timeout);
+        }
+        loop {
+            ready!(timer.poll(cx));
+            let Some(limit) = limit else { return Poll::Pending };
+            let left = match server.busy.get() {
+                0 if drained => Duration::ZERO,
+                0 => limit.saturating_sub(server.idle_since.get().elapsed()),
+                _ => limit,
+            };
+            if left.is_zero() {
+                return Poll::Ready(if drained { End::Finished } else { End::IdleTimeout });
+            }
+            timer.after(Some(left));
+        }
+    })
+    .await
+}
+
+struct Server<S> {
+    service: Rc<S>,
+    options: Rc<Options>,
+    drain: Arc<Signal>,
+    /// Exchanges under way: one at most.
+    busy: Cell<u32>,
+    idle_since: Cell<Instant>,
+}
+
+/// An exchange under way.
+struct Busy<S>(Rc<Server<S>>);
+
+impl<S> Busy<S> {
+    fn new(server: Rc<Server<S>>) -> Self {
+        server.busy.set(server.busy.get() + 1);
+        Self(server)
+    }
+}
+
+impl<S> Drop for Busy<S> {
+    fn drop(&mut self) {
+        self.0.busy.set(self.0.busy.get() - 1);
+        self.0.idle_since.set(Instant::now());
+    }
+}
+
+impl<S: HttpService> Callee for Server<S> {
+    fn call(self: Rc<Self>, request: Request<Body>, trailers: bool) -> Calling {
+        Box::pin(exchange(Busy::new(self), request, trailers))
+    }
+}
+
+/// What of a request matters to its response.
+struct Asked {
+    head: bool,
+    connect: bool,
+    upgrade: bool,
+}
+
+async fn exchange<S: HttpService>(
+    busy: Busy<S>,
+    request: Request<Body>,
+    trailers: bool,
+) -> Result<Answer, Failure> {
+    let (service, options) = (&busy.0.service, &busy.0.options);
+    let (mut parts, body) = request.into_parts();
+    let upgrade = is_upgrade(&parts);
+    let asked = Asked {
+        head: parts.method == Method::HEAD,
+        connect: parts.method == Method::CONNECT,
+        upgrade: upgrade || parts.method == Method::CONNECT,
+    };
+    let framing = written(&mut parts, &body, asked.upgrade);
+    let head_bytes = request_bytes(&parts);
+    service.on_read(head_bytes);
+    if let Err(error) = check(&parts, head_bytes, &options.limits) {
+        let response = service.refuse(&error.refusal());
+        let sent = Sent { head_bytes, body: None };
+        return answer(busy, response, &asked, sent, true).await;
+    }
+    expect(&mut parts, options.proxy_100_continue);
+    let progress = match framing {
+        Framing::None | Framing::Length(0) => None,
+        _ => Some(Rc::<Progress>::default()),
+    };
+    let body = match &progress {
+        None => Body::Empty,
+        Some(progress) => Body::boxed(RequestBody {
+            inner: body,
+            left: if let Framing::Length(length) = framing { Some(length) } else { None },
+            trailers: trailers && options.trailers && framing == Framing::Chunked,
+            progress: progress.clone(),
+            service: service.clone(),
+        }),
+    };
+    let request = Request::from_parts(parts, body);
+    let outcome = {
+        let mut call = pin!(service.call(request));
+        poll_fn(|cx| {
+            let outcome = call.as_mut().poll(cx);
+            let failed = progress.as_ref().and_then(|progress| progress.failed.borrow_mut().take());
+            match failed {
+                Some(error) => Poll::Ready(Err(Failure::RequestBody(error))),
+                None => outcome.map(Ok),
+            }
+        })
+        .await?
+    };
+    let Ok(response) = outcome else { return Err(ended()) };
+    answer(busy, response, &asked, Sent { head_bytes, body: progress }, false).await
+}
+
+/// The server's end closed before it answered.
+fn ended() -> Failure {
+    Failure::Connection { error: std::io::ErrorKind::UnexpectedEof.into(), untouched: true }
+}
+
+/// Brings a response into the form in which it would arrive.
+async fn answer<S: HttpService>(
+    busy: Busy<S>,
+    response: Response<S::Body>,
+    asked: &Asked,
+    sent: Sent,
+    close: bool,
+) -> Result<Answer, Failure> {
+    let (mut parts, body) = response.into_parts();
+    let mut body = Box::pin(body);
+    let accepted = match asked.connect {
+        true => parts.status.is_success(),
+        false => asked.upgrade && parts.status == StatusCode::SWITCHING_PROTOCOLS,
+    };
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS && !accepted {
+        return Err(HeadError::UnaskedUpgrade.into());
+    }
+    let said = parts.headers.contains_key(header::CONNECTION);
+    let said = ConnectionTokens::of(&parts.headers, said).close;
+    // As on the wire: an answer that is early leaves a body that nobody waits for.
+    let early = asked.upgrade || !sent.is_complete();
+    let close = close || said || busy.0.drain.started() || (early && !accepted);
+    if close && !said {
+        parts.headers.append(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    let facts = (body.is_end_stream(), body.size_hint().exact());
+    let framing = frame_response(&mut parts.headers, parts.status, facts, asked.head, accepted);
+    let head_bytes = response_bytes(&parts.headers, parts.status);
+    busy.0.service.on_written(head_bytes);
+    let mut answer = Response::new(());
+    (*answer.status_mut(), *answer.headers_mut()) = (parts.status, parts.headers);
+    let keep_alive = !close && framing != Framing::UntilClose;
+    let body = match framing {
+        Framing::None => AnswerBody::Whole(None),
+        _ => {
+            let first = poll_fn(|cx| Poll::Ready(body.as_mut().poll_frame(cx))).await;
+            whole_or_stream(busy, body, framing, first, sent.body.clone())
+        }
+    };
+    Ok(Answer { response: answer, body, keep_alive, sent, head_bytes })
+}
+
+/// Most bodies are here with their head.
+fn whole_or_stream<S: HttpService>(
+    busy: Busy<S>,
+    inner: Pin<Box<S::Body>>,
+    framing: Framing,
+    first: Poll<Option<Result<Frame<Bytes>, BodyError>>>,
+    request: Option<Rc<Progress>>,
+) -> AnswerBody {
+    let left = if let Framing::Length(length) = framing { Some(length) } else { None };
+    match (&first, left) {
+        (Poll::Ready(Some(Ok(frame))), Some(left))
+            if inner.is_end_stream() && frame.data_ref().is_some_and(|data| data.len() as u64 == left) => {}
+        (Poll::Ready(None), None | Some(0)) => return AnswerBody::Whole(None),
+        _ => {
+            return AnswerBody::Streaming(Box::pin(Streaming {
+                inner: Some(inner),
+                first: Some(first),
+                left,
+                framing,
+                request,
+                busy,
+            }));
+        }
+    }
+    let data = match first {
+        Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
+        _ => None,
+    };
+    busy.0.service.on_written(data.as_ref().map_or(0, Bytes::len));
+    AnswerBody::Whole(data)
+}
+
+/// A response's body on its way to the client's end.
+struct Streaming<S: HttpService> {
+    inner: Option<Pin<Box<S::Body>>>,
+    /// What came of looking at it once already.
+    first: Option<Poll<Option<Result<Frame<Bytes>, BodyError>>>>,
+    left: Option<u64>,
+    framing: Framing,
+    request: Option<Rc<Progress>>,
+    busy: Busy<S>,
+}
+
+impl<S: HttpService> Unpin for Streaming<S> {}
+
+impl<S: HttpService> Streaming<S> {
+    /// The response's body broke off. Without framing that is its end.
+    fn fail(&mut self) -> Option<Result<Frame<Bytes>, BodyError>> {
+        self.inner = None;
+        if self.request.as_ref().is_some_and(|request| request.has_failed.get()) {
+            return Some(Err(BodyError::Aborted("request body failed")));
+        }
+        (self.framing != Framing::UntilClose).then_some(Err(BodyError::Incomplete))
+    }
+}
+
+impl<S: HttpService> http_body::Body for Streaming<S> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        let frame = match this.first.take() {
+            Some(Poll::Ready(frame)) => frame,
+            _ => ready!(inner.as_mut().poll_frame(cx)),
+        };
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    let length = data.len() as u64;
+                    match this.left.map(|left| left.checked_sub(length)) {
+                        Some(None) => return Poll::Ready(this.fail()),
+                        Some(left) => this.left = left,
+                        None => {}
+                    }
+                    this.busy.0.service.on_written(data.len());
+                    Some(Ok(Frame::data(data)))
+                }
+                Err(frame) => {
+                    let kept = this.framing == Framing::Chunked && this.busy.0.options.trailers;
+                    // The end of the body is its own to tell.
+                    if kept { Some(Ok(frame)) } else { return self.poll_frame(cx) }
+                }
+            },
+            Some(Err(error)) => {
+                tracing::debug!(%error, "response body failed");
+                this.fail()
+            }
+            None if this.left.is_some_and(|left| left > 0) => this.fail(),
+            None => {
+                this.inner = None;
+                None
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.inner.as_ref().is_none_or(|inner| inner.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// A request's body on its way to the server's end.
+struct RequestBody<S> {
+    inner: Body,
+    left: Option<u64>,
+    trailers: bool,
+    progress: Rc<Progress>,
+    service: Rc<S>,
+}
+
+impl<S: HttpService> http_body::Body for RequestBody<S> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if this.progress.done.get() || this.progress.has_failed.get() {
+            return Poll::Ready(None);
+        }
+        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        let failed = match frame {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    this.progress.bytes.set(this.progress.bytes.get() + data.len());
+                    this.service.on_read(data.len());
+                    match this.left.map(|left| left.checked_sub(data.len() as u64)) {
+                        Some(None) => BodyError::Malformed("longer than its content-length"),
+                        left => {
+                            this.left = left.flatten();
+                            this.progress.done.set(this.left == Some(0) || this.inner.is_end_stream());
+                            return Poll::Ready(Some(Ok(Frame::data(data))));
+                        }
+                    }
+                }
+                Err(frame) => {
+                    this.progress.done.set(true);
+                    return Poll::Ready(this.trailers.then_some(Ok(frame)));
+                }
+            },
+            Some(Err(error)) => error,
+            None if this.left.is_some_and(|left| left > 0) => BodyError::Incomplete,
+            None => {
+                this.progress.done.set(true);
+                return Poll::Ready(None);
+            }
+        };
+        this.progress.has_failed.set(true);
+        *this.progress.failed.borrow_mut() = Some(failed);
+        // The server's end sees a connection that ends in the middle.
+        Poll::Ready(Some(Err(BodyError::Incomplete)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.progress.done.get()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.progress.done.get() {
+            true => SizeHint::with_exact(0),
+            false => self.left.map_or_else(SizeHint::default, SizeHint::with_exact),
+        }
+    }
+}
+
+fn is_upgrade(parts: &Parts) -> bool {
+    parts.headers.contains_key(header::UPGRADE)
+        && ConnectionTokens::of(&parts.headers, parts.headers.contains_key(header::CONNECTION)).upgrade
+}
+
+/// Brings the head of a request into the form in which it would arrive (`encode::request`, then `parse::request`).
+fn written(parts: &mut Parts, body: &Body, raw: bool) -> Framing {
+    let headers = &mut parts.headers;
+    parts.version = Version::HTTP_11;
+    if let Some(authority) = parts.uri.authority()
+        && !headers.contains_key(header::HOST)
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        headers.insert(header::HOST, host);
+    }
+    if parts.method != Method::CONNECT && parts.uri.authority().is_some() {
+        let path = std::mem::take(&mut parts.uri).into_parts().path_and_query;
+        parts.uri = Uri::from(path.unwrap_or(PathAndQuery::from_static("/")));
+    }
+    headers.remove(header::TRANSFER_ENCODING);
+    if raw {
+        headers.remove(header::CONTENT_LENGTH);
+        return Framing::UntilClose;
+    }
+    if headers.remove(header::UPGRADE).is_some() {
+        headers.remove("http2-settings");
+    }
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    match (length, body.is_end_stream(), body.size_hint().exact()) {
+        (Some(length), ..) => Framing::Length(length),
+        (None, true, _) => {
+            // Methods for which a body is usual say that there is none (RFC 9110 section 8.6).
+            if !matches!(parts.method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE) {
+                headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+            }
+            Framing::None
+        }
+        (None, false, Some(exact)) => {
+            headers.insert(header::CONTENT_LENGTH, exact.into());
+            Framing::Length(exact)
+        }
+        (None, false, None) => {
+            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            Framing::Chunked
+        }
+    }
+}
+
+/// Refuses what the server's parser would.
+fn check(parts: &Parts, bytes: usize, limits: &Limits) -> Result<(), HeadError> {
+    if bytes > limits.max_bytes {
+        return Err(HeadError::TooLarge);
+    }
+    if parts.headers.len() > limits.max_headers {
+        return Err(HeadError::TooMany);
+    }
+    match parts.headers.contains_key(header::HOST) {
+        true => target::check_host(&parts.headers),
+        false if parts.uri.authority().is_none() => Err(HeadError::MissingHost),
+        false => Ok(()),
+    }
+}
+
+/// Passes interim responses on, or sends the one that the client expects.
+fn expect(parts: &mut Parts, proxied: bool) {
+    let informational = std::mem::take(&mut parts.extensions).remove::<Informational>();
+    if proxied {
+        parts.extensions.insert(informational.unwrap_or_default());
+    } else if parts
+        .headers
+        .get(header::EXPECT)
+        .is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
+        parts.headers.remove(header::EXPECT);
+        if let Some(informational) = informational {
+            informational.send(StatusCode::CONTINUE, HeaderMap::new());
+        }
+    }
+}
+
+/// The framing of a response and its headers (`encode::response`, then `parse::response`).
+fn frame_response(
+    headers: &mut HeaderMap,
+    status: StatusCode,
+    (ended, exact): (bool, Option<u64>),
+    head: bool,
+    raw: bool,
+) -> Framing {
+    headers.remove(header::TRANSFER_ENCODING);
+    let bodiless = status.is_informational() || status == StatusCode::NO_CONTENT;
+    if bodiless {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    if raw {
+        return Framing::UntilClose;
+    }
+    if bodiless || status == StatusCode::NOT_MODIFIED {
+        return Framing::None;
+    }
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    let framing = match (length, ended, exact) {
+        (Some(length), ..) => Framing::Length(length),
+        (None, true, _) if head => Framing::None,
+        (None, true, _) => {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+            Framing::None
+        }
+        (None, false, Some(exact)) => {
+            headers.insert(header::CONTENT_LENGTH, exact.into());
+            Framing::Length(exact)
+        }
+        (None, false, None) => {
+            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            Framing::Chunked
+        }
+    };
+    if head { Framing::None } else { framing }
+}
+
+fn request_bytes(parts: &Parts) -> usize {
+    let target = match parts.uri.path_and_query() {
+        Some(path) => path.as_str().len(),
+        None => parts.uri.authority().map_or(0, |authority| authority.as_str().len()),
+    };
+    parts.method.as_str().len() + target + " ".len() + " HTTP/1.1\r\n\r\n".len() + lines(&parts.headers)
+}
+
+fn response_bytes(headers: &HeaderMap, status: StatusCode) -> usize {
+    let reason = status.canonical_reason().unwrap_or("Unknown");
+    "HTTP/1.1 200 ".len() + reason.len() + "\r\n\r\n".len() + lines(headers)
+}
+
+fn lines(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum()
+}

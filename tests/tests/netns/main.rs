@@ -2,6 +2,7 @@
 
 mod guard;
 mod hand_off;
+mod in_memory;
 mod kinds;
 mod kubernetes;
 mod leaving;

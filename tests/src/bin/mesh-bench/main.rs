@@ -11,6 +11,7 @@ mod certificates;
 mod flame;
 mod flame_page;
 mod flame_svg;
+mod cost;
 mod grpc;
 mod load;
 mod machine;
@@ -63,10 +64,10 @@ struct Args {
     #[arg(long)]
     acceleration: Option<bool>,
     /// Runs of each row on each path
-    #[arg(long, default_value_t = STANDARD_RUNS)]
+    #[arg(long, global = true, default_value_t = STANDARD_RUNS)]
     runs: usize,
     /// Seconds of each run
-    #[arg(long, default_value_t = STANDARD_SECONDS)]
+    #[arg(long, global = true, default_value_t = STANDARD_SECONDS)]
     seconds: u32,
     /// Instead of measuring, draw where the proxies' processor time goes: a flame graph of each path into the
     /// results folder, by `perf`
@@ -87,6 +88,8 @@ enum Helper {
     Render,
     /// Many pods with many services from one xDS server, beside Envoy: memory, and what pushes cost (needs Go)
     Scale(scale::Args),
+    /// Measure what HTTP filters and a long configuration cost a request; written to cost.json
+    Cost,
     /// Count what arrives on each connection
     #[command(hide = true)]
     BulkSink { listen: SocketAddr },
@@ -110,6 +113,7 @@ fn main() {
             .map(|line| println!("{line}")),
         Some(Helper::GrpcServer { listen }) => grpc::serve(*listen),
         Some(Helper::Scale(scale)) => scale::run(scale, &args.envoy, &args.output),
+        Some(Helper::Cost) => measure_cost(&args),
         Some(Helper::Render) => {
             Results::load(&args.output).and_then(|results| render(&results, &args.output))
         }
@@ -178,6 +182,14 @@ fn measure(args: &Args) -> Result<()> {
     }
     ensure!(results.failed.is_empty(), "{} row(s) could not be measured", results.failed.len());
     Ok(())
+}
+
+fn measure_cost(args: &Args) -> Result<()> {
+    run::prepare()?;
+    let folder = run::work_dir();
+    let outcome = cost::measure(&folder, &args.output, args.runs, args.seconds);
+    fs::remove_dir_all(&folder).ok();
+    outcome
 }
 
 fn render(results: &Results, folder: &std::path::Path) -> Result<()> {

@@ -351,7 +351,7 @@ impl AsyncRead for Socket {
     }
 }
 
-impl Stream {
+impl Socket {
     /// Reads from a socket that has, or had, two queues.
     fn poll_read_past(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self;

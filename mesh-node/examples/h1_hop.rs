@@ -39,7 +39,8 @@ impl HttpService for Hop {
         request.headers_mut().remove(header::CONNECTION);
         let host = self.cluster.choose(&LbContext::default()).map_err(|_| Reset)?;
         let path = UpstreamPath::Network;
-        let target = Target { workload: None, cluster: self.cluster.clone(), host, path, alpn: None };
+        let cluster = self.cluster.clone();
+        let target = Target { workload: None, cluster, host, path, alpn: None, implied_alpn: &[] };
         let version = request.version();
         let mut response =
             match self.upstreams.request(&target, RoutingPriority::Default, version, request).await {
@@ -118,6 +119,7 @@ fn cluster(upstream: SocketAddr) -> Cluster {
         transport_match: Vec::new(),
         lb_metadata: Vec::new().into(),
         check: None,
+        additional: Vec::new(),
     };
     let name = |text: &str| text.into();
     Cluster {

@@ -29,7 +29,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         println!("{:?}", cleanup(&settings)?);
         return Ok(());
     }
-    let (capture, sources) = start(&settings, WORKERS)?;
+    let (capture, sources) = start(&settings, WORKERS, None)?;
     for (index, source) in sources.into_iter().enumerate() {
         std::thread::spawn(move || worker(index, source));
     }

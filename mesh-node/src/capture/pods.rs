@@ -115,6 +115,7 @@ impl Default for PodSpec {
             opt_out: false,
             acceleration: yes(),
             hand_off: yes(),
+            in_memory: yes(),
             exclude_outbound_ports: Vec::new(),
             exclude_inbound_ports: Vec::new(),
             exclude_outbound_cidrs: Vec::new(),

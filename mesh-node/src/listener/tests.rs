@@ -39,6 +39,7 @@ fn client(listener: &Arc<Listener>, sends: &str) -> Vec<u8> {
         let mut client = TcpStream::connect(address).await.unwrap();
         let (io, source) = accepts.accept().await.unwrap();
         let direction = Direction::Unspecified;
+        let io = Incoming::Socket(io);
         let accepted = Accepted { io, source, original_dst: address, direction, workload: None };
         let published: Published =
             Arc::new(arc_swap::ArcSwap::from_pointee(Snapshot::new(1, Vec::new(), std::iter::empty())));

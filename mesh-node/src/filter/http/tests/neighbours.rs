@@ -92,6 +92,7 @@ impl Inbound {
             workload: Some(self.workload.clone()),
             tls: None,
             requested_server_name: None,
+            listener_log: Vec::new().into(),
             drain: self.drain.clone(),
         })
     }

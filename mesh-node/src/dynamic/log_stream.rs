@@ -68,7 +68,9 @@ fn send(
                 };
                 streams.insert(target.clone(), send_logs(&server, ended));
             }
-            Err(reason) => tracing::error!(server = %target.server.authority, "access log not sent: {reason}"),
+            Err(reason) => {
+                tracing::error!(server = %target.server.authority, "access log not sent: {reason}")
+            }
         }
     }
     if streams.get(target).is_none_or(|stream| stream.try_send(message).is_err()) {

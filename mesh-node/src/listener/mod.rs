@@ -213,7 +213,8 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
     let io = Replay::new(first.bytes, io);
     let Some(tls) = &chain.tls else {
         let connection = connection(None, first.detected.server_name);
-        return log_served(&chain, &connection, filter::run(&chain, connection.clone(), io, ctx, offer)).await;
+        return log_served(&chain, &connection, filter::run(&chain, connection.clone(), io, ctx, offer))
+            .await;
     };
     let tls = match ctx.clusters.secrets().downstream(tls) {
         Ok(tls) => tls,
@@ -227,7 +228,8 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
     match tls::accept(&tls, io, chain.transport_socket_connect_timeout, &listener.stats).await {
         Ok((stream, session)) => {
             let connection = connection(Some(session), first.detected.server_name);
-            log_served(&chain, &connection, filter::run(&chain, connection.clone(), stream, ctx, offer)).await;
+            log_served(&chain, &connection, filter::run(&chain, connection.clone(), stream, ctx, offer))
+                .await;
         }
         Err(error) => {
             tracing::debug!(chain = %chain.name, %source, %error, "TLS handshake failed");

@@ -40,7 +40,8 @@ pub(super) fn need_scopes(
 ) -> Result<(), XdsError> {
     let (source, patience) = convert(at, scopes)?;
     let tables = Some(Box::new(convert(at_tables, tables)?));
-    let need = Need { kind: NeedKind::Scopes, name: "".into(), scope: scope.into(), source, patience, tables };
+    let need =
+        Need { kind: NeedKind::Scopes, name: "".into(), scope: scope.into(), source, patience, tables };
     context.needs.borrow_mut().push(need);
     Ok(())
 }

@@ -8,10 +8,10 @@
 mod bootstrap;
 mod bulk;
 mod certificates;
+mod cost;
 mod flame;
 mod flame_page;
 mod flame_svg;
-mod cost;
 mod grpc;
 mod load;
 mod machine;

@@ -231,12 +231,11 @@ impl Server {
     }
 
     fn request(&self, method: &str, path: &str) -> Result<String> {
+        let control = self.control;
         self.node.netns().run(|| {
-            let mut stream = TcpStream::connect(self.control)?;
-            write!(
-                stream,
-                "{method} {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-            )?;
+            let mut stream = TcpStream::connect(control)?;
+            let head = format!("{method} {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n");
+            stream.write_all(format!("{head}content-length: 0\r\n\r\n").as_bytes())?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
             let (head, body) = answer.split_once("\r\n\r\n").context("no end of the head")?;

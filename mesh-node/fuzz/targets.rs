@@ -240,7 +240,7 @@ fn serve(data: &[u8]) {
             drain: Arc::default(),
             listener_log: Vec::new(),
         });
-        let served = tokio::task::spawn_local(manager::serve(HCM.clone(), connection, server, ctx));
+        let served = tokio::task::spawn_local(manager::serve(HCM.clone(), connection, server, ctx, None));
         let _ = client.write_all(data).await;
         let _ = client.shutdown().await;
         let mut answer = vec![0; 4096];

@@ -27,8 +27,11 @@ use mesh_xds::prost::{Message, Name};
 use mesh_xds::{Node, from_node};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+/// What is done with the bytes: it must come to an end, and not panic.
+pub type Target = fn(&[u8]);
+
 /// Name and target.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("bootstrap_text", bootstrap_text),
     ("bootstrap", bootstrap),
     ("cluster", cluster),

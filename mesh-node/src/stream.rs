@@ -266,11 +266,11 @@ impl Socket {
         match past.tcp.gauge.look(self.io.as_fd()) {
             Look::Stays => past.look_at = (past.look_at * 2).min(MOVED.1),
             Look::Left => {
-                past.to_tcp();
+                past.on_tcp();
                 past.look_at = MOVED.0;
             }
             Look::Plain => {
-                past.to_tcp();
+                past.on_tcp();
                 past.plain = true;
             }
         }
@@ -294,11 +294,11 @@ impl Socket {
 impl Past {
     fn leave(&mut self, io: &TcpStream) {
         // Before the other end's first byte by TCP.
-        self.to_tcp();
+        self.on_tcp();
         self.tcp.gauge.leave(io.as_fd());
     }
 
-    fn to_tcp(&mut self) {
+    fn on_tcp(&mut self) {
         self.in_both_queues = true;
         self.tcp.bounded = false;
         self.looking = None;

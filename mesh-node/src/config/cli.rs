@@ -230,6 +230,7 @@ fn help(name: &str) -> &'static str {
         "tc_steering" => "Steer by TC what the connect hook does not reach: true or false",
         "tc_guard" => "Judge on the host side what leaves a pod: true or false",
         "acceleration" => "Let bytes between pods and proxy go past TCP: true or false",
+        "in_memory" => "Hand connections between two pods of this node over in memory: true or false",
         "hand_off" => "Let bytes between two applications of this node skip the proxy: true or false",
         "outbound_port" => "Port of the outbound listener inside each pod",
         "inbound_port" => "Port of the inbound listener inside each pod",

@@ -118,7 +118,7 @@ impl Assembly {
             self.add_error(ResourceType::Listener, name, &mut element);
             shown.push(element);
         }
-        let waiting = self.templates.iter().filter(|(name, _)| !self.listeners.contains_key(*name));
+        let waiting = self.templates.iter().filter(|(name, _)| !self.listeners.contains_key(name));
         for (name, template) in waiting {
             let state = json!({ "version_info": template.version, "listener": message(&template.raw) });
             let mut element = json!({ "name": &**name, "warming_state": state });

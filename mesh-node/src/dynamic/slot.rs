@@ -26,7 +26,14 @@ pub(super) struct Item<T> {
 #[derive(Debug)]
 enum Origin {
     Dynamic(Arc<Compiled>),
-    Static(Box<(Box<[Need]>, Arc<[Str]>)>),
+    Static(Box<Names>),
+}
+
+/// What a static resource names.
+#[derive(Debug)]
+struct Names {
+    needs: Vec<Need>,
+    clusters: Arc<[Str]>,
 }
 
 impl<T> Item<T> {
@@ -41,7 +48,7 @@ impl<T> Item<T> {
     pub(super) fn needs(&self) -> &[Need] {
         match &self.origin {
             Origin::Dynamic(compiled) => &compiled.needs,
-            Origin::Static(names) => &names.0,
+            Origin::Static(names) => &names.needs,
         }
     }
 
@@ -49,7 +56,7 @@ impl<T> Item<T> {
     pub(super) fn clusters(&self) -> &[Str] {
         match &self.origin {
             Origin::Dynamic(compiled) => &compiled.clusters,
-            Origin::Static(names) => &names.1,
+            Origin::Static(names) => &names.clusters,
         }
     }
 }
@@ -213,7 +220,7 @@ impl<T> Slots<T> {
             if slot.latest_mut().is_some_and(|item| hash(&item.value) == hash(&value)) {
                 continue;
             }
-            let origin = Origin::Static(Box::new((needs.into(), clusters(&value))));
+            let origin = Origin::Static(Box::new(Names { needs, clusters: clusters(&value) }));
             let item = Item { value, origin, version: Str::default(), updated: SystemTime::now() };
             slot.warming = Some(Box::new((item, now)));
             self.waiting.insert(name);

@@ -129,11 +129,12 @@ pub async fn run<I: Downstream>(
     match last {
         NetworkFilter::TcpProxy(config) => {
             config.stats.downstream_cx_total.inc();
-            let dialed = tcp_proxy::open(config, info, admitted, &ctx).await;
+            let dialed = Box::pin(tcp_proxy::open(config, info, admitted, &ctx)).await;
             tcp_proxy::serve(config, dialed, io).await;
         }
         NetworkFilter::HttpConnectionManager(hcm) => {
-            http::serve(hcm.clone(), info, io, ctx, offer).await;
+            // Apart, as all that is large: else a connection that only copies bytes would hold as much.
+            Box::pin(http::serve(hcm.clone(), info, io, ctx, offer)).await;
             drop(admitted);
         }
         // The converter ends every chain with one of the two.

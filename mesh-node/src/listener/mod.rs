@@ -16,7 +16,6 @@ mod tests;
 pub mod tls;
 
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -190,8 +189,8 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
         (config.clone(), dialed)
     };
     let first = if speaks == Speaks::Anything {
-        let server = pin!(server());
-        detect::first_bytes(&mut io, &listener, original_dst.port(), server).await
+        let server = Box::pin(server());
+        Box::pin(detect::first_bytes(&mut io, &listener, original_dst.port(), server)).await
     } else {
         First::Client(detect::told(&listener, original_dst.port(), speaks))
     };
@@ -225,11 +224,12 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
             return reset(io.get_ref());
         }
     };
-    match tls::accept(&tls, io, chain.transport_socket_connect_timeout, &listener.stats).await {
+    let accepting = tls::accept(&tls, io, chain.transport_socket_connect_timeout, &listener.stats);
+    match Box::pin(accepting).await {
         Ok((stream, session)) => {
             let connection = connection(Some(session), first.detected.server_name);
-            log_served(&chain, &connection, filter::run(&chain, connection.clone(), stream, ctx, offer))
-                .await;
+            let serving = Box::pin(filter::run(&chain, connection.clone(), stream, ctx, offer));
+            log_served(&chain, &connection, serving).await;
         }
         Err(error) => {
             tracing::debug!(chain = %chain.name, %source, %error, "TLS handshake failed");

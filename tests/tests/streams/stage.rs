@@ -187,7 +187,7 @@ fn compare(what: &str, before: &[Line], after: &[Line], known: &[Known]) -> Resu
         }
     }
     ensure!(problems.is_empty(), "{what} is seen:{problems}");
-    for (known, _) in known.iter().zip(met).filter(|(known, met)| !met && !known.optional) {
+    if let Some((known, _)) = known.iter().zip(met).find(|(known, met)| !met && !known.optional) {
         bail!("{what}: the known difference at {:?} is gone ({})", known.step, known.reason);
     }
     Ok(())

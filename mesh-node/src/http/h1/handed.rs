@@ -356,11 +356,14 @@ fn whole_or_stream<S: HttpService>(
     AnswerBody::Whole(data)
 }
 
+/// What a body gives when it is asked.
+type Given = Option<Result<Frame<Bytes>, BodyError>>;
+
 /// A response's body on its way to the client's end.
 struct Streaming<S: HttpService> {
     inner: Option<Pin<Box<S::Body>>>,
     /// What came of looking at it once already.
-    first: Option<Poll<Option<Result<Frame<Bytes>, BodyError>>>>,
+    first: Option<Poll<Given>>,
     left: Option<u64>,
     framing: Framing,
     request: Option<Rc<Progress>>,

@@ -71,7 +71,6 @@ fn config(folder: &Path, in_memory: bool) -> MeshConfig {
     };
     let inbound = json!({
         "name": "virtualInbound", "address": address(15006), "traffic_direction": "INBOUND",
-        "use_original_dst": true,
         "listener_filters": [
             inspector("tls_inspector", "tls_inspector.v3.TlsInspector"),
             inspector("http_inspector", "http_inspector.v3.HttpInspector"),
@@ -274,15 +273,15 @@ fn a_network_policy_between_two_pods_of_a_node_holds() -> Result<()> {
     let mesh = stage.mesh(&config(&folder, true), &[&stage.client, &stage.server])?;
     let to = SocketAddr::new(Way::V4.of(&stage.server), HTTP);
     let rule =
-        format!("add rule ip policy forward ip daddr {} tcp dport {HTTP} reject with tcp reset", to.ip());
+        format!("add rule ip keep_apart passing ip daddr {} tcp dport {HTTP} reject with tcp reset", to.ip());
     stage.node.netns().run(|| -> Result<()> {
-        process::run("nft", &["add", "table", "ip", "policy"])?;
-        process::run("nft", &["add chain ip policy forward { type filter hook forward priority 0 ; }"])?;
+        process::run("nft", &["add table ip keep_apart"])?;
+        process::run("nft", &["add chain ip keep_apart passing { type filter hook forward priority 0 ; }"])?;
         process::run("nft", &[&rule])
     })??;
     let (status, body) = Browser::open(&stage.client, to)?.ask(&get("/a"))?;
     ensure!(status == 503, "{status} {body}");
-    stage.node.netns().run(|| process::run("nft", &["delete", "table", "ip", "policy"]))??;
+    stage.node.netns().run(|| process::run("nft", &["delete table ip keep_apart"]))??;
     ensure!(Browser::open(&stage.client, to)?.ask(&get("/a"))?.0 == 200, "once it may");
     let logged = lines(&folder.join("out"), 2)?;
     ensure!(logged[0].contains(" 503 UF "), "{logged:?}");

@@ -10,6 +10,7 @@
 mod head;
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -30,6 +31,9 @@ use super::timer::Timer;
 use crate::drain::Signal;
 use crate::http::body::{Body, BodyError};
 use crate::http::service::HttpService;
+
+/// Bytes of a request's body that are taken before the server's end asks for them.
+const AHEAD_BYTES: usize = 16 << 10;
 
 /// Answers the requests of one connection.
 pub trait Callee {
@@ -70,17 +74,25 @@ impl Sent {
         self.body.as_ref().is_none_or(|body| body.done.get())
     }
 
+    /// All of it, and the server's end has read it.
+    fn is_read(&self) -> bool {
+        self.body.as_ref().is_none_or(|body| body.read.get())
+    }
+
     /// Bytes so far.
     pub fn bytes(&self) -> usize {
         self.head_bytes + self.body.as_ref().map_or(0, |body| body.bytes.get())
     }
 }
 
-/// How far a request's body has been read.
+/// How far a request's body has come.
 #[derive(Debug, Default)]
 struct Progress {
     bytes: Cell<usize>,
+    /// The client's end has given all of it.
     done: Cell<bool>,
+    /// The server's end has read all of it.
+    read: Cell<bool>,
     failed: RefCell<Option<BodyError>>,
     has_failed: Cell<bool>,
 }
@@ -252,13 +264,21 @@ async fn exchange<S: HttpService>(
     };
     let body = match &progress {
         None => Body::Empty,
-        Some(progress) => Body::boxed(RequestBody {
-            inner: body,
-            left: if let Framing::Length(length) = framing { Some(length) } else { None },
-            trailers: trailers && options.trailers && framing == Framing::Chunked,
-            progress: progress.clone(),
-            service: service.clone(),
-        }),
+        Some(progress) => {
+            let mut body = RequestBody {
+                inner: body,
+                ahead: VecDeque::new(),
+                left: if let Framing::Length(length) = framing { Some(length) } else { None },
+                trailers: trailers && options.trailers && framing == Framing::Chunked,
+                progress: progress.clone(),
+                service: service.clone(),
+            };
+            // The body of an upgrade waits for its answer.
+            if !asked.upgrade {
+                poll_fn(|cx| Poll::Ready(body.read_ahead(cx))).await;
+            }
+            Body::boxed(body)
+        }
     };
     let request = Request::from_parts(parts, body);
     let outcome = {
@@ -302,7 +322,7 @@ async fn answer<S: HttpService>(
     let said = parts.headers.contains_key(header::CONNECTION);
     let said = ConnectionTokens::of(&parts.headers, said).close;
     // As on the wire: an answer that is early leaves a body that nobody waits for.
-    let early = asked.upgrade || !sent.is_complete();
+    let early = asked.upgrade || !sent.is_read();
     let close = close || said || busy.0.drain.started() || (early && !accepted);
     if close && !said {
         parts.headers.append(header::CONNECTION, HeaderValue::from_static("close"));
@@ -439,10 +459,58 @@ impl<S: HttpService> http_body::Body for Streaming<S> {
 /// A request's body on its way to the server's end.
 struct RequestBody<S> {
     inner: Body,
+    /// What would have been written with the head, or soon after.
+    ahead: VecDeque<Option<Result<Frame<Bytes>, BodyError>>>,
     left: Option<u64>,
     trailers: bool,
     progress: Rc<Progress>,
     service: Rc<S>,
+}
+
+impl<S: HttpService> RequestBody<S> {
+    /// Takes what is here of the body already, though the server's end may never ask for it.
+    fn read_ahead(&mut self, cx: &mut Context<'_>) {
+        while self.progress.bytes.get() < AHEAD_BYTES
+            && !self.progress.done.get()
+            && !self.progress.has_failed.get()
+            && let Poll::Ready(frame) = self.poll_inner(cx)
+        {
+            self.ahead.push_back(frame);
+        }
+    }
+
+    fn poll_inner(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        let failed = match frame {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    self.progress.bytes.set(self.progress.bytes.get() + data.len());
+                    match self.left.map(|left| left.checked_sub(data.len() as u64)) {
+                        Some(None) => BodyError::Malformed("longer than its content-length"),
+                        left => {
+                            self.left = left.flatten();
+                            self.progress.done.set(self.left == Some(0) || self.inner.is_end_stream());
+                            return Poll::Ready(Some(Ok(Frame::data(data))));
+                        }
+                    }
+                }
+                Err(frame) => {
+                    self.progress.done.set(true);
+                    return Poll::Ready(self.trailers.then_some(Ok(frame)));
+                }
+            },
+            Some(Err(error)) => error,
+            None if self.left.is_some_and(|left| left > 0) => BodyError::Incomplete,
+            None => {
+                self.progress.done.set(true);
+                return Poll::Ready(None);
+            }
+        };
+        self.progress.has_failed.set(true);
+        *self.progress.failed.borrow_mut() = Some(failed);
+        // The server's end sees a connection that ends in the middle.
+        Poll::Ready(Some(Err(BodyError::Incomplete)))
+    }
 }
 
 impl<S: HttpService> http_body::Body for RequestBody<S> {
@@ -454,50 +522,28 @@ impl<S: HttpService> http_body::Body for RequestBody<S> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        if this.progress.done.get() || this.progress.has_failed.get() {
-            return Poll::Ready(None);
-        }
-        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
-        let failed = match frame {
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => {
-                    this.progress.bytes.set(this.progress.bytes.get() + data.len());
-                    this.service.on_read(data.len());
-                    match this.left.map(|left| left.checked_sub(data.len() as u64)) {
-                        Some(None) => BodyError::Malformed("longer than its content-length"),
-                        left => {
-                            this.left = left.flatten();
-                            this.progress.done.set(this.left == Some(0) || this.inner.is_end_stream());
-                            return Poll::Ready(Some(Ok(Frame::data(data))));
-                        }
-                    }
-                }
-                Err(frame) => {
-                    this.progress.done.set(true);
-                    return Poll::Ready(this.trailers.then_some(Ok(frame)));
-                }
-            },
-            Some(Err(error)) => error,
-            None if this.left.is_some_and(|left| left > 0) => BodyError::Incomplete,
-            None => {
-                this.progress.done.set(true);
-                return Poll::Ready(None);
-            }
+        let frame = match this.ahead.pop_front() {
+            Some(frame) => frame,
+            None if this.progress.done.get() || this.progress.has_failed.get() => None,
+            None => ready!(this.poll_inner(cx)),
         };
-        this.progress.has_failed.set(true);
-        *this.progress.failed.borrow_mut() = Some(failed);
-        // The server's end sees a connection that ends in the middle.
-        Poll::Ready(Some(Err(BodyError::Incomplete)))
+        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
+            this.service.on_read(data.len());
+        }
+        this.progress.read.set(this.progress.done.get() && this.ahead.is_empty());
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.progress.done.get()
+        self.progress.read.get()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.progress.done.get() {
+        let ahead = self.ahead.iter().flatten().flatten().filter_map(|frame| frame.data_ref());
+        let ahead = ahead.map(|data| data.len() as u64).sum::<u64>();
+        match self.progress.read.get() {
             true => SizeHint::with_exact(0),
-            false => self.left.map_or_else(SizeHint::default, SizeHint::with_exact),
+            false => self.left.map_or_else(SizeHint::default, |left| SizeHint::with_exact(left + ahead)),
         }
     }
 }

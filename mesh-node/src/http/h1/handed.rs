@@ -275,7 +275,11 @@ async fn exchange<S: HttpService>(
             };
             // The body of an upgrade waits for its answer.
             if !asked.upgrade {
-                poll_fn(|cx| Poll::Ready(body.read_ahead(cx))).await;
+                poll_fn(|cx| {
+                    body.read_ahead(cx);
+                    Poll::Ready(())
+                })
+                .await;
             }
             Body::boxed(body)
         }

@@ -94,6 +94,8 @@ pub struct End {
     /// Kernel address and cookie of the other end; 0: not known yet.
     pub peer: u64,
     pub peer_cookie: u64,
+    /// Kernel address of this end.
+    pub own: u64,
     /// At most so many bytes wait at the other end.
     pub waiting: u64,
     pub messages: u64,
@@ -159,6 +161,8 @@ pub struct Offsets {
     pub inode_super_block: u32,
     pub super_block_device: u32,
     pub psock_queue: u32,
+    pub message_list: u32,
+    pub message_size: u32,
     pub protocol_above: u32,
     pub write_seq: u32,
     pub message_receiver: u32,
@@ -170,4 +174,12 @@ pub struct Offsets {
     pub zerocopy_bit: u32,
     /// 1: filled.
     pub known: u32,
+}
+
+/// What the program says that looks at what went past TCP and waits at a socket.
+pub mod waits {
+    pub const SOMETHING: u32 = 0;
+    pub const NOTHING: u32 = 1;
+    /// The socket takes nothing past TCP any more, and nothing is on its way from it either.
+    pub const OUT: u32 = 2;
 }

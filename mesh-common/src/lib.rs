@@ -9,7 +9,7 @@ pub mod hand_off;
 
 /// Changes whenever a type below does. User space compares it with what a pinned map holds, and
 /// replaces maps of another layout instead of reading them.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// Pods of one node that can be enrolled at a time; slots are `1..MAX_PODS`.
 pub const MAX_PODS: u32 = 1024;
@@ -402,9 +402,9 @@ mod tests {
         assert_eq!(size_of::<accel::OwnerKey>(), 16);
         assert_eq!(size_of::<accel::PairKey>(), 44);
         assert_eq!(size_of::<accel::Pair>(), 48);
-        assert_eq!(size_of::<accel::End>(), 104);
+        assert_eq!(size_of::<accel::End>(), 112);
         assert_eq!(size_of::<hand_off::Direction>(), 8 * hand_off::word::COUNT);
-        assert_eq!(size_of::<accel::Offsets>(), 23 * 4);
+        assert_eq!(size_of::<accel::Offsets>(), 25 * 4);
         assert_eq!(hook::NAMES.len(), hook::ACCEL as usize + 1);
         assert_eq!(reason::NAMES.len(), reason::KEPT_FULL as usize + 1);
     }

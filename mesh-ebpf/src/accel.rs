@@ -27,14 +27,13 @@ const TCP_FIN_WAIT1: u32 = 4;
 const TCP_CLOSE: u32 = 7;
 const TCP_LAST_ACK: u32 = 9;
 
-/// What becomes of a new flow.
-enum Verdict {
-    Accelerate,
-    /// Watch how the application uses its socket.
-    Learn,
-    /// Stay on TCP, with the reason.
-    Tcp(u16),
-}
+/// What becomes of a new flow: one of these, or the reason for which it stays on TCP. A number, because the fields of
+/// an enum that its other variants do not have are memory that was never written, and before Linux 6.3 the
+/// verifier refuses a program that as much as moves such memory about.
+type Verdict = u32;
+const ACCELERATE: Verdict = 0;
+/// Watch how the application uses its socket.
+const LEARN: Verdict = 1;
 
 /// An application's socket is about to be steered to the proxy.
 #[inline(always)]
@@ -55,6 +54,7 @@ fn end(owner: OwnerKey, state: u32, way: u32) -> End {
         key: 0,
         peer: 0,
         peer_cookie: 0,
+        own: 0,
         waiting: 0,
         messages: 0,
         bytes: 0,
@@ -80,7 +80,7 @@ pub fn connected(ctx: &SockOpsContext, sk: *mut bpf_sock, tag: Option<&SocketTag
     let (owner, way, verdict) = match tag {
         Some(tag) if tag.kind == kind::TEST => {
             let owner = OwnerKey { id: 0, slot: 0, role: role::POD };
-            (owner, way::TO_APPLICATION, Verdict::Accelerate)
+            (owner, way::TO_APPLICATION, ACCELERATE)
         }
         _ if !on => return,
         Some(tag) if tag.kind == kind::APPLICATION => {
@@ -99,7 +99,7 @@ pub fn connected(ctx: &SockOpsContext, sk: *mut bpf_sock, tag: Option<&SocketTag
                 return;
             }
             let owner = OwnerKey { id: 0, slot: tag.slot, role: role::POD };
-            (owner, way::BETWEEN_PROXIES, Verdict::Accelerate)
+            (owner, way::BETWEEN_PROXIES, ACCELERATE)
         }
         Some(_) => return,
         None => {
@@ -108,23 +108,18 @@ pub fn connected(ctx: &SockOpsContext, sk: *mut bpf_sock, tag: Option<&SocketTag
             if end.state != state::CONNECTING {
                 return;
             }
-            let verdict = match (judge(&end.owner), kernel::manner(offsets, address)) {
-                (Verdict::Accelerate, Manner::NonBlocking) => Verdict::Accelerate,
+            let mut verdict = judge(&end.owner);
+            if verdict == ACCELERATE && kernel::manner(offsets, address) != Manner::NonBlocking {
                 // It may be set up only after it is connected.
-                (Verdict::Accelerate, _) => Verdict::Learn,
-                (other, _) => other,
-            };
+                verdict = LEARN;
+            }
             end.state = state::OBSERVED;
             (end.owner, way::TO_PROXY, verdict)
         }
     };
     let slot = owner.slot;
     let flow = match verdict {
-        Verdict::Tcp(reason) => {
-            count(slot, hook::ACCEL, reason);
-            return;
-        }
-        Verdict::Learn => {
+        LEARN => {
             count(slot, hook::ACCEL, reason::TCP_LEARNING);
             if way == way::TO_PROXY {
                 watch(ctx);
@@ -133,12 +128,17 @@ pub fn connected(ctx: &SockOpsContext, sk: *mut bpf_sock, tag: Option<&SocketTag
             0
         }
         // SAFETY: a helper on the program's own context.
-        Verdict::Accelerate => (unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }) << 1,
+        ACCELERATE => (unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }) << 1,
+        reason => {
+            count(slot, hook::ACCEL, reason as u16);
+            return;
+        }
     };
     let key = pair_key(ctx, true);
     if flow != 0 {
         let new = End {
             key: flow,
+            own: address,
             first_seq: key.connecting_seq,
             connecting_seq: key.connecting_seq,
             accepting_seq: key.accepting_seq,
@@ -183,14 +183,20 @@ pub fn accepted(ctx: &SockOpsContext, sk: *mut bpf_sock, tag: Option<&SocketTag>
         watch(ctx);
         return;
     }
-    if kernel::read::<u64>(kernel::raw_socket(sk), offsets.protocol_above) != 0 {
-        count(pair.owner.slot, hook::ACCEL, reason::TCP_PROTOCOL);
+    // From here on it has one: by it the other end is told from a later socket at the same address.
+    // SAFETY: a helper on the program's own context.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let address = kernel::raw_socket(sk);
+    // What it inherits of its listener.
+    if let Manner::Never(reason) = kernel::manner(offsets, address) {
+        count(pair.owner.slot, hook::ACCEL, reason);
         return;
     }
     let new = End {
         key: pair.flow | 1,
         peer: pair.socket,
         peer_cookie: pair.cookie,
+        own: address,
         first_seq: key.accepting_seq,
         ..end(pair.owner, state::CLEAN, back)
     };
@@ -230,17 +236,17 @@ fn accelerates(slot: u32) -> bool {
 #[inline(always)]
 fn judge(owner: &OwnerKey) -> Verdict {
     let whole = OwnerKey { id: 0, slot: owner.slot, role: role::POD };
-    // SAFETY: the values are copied at once.
-    let (whole, own) = unsafe { (OWNERS.get(&whole).copied(), OWNERS.get(owner).copied()) };
-    if let Some(Owner { never, .. }) = whole
-        && never != 0
+    // SAFETY: the values are read at once.
+    if let Some(Owner { never, .. }) = unsafe { OWNERS.get(&whole) }
+        && *never != 0
     {
-        return Verdict::Tcp(never as u16);
+        return *never;
     }
-    match own {
-        Some(Owner { never, .. }) if never != 0 => Verdict::Tcp(never as u16),
-        Some(Owner { seen, .. }) if seen >= ENOUGH_SEEN => Verdict::Accelerate,
-        _ => Verdict::Learn,
+    // SAFETY: as above.
+    match unsafe { OWNERS.get(owner) } {
+        Some(Owner { never, .. }) if *never != 0 => *never,
+        Some(Owner { seen, .. }) if *seen >= ENOUGH_SEEN => ACCELERATE,
+        _ => LEARN,
     }
 }
 

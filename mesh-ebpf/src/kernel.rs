@@ -88,6 +88,30 @@ pub fn nothing_waits(offsets: &Offsets, sk: u64) -> Option<bool> {
     Some(read::<u64>(list, 0) == list)
 }
 
+/// Messages that are counted at most. More than the bound of what may wait is made of by any sane sender.
+const MAX_MESSAGES: u32 = 512;
+
+/// Bytes that went past TCP and wait at the socket.
+#[inline(always)]
+pub fn bytes_waiting(offsets: &Offsets, sk: u64) -> u32 {
+    let psock = read::<u64>(sk, offsets.sock_user_data) & !POINTER_FLAGS;
+    if psock == 0 {
+        return 0;
+    }
+    let list = psock + u64::from(offsets.psock_queue);
+    let mut bytes = 0_u32;
+    let mut at: u64 = read(list, 0);
+    for _ in 0..MAX_MESSAGES {
+        if at == list || at == 0 {
+            break;
+        }
+        let message = at - u64::from(offsets.message_list);
+        bytes = bytes.wrapping_add(read::<u32>(message, offsets.message_size));
+        at = read(at, 0);
+    }
+    bytes
+}
+
 /// A number that stands for the executable of the current process: its device and inode.
 #[inline(always)]
 pub fn executable(offsets: &Offsets) -> u64 {

@@ -1,12 +1,15 @@
-//! Tells the proxy, which runs it by hand, whether what it wrote still waits at its reader. Attached nowhere.
+//! Tells the proxy, which runs it by hand, whether something that went past TCP still waits at a socket, and
+//! whether that socket is out of acceleration. Attached nowhere.
 
 use core::ffi::c_void;
 
 use aya_ebpf::programs::RawTracePointContext;
 
+use mesh_common::accel::waits;
+
 use crate::kernel;
 
-/// 1: nothing waits, or the reader is gone. Arguments: the kernel address and the cookie of the reader.
+/// One of [`waits`]. Arguments: the kernel address and the cookie of the socket.
 ///
 /// Written without aya's macro, which makes every program of this kind return 0.
 #[unsafe(no_mangle)]
@@ -14,9 +17,16 @@ use crate::kernel;
 pub extern "C" fn mesh_waiting(ctx: *mut c_void) -> i32 {
     let ctx = RawTracePointContext::new(ctx);
     let (peer, cookie) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1));
-    let Some(offsets) = kernel::offsets() else { return 1 };
+    let Some(offsets) = kernel::offsets() else { return waits::OUT as i32 };
     if kernel::read::<u64>(peer, offsets.sock_cookie) != cookie {
-        return 1;
+        return waits::OUT as i32;
     }
-    i32::from(kernel::nothing_waits(offsets, peer).unwrap_or(true))
+    // The kernel takes its part of the socket down when the last process that is inside a send or a receive
+    // by it has left, and not before.
+    let waits = match kernel::nothing_waits(offsets, peer) {
+        None => waits::OUT,
+        Some(true) => waits::NOTHING,
+        Some(false) => waits::SOMETHING,
+    };
+    waits as i32
 }

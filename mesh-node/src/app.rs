@@ -84,12 +84,17 @@ fn cleanup(settings: &Settings) -> Result<(), StartError> {
 
 fn status(settings: &Settings) -> Result<(), StartError> {
     let status = capture::status(&settings.capture)?;
-    let view =
-        admin::AccelerationView { on: status.accelerates, hand_off: status.hands_off, ..Default::default() };
+    match status.silent {
+        Some(silent) if silent < status.silent_limit => println!("proxy::running"),
+        Some(silent) => println!("proxy::away: its last sign of life was {} s ago", silent.as_secs()),
+        None => println!("proxy::away: it was never ready"),
+    }
+    let view = admin_state::acceleration(status.acceleration);
     print!("{}", admin::acceleration_text(&view));
     for pod in &status.pods {
         let counters = admin_state::counts(&pod.counters, &pod.name);
-        print!("{}", admin::acceleration_of_pod(&pod.name, &counters, &admin_state::past_tcp(&pod.traffic)));
+        let past = admin_state::past_tcp(&pod.traffic);
+        print!("{}", admin::acceleration_of_pod(&pod.name, &counters, &past, view.on));
     }
     Ok(())
 }

@@ -4,7 +4,8 @@
 //! past TCP and what came by TCP lie in two queues, so once there is something in both, a short read does not
 //! mean that nothing is left.
 //! Writing: nothing in the kernel stops a writer whose reader is an application that does not read; the
-//! bound is kept here, and a stream is given back to TCP. It knows nothing of who is served.
+//! bound is kept here, and a stream is given back to TCP: then the socket becomes an ordinary one, which is the
+//! faster way for it. It knows nothing of who is served.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -20,10 +21,13 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-use crate::model::workload::{PastTcp, Trial, Waiting, Workload};
+use crate::model::workload::{Look, PastTcp, Trial, Waiting, Workload};
 
 /// Nothing tells when a reader has read; it is looked at this often, at first and at last.
 const LOOK: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(50));
+
+/// After so many bytes it is looked whether the socket carries a stream, at first and at last.
+const MOVED: (u64, u64) = (MAX_WAITING_BYTES, 64 * MAX_WAITING_BYTES);
 
 /// A connected socket.
 #[derive(Debug)]
@@ -45,14 +49,29 @@ struct Past {
     in_both_queues: bool,
     /// Something was written.
     begun: bool,
+    /// Bytes read and written since the socket was last looked at, and with how many it is again.
+    moved: u64,
+    look_at: u64,
+    /// The socket is an ordinary one again, and will be used as one once it is known that it was read empty.
+    plain: bool,
 }
 
 impl Stream {
     /// A socket accepted or opened for `workload`, connected.
     pub fn new(io: TcpStream, workload: Option<&Workload>) -> Self {
         let past_tcp = workload.and_then(|workload| workload.sockets.past_tcp(io.as_fd()));
-        let past =
-            |tcp| Box::new(Past { tcp, unread: 0, looking: None, in_both_queues: false, begun: false });
+        let past = |tcp| {
+            Box::new(Past {
+                tcp,
+                unread: 0,
+                looking: None,
+                in_both_queues: false,
+                begun: false,
+                moved: 0,
+                look_at: MOVED.0,
+                plain: false,
+            })
+        };
         Self { io, past_tcp: past_tcp.map(past), trial: None, judged: Cell::new(false) }
     }
 
@@ -111,7 +130,29 @@ impl Stream {
         }
     }
 
+    /// So many bytes were read or written.
+    fn moved(&mut self, n: usize) {
+        let Some(past) = &mut self.past_tcp else { return };
+        past.moved += n as u64;
+        if past.moved < past.look_at || past.plain {
+            return;
+        }
+        past.moved = 0;
+        match past.tcp.gauge.look(self.io.as_fd()) {
+            Look::Stays => past.look_at = (past.look_at * 2).min(MOVED.1),
+            Look::Left => {
+                past.to_tcp();
+                past.look_at = MOVED.0;
+            }
+            Look::Plain => {
+                past.to_tcp();
+                past.plain = true;
+            }
+        }
+    }
+
     fn wrote(&mut self, n: usize) {
+        self.moved(n);
         let Some(past) = self.past_tcp.as_mut().filter(|past| past.tcp.bounded && n > 0) else { return };
         let first = std::mem::replace(&mut past.begun, true);
         past.unread += n as u64;
@@ -125,10 +166,14 @@ impl Stream {
 impl Past {
     fn leave(&mut self, io: &TcpStream) {
         // Before the other end's first byte by TCP.
+        self.to_tcp();
+        self.tcp.gauge.leave(io.as_fd());
+    }
+
+    fn to_tcp(&mut self) {
         self.in_both_queues = true;
         self.tcp.bounded = false;
         self.looking = None;
-        self.tcp.gauge.leave(io.as_fd());
     }
 }
 
@@ -139,7 +184,21 @@ impl AsyncRead for Stream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let Some(past) = &mut this.past_tcp else { return Pin::new(&mut this.io).poll_read(cx, buf) };
+        if this.past_tcp.is_none() {
+            return Pin::new(&mut this.io).poll_read(cx, buf);
+        }
+        let before = buf.filled().len();
+        let read = ready!(this.poll_read_past(cx, buf));
+        this.moved(buf.filled().len() - before);
+        Poll::Ready(read)
+    }
+}
+
+impl Stream {
+    /// Reads from a socket that has, or had, two queues.
+    fn poll_read_past(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self;
+        let Some(past) = &mut this.past_tcp else { return Poll::Ready(Ok(())) };
         if !past.in_both_queues {
             let read = Pin::new(&mut this.io).poll_read(cx, buf);
             // Asked after reading: what is by TCP now was not there, or the answer is no.
@@ -152,6 +211,10 @@ impl AsyncRead for Stream {
         match receive(&this.io, buf) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             done => return Poll::Ready(done),
+        }
+        if past.plain {
+            this.past_tcp = None;
+            return Pin::new(&mut this.io).poll_read(cx, buf);
         }
         loop {
             ready!(this.io.poll_read_ready(cx))?;

@@ -250,14 +250,23 @@ impl MeshNode {
 
     /// Runs `mesh-node cleanup` for this instance.
     pub fn cleanup(&self) -> Result<()> {
+        self.ask("cleanup").map(drop)
+    }
+
+    /// What `mesh-node status` prints for this instance, whether or not its process runs.
+    pub fn status(&self) -> Result<String> {
+        self.ask("status")
+    }
+
+    fn ask(&self, what: &str) -> Result<String> {
         let mut command = self.command()?;
-        command.arg("cleanup");
+        command.arg(what);
         crate::sys::place(
             &mut command,
             self.node.netns().file(),
             Some(&self.node.cgroup().join("system.slice")),
         )?;
-        process::output_of(&mut command, None).map(drop)
+        process::output_of(&mut command, None)
     }
 
     /// One request to the administration interface: status and body.

@@ -322,6 +322,45 @@ pub fn flood(place: &impl Place, to: SocketAddr, message: usize) -> Result<u64> 
     line.parse().with_context(|| format!("unexpected line of the client: {line}"))
 }
 
+/// A kind of socket that is never accelerated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Mptcp,
+    Ktls,
+    ZeroCopy,
+    LowWatermark,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 4] = [Kind::Mptcp, Kind::Ktls, Kind::ZeroCopy, Kind::LowWatermark];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Mptcp => "mptcp",
+            Kind::Ktls => "ktls",
+            Kind::ZeroCopy => "zerocopy",
+            Kind::LowWatermark => "low-watermark",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// `count` connections to a server of [`Server::Report`]; `None` if this kernel has no such sockets.
+    pub fn call(self, place: &impl Place, to: SocketAddr, count: u64) -> Result<Option<Tally>> {
+        let mut command = peer("kinds")?;
+        command.args(["--to", &to.to_string(), "--kind", self.name(), "--count", &count.to_string()]);
+        let line = place.start(command)?.line_within(Duration::from_secs(120))?;
+        if line == "unsupported" {
+            return Ok(None);
+        }
+        serde_json::from_str(&line)
+            .map(Some)
+            .with_context(|| format!("unexpected line of the client: {line}"))
+    }
+}
+
 fn started(place: &impl Place, command: Command) -> Result<Process> {
     let mut server = place.start(command)?;
     let line = server.line()?;

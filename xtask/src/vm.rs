@@ -1,5 +1,5 @@
-//! `cargo xtask vm --kernel 5.10|6.1|6.12|7`: boots a Debian kernel under QEMU (no hardware virtualization needed) with
-//! the programs of this build, and runs the steering tests inside.
+//! `cargo xtask vm --kernel 5.10|6.1|6.12|7.x`: boots a Debian kernel under QEMU (no hardware virtualization needed)
+//! with the programs of this build, and runs the tests of steering and of acceleration inside.
 //!
 //! The guest is an initramfs and nothing else: no disk, no network. It reports by lines on its
 //! console; the last one carries the exit code.
@@ -25,15 +25,21 @@ const RESULT: &str = "MESH-VM-RESULT ";
 const LIMIT: Duration = Duration::from_secs(900);
 
 /// Modules that the tests need where the kernel does not have them built in.
-const MODULES: [&str; 4] = ["veth", "sch_ingress", "cls_bpf", "bridge"];
+const MODULES: [&str; 5] = ["veth", "sch_ingress", "cls_bpf", "bridge", "tls"];
+
+/// Transfers of each test that makes them: emulation is slow.
+const STREAMS: u32 = 30;
+
+/// Which tests run in the guest.
+const TESTS: [&str; 4] = ["vm::", "kinds::", "accel::blocking", "accel::short_connections"];
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The kernel: 5.10, 6.1, 6.12 or 7, or bullseye, bookworm, trixie or sid, the Debian releases that have them
+    /// The kernel: 5.10, 6.1, 6.12 or 7.x, or bullseye, bookworm, trixie or sid, the Debian releases that have them
     #[arg(long)]
     kernel: String,
     /// Only tests whose name contains one of these
-    #[arg(long, default_values_t = ["vm::".to_owned()])]
+    #[arg(long, default_values_t = TESTS.map(str::to_owned))]
     filter: Vec<String>,
     /// Show the kernel's own messages
     #[arg(long)]
@@ -68,6 +74,8 @@ fn build_image(kernel: &debian::Kernel, args: &Args) -> Result<PathBuf> {
     archive.link("bin/sh", "busybox");
     let ip = which("ip").context("ip is missing; install iproute2")?;
     archive.program("sbin/ip", &ip)?;
+    let bpftool = which("bpftool").context("bpftool is missing; run `cargo xtask setup`")?;
+    archive.program("sbin/bpftool", &bpftool)?;
     let target = tree::target_dir().join("debug");
     for name in ["mesh-node", "mesh-peer"] {
         archive.stripped_program(&format!("mesh/{name}"), &target.join(name))?;
@@ -89,6 +97,7 @@ fn init(loads: &str, filter: &[String]) -> String {
     format!(
         "#!/bin/sh\n\
          export PATH=/bin:/sbin HOME=/ CI=true RUST_BACKTRACE=0 MESH_TESTS_VERBOSE=1 MESH_TESTS_DEADLINE_S=150\n\
+         export MESH_STREAMS={STREAMS}\n\
          busybox mount -t proc none /proc\n\
          busybox mount -t sysfs none /sys\n\
          busybox mount -t devtmpfs none /dev\n\

@@ -33,7 +33,7 @@ use crate::cluster::ClusterManager;
 use crate::model::Snapshot;
 use crate::telemetry::stats::Store;
 pub use acceleration::{
-    AccelerationView, PastTcpView, pod_text as acceleration_of_pod, text as acceleration_text,
+    AccelerationView, KnownView, PastTcpView, pod_text as acceleration_of_pod, text as acceleration_text,
 };
 pub use logging::Logging;
 pub use workloads::{KernelCount, WorkloadView};

@@ -103,7 +103,11 @@ impl AdminState for Fake {
                 hand_off_allowed: false,
                 messages: 5,
                 bytes: 70,
-                known: vec![(Some(80), 4, None), (None, 0, Some("tcp_blocking"))],
+                known: vec![
+                    KnownView { port: Some(80), seen: 4, enough: 3, never: None },
+                    KnownView { port: Some(81), seen: 1, enough: 3, never: None },
+                    KnownView { port: None, seen: 0, enough: 3, never: Some("tcp_blocking") },
+                ],
             },
         }]
     }
@@ -112,7 +116,7 @@ impl AdminState for Fake {
             on: true,
             hand_off: true,
             refused: None,
-            tests: vec![("fionread", None), ("splice", Some("cannot".into()))],
+            tests: vec![("fionread".into(), "as TCP".into()), ("splice".into(), "cannot".into())],
         }
     }
     fn accelerate(&self, on: bool) {
@@ -292,7 +296,8 @@ fn workloads_and_server_info() {
          ns/pod::max_connections::0\nns/pod::buffered_bytes::4096\nns/pod::max_buffered_bytes::1048576\n\
          ns/pod::cx_refused_by_max_connections::0\nns/pod::cx_refused_by_max_buffered_bytes::2\n\
          ns/pod::rq_refused_by_max_buffered_bytes::0\nns/pod::retries_given_up::0\n\
-         ns/pod::buffers_pressed::1\nns/pod::connect.steered_outbound::3\n\
+         ns/pod::buffers_pressed::1\nns/pod::flows::2 accelerated, 0 handed off, 0 on TCP\n\
+         ns/pod::connect.steered_outbound::3\n\
          ns/pod::accel.accelerated::2\nns/pod::accel.kept_peer::4\nns/pod::accel.left_stream::1\n"
     );
     let info: Value = serde_json::from_str(&get(&state, "/server_info").body).unwrap();
@@ -306,10 +311,17 @@ fn the_acceleration_page_says_for_every_pod_what_goes_past_tcp_and_why_the_rest_
     assert_eq!(
         get(&state, "/acceleration").body,
         "acceleration::on\nhand_off::on\ntest::fionread::as TCP\ntest::splice::cannot\n\
-         ns/pod::acceleration::allowed\nns/pod::hand_off::off\nns/pod::connect.steered_outbound::3\n\
-         ns/pod::flows.accelerated::2\nns/pod::halves.kept_peer::4\nns/pod::directions.left_stream::1\n\
-         ns/pod::messages::5\nns/pod::bytes::70\n\
-         ns/pod::port 80::4 seen\nns/pod::clients::never: tcp_blocking\n"
+         ns/pod::acceleration::on\nns/pod::hand_off::off\nns/pod::steered::3 outbound, 0 inbound\n\
+         ns/pod::flows::2 accelerated, 0 handed off, 0 on TCP\n\
+         ns/pod::flows.accelerated::2::bytes go past TCP\n\
+         ns/pod::halves.kept_peer::4::not handed off: its other end is no pod of this node, or the way there is \
+         not accelerated\n\
+         ns/pod::directions.left_stream::1::went to TCP: so much waited at its reader that it is a stream\n\
+         ns/pod::past_tcp::5 messages, 70 bytes\n\
+         ns/pod::port 80::fit::4 connections were seen, none with anything against it\n\
+         ns/pod::port 81::learning::1 of 3 connections were seen\n\
+         ns/pod::clients::tcp_blocking::on TCP: the application's sockets block, and would see errors that \
+         TCP does not give\n"
     );
     let bytes = "# TYPE mesh_accelerated_bytes_total counter\n\
                  mesh_accelerated_bytes_total{namespace=\"ns\",pod=\"pod\"} 70\n";

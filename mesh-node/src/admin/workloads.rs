@@ -109,6 +109,7 @@ pub fn page(state: &dyn AdminState, query: &Query) -> Reply {
         for (reason, value) in workload.refused {
             let _ = writeln!(out, "{key}::{reason}::{value}");
         }
+        let _ = writeln!(out, "{key}::flows::{}", super::acceleration::flows(&workload.counters));
         for KernelCount { hook, reason, value } in &workload.counters {
             let _ = writeln!(out, "{key}::{hook}.{reason}::{value}");
         }
@@ -132,6 +133,11 @@ fn as_json(workload: &WorkloadView) -> Value {
         "buffered_bytes": workload.buffered_bytes,
         "max_buffered_bytes": workload.max_buffered_bytes,
         "limits": refused,
+        "past_tcp": {
+            "allowed": workload.past_tcp.allowed,
+            "messages": workload.past_tcp.messages,
+            "bytes": workload.past_tcp.bytes,
+        },
         "counters": counters,
     })
 }

@@ -10,8 +10,10 @@ use tokio::sync::mpsc;
 
 use super::logging::Level;
 use super::sidecars::{Serving, Servings};
-use crate::admin::{AccelerationView, AdminState, KernelCount, Logging, PastTcpView, Stage, WorkloadView};
-use crate::capture::{Capture, Counter, Traffic};
+use crate::admin::{
+    AccelerationView, AdminState, KernelCount, KnownView, Logging, PastTcpView, Stage, WorkloadView,
+};
+use crate::capture::{Capture, Counter, Known, Report, Tested, Traffic};
 use crate::cluster::ClusterManager;
 use crate::config::Settings;
 use crate::dynamic::Assembly;
@@ -197,9 +199,7 @@ impl AdminState for State {
     }
     fn acceleration(&self) -> AccelerationView {
         let Some(capture) = self.capture.get() else { return AccelerationView::default() };
-        let report = capture.acceleration();
-        let tests = report.tests.into_iter().map(|test| (test.name, test.problem)).collect();
-        AccelerationView { on: report.on, hand_off: report.hand_off, refused: report.refused, tests }
+        acceleration(capture.acceleration())
     }
     fn accelerate(&self, on: bool) {
         if let Some(capture) = self.capture.get() {
@@ -234,6 +234,17 @@ pub fn counts(counters: &[Counter], pod: &str) -> Vec<KernelCount> {
     of_pod.map(|c| KernelCount { hook: c.hook, reason: c.reason, value: c.value }).collect()
 }
 
+/// How acceleration stands, as the pages show it.
+pub fn acceleration(report: Report) -> AccelerationView {
+    let outcome = |test: Tested| match (test.problem, test.mended) {
+        (Some(problem), _) => (test.name, problem),
+        (None, Some(by)) => (test.name, format!("as TCP, {by}")),
+        (None, None) => (test.name, "as TCP".to_owned()),
+    };
+    let tests = report.tests.into_iter().map(outcome).collect();
+    AccelerationView { on: report.on, hand_off: report.hand_off, refused: report.refused, tests }
+}
+
 /// What went past TCP, as the pages show it.
 pub fn past_tcp(traffic: &Traffic) -> PastTcpView {
     PastTcpView {
@@ -241,6 +252,10 @@ pub fn past_tcp(traffic: &Traffic) -> PastTcpView {
         hand_off_allowed: traffic.hands_off,
         messages: traffic.messages,
         bytes: traffic.bytes,
-        known: traffic.known.iter().map(|k| (k.port, k.seen, k.never)).collect(),
+        known: traffic.known.iter().map(known).collect(),
     }
+}
+
+fn known(known: &Known) -> KnownView {
+    KnownView { port: known.port, seen: known.seen, enough: known.enough, never: known.never }
 }

@@ -34,6 +34,7 @@ pub(super) enum AttachType {
     SkMsgVerdict = 7,
     Connect4 = 10,
     Connect6 = 11,
+    SetSockOpt = 22,
     SkLookup = 36,
     TcxIngress = 46,
     TcxEgress = 47,

@@ -128,6 +128,7 @@ impl Manager {
 
     pub(super) fn accelerate(&mut self, on: bool) {
         self.acceleration.switch(on, self.sockops, &mut self.programs, &self.maps, &self.tags);
+        self.records.write_acceleration(&self.acceleration.report());
     }
 
     /// Makes the enrolled pods those of `pods`: releases first, so that an address that moved from
@@ -309,13 +310,15 @@ impl Manager {
     }
 
     fn beat(&self) {
-        if let Ok(now) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
-            let nanoseconds = now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64;
-            if let Err(error) = self.maps.heartbeat.insert(&0, &nanoseconds) {
-                tracing::error!("the heartbeat cannot be written: {error}");
-            }
+        if let Err(error) = self.maps.heartbeat.insert(&0, &(monotonic().as_nanos() as u64)) {
+            tracing::error!("the heartbeat cannot be written: {error}");
         }
     }
+}
+
+/// The clock of heartbeats, which the programs read too.
+pub(super) fn monotonic() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }
 
 /// Device and inode of the namespace that a pod's path leads to now.

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use aya::programs::{
-    CgroupSockAddr, FEntry, Program, RawTracePoint, SchedClassifier, SkLookup, SkMsg, SockOps,
+    CgroupSockAddr, CgroupSockopt, FEntry, FExit, Program, RawTracePoint, SchedClassifier, SkLookup, SkMsg,
+    SockOps,
 };
 use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
 use mesh_common::accel::{Carried, Offsets, Owner, OwnerKey};
@@ -29,6 +30,10 @@ pub(super) const TC_GUARD: &str = "mesh_tc_guard";
 const SK_MSG: &str = "mesh_sk_msg";
 const SPLICE: &str = "mesh_splice";
 const WAITING: &str = "mesh_waiting";
+const SETSOCKOPT: &str = "mesh_setsockopt";
+const FIONREAD: &str = "mesh_fionread";
+/// Who answers `FIONREAD`, by what the caller's own memory is written: the newer function first (Linux 6.5).
+const FIONREAD_ANSWERS: [&str; 2] = ["sk_ioctl", "tcp_ioctl"];
 const LOG_MAP: &str = "AYA_LOGS";
 
 /// A longest-prefix key: the kernel wants the length of the prefix first.
@@ -84,6 +89,8 @@ pub(super) struct Programs {
     node: Ebpf,
     /// Why sockops does nothing for acceleration.
     not_accelerated: Option<String>,
+    /// Where sockops is attached.
+    cgroup: Option<std::fs::File>,
 }
 
 impl Programs {
@@ -112,7 +119,7 @@ impl Programs {
                 .map_err(|reason| CaptureError::Program { program: "sk_lookup", reason })?;
         }
         let maps = Maps::open(&folder)?;
-        Ok((Self { object, folder, loader, node, not_accelerated: None }, maps))
+        Ok((Self { object, folder, loader, node, not_accelerated: None, cgroup: None }, maps))
     }
 
     /// The ring buffer of log lines, for aya-log.
@@ -135,6 +142,7 @@ impl Programs {
     /// # Errors
     /// With the reason, if the kernel refuses the rest too.
     pub(super) fn attach_sockops(&mut self, cgroup: &std::fs::File) -> Result<(), String> {
+        self.cgroup = cgroup.try_clone().ok();
         let Err(reason) = self.attach_cgroup(SOCKOPS, AttachType::SockOps, cgroup) else { return Ok(()) };
         self.loader.override_global("ACCELERATES", &SLOTS[0], true);
         self.node = self.loader.load(&self.object).map_err(|error| one_line(&error))?;
@@ -176,6 +184,11 @@ impl Programs {
         }
         let sockets =
             bpf::open_pin(&self.pin("ACCELERATED")).map_err(|error| format!("ACCELERATED map: {error}"))?;
+        let cgroup = self.cgroup.as_ref().map(std::fs::File::try_clone);
+        let options_guarded = match cgroup {
+            Some(Ok(cgroup)) => self.attach_cgroup(SETSOCKOPT, AttachType::SetSockOpt, &cgroup),
+            _ => Err("there is no cgroup to attach it to".to_owned()),
+        };
         let splice_watched = load_program(&mut self.node, SPLICE).and_then(|()| self.watch_splice());
         let fd = |object: &Ebpf, name: &str| {
             let program = object.program(name).ok_or_else(|| format!("{name} is not in the object"))?;
@@ -187,6 +200,7 @@ impl Programs {
             waiting: fd(&self.node, WAITING)?,
             sockets,
             splice_watched,
+            options_guarded,
         })
     }
 
@@ -197,6 +211,25 @@ impl Programs {
         let program: &mut FEntry =
             program.try_into().map_err(|e: aya::programs::ProgramError| one_line(&e))?;
         program.attach().map(drop).map_err(|e| one_line(&e))
+    }
+
+    /// Lets `FIONREAD` count what came past TCP where the kernel leaves it out, for as long as this process lives.
+    ///
+    /// # Errors
+    /// With the reason, if the kernel does not let a program do that.
+    pub(super) fn mend_fionread(&mut self) -> Result<(), String> {
+        let types = Btf::from_sys_fs().map_err(|e| one_line(&e))?;
+        let program =
+            self.node.program_mut(FIONREAD).ok_or_else(|| format!("{FIONREAD} is not in the object"))?;
+        let program: &mut FExit = program.try_into().map_err(|e| one_line(&e))?;
+        let mut refused = String::new();
+        for function in FIONREAD_ANSWERS {
+            match program.load(function, &types) {
+                Ok(()) => return program.attach().map(drop).map_err(|e| one_line(&e)),
+                Err(error) => refused = refusal(FIONREAD, &error),
+            }
+        }
+        Err(refused)
     }
 
     /// Loads the guard, so that it can be attached to interfaces.
@@ -229,6 +262,8 @@ pub(super) struct AccelerationPrograms {
     pub(super) sockets: OwnedFd,
     /// Or why pods that splice cannot be told.
     pub(super) splice_watched: Result<(), String>,
+    /// Or why an accelerated socket can be made one that must not be.
+    pub(super) options_guarded: Result<(), String>,
 }
 
 /// One pod's own instances.
@@ -356,6 +391,7 @@ fn load_program(object: &mut Ebpf, name: &str) -> Result<(), String> {
     }
     let loaded = match program {
         Program::CgroupSockAddr(p) => CgroupSockAddr::load(p),
+        Program::CgroupSockopt(p) => CgroupSockopt::load(p),
         Program::SockOps(p) => SockOps::load(p),
         Program::SkLookup(p) => SkLookup::load(p),
         Program::SchedClassifier(p) => SchedClassifier::load(p),
@@ -366,12 +402,23 @@ fn load_program(object: &mut Ebpf, name: &str) -> Result<(), String> {
             .and_then(|types| FEntry::load(p, "tcp_splice_read", &types)),
         other => return Err(format!("{name} is of an unexpected type, {:?}", other.prog_type())),
     };
-    loaded.map_err(|error| {
-        if let aya::programs::ProgramError::LoadError { verifier_log, .. } = &error {
-            tracing::debug!("{name}: {verifier_log}");
-        }
-        one_line(&error)
-    })
+    loaded.map_err(|error| refusal(name, &error))
+}
+
+/// Why the kernel does not take a program; the verifier's log goes to debug.
+fn refusal(name: &str, error: &aya::programs::ProgramError) -> String {
+    let aya::programs::ProgramError::LoadError { verifier_log, .. } = error else { return one_line(error) };
+    let log = verifier_log.to_string();
+    tracing::debug!("{name}: {log}");
+    match last_word(&log) {
+        Some(word) => format!("{}; the verifier says: {word}", one_line(error)),
+        None => one_line(error),
+    }
+}
+
+/// What the verifier objects to, at the end of its log before its figures.
+fn last_word(log: &str) -> Option<&str> {
+    log.lines().rev().map(str::trim).find(|line| !line.is_empty() && !line.starts_with("processed "))
 }
 
 /// An error and its causes, without the verifier's log.

@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::accel::Report;
 use super::error::CaptureError;
 use super::netlink::Steering;
 use super::sysctl;
+
+const ACCELERATION: &str = "acceleration";
 
 /// Everything done for one pod outside this instance's folder in bpffs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,10 +81,24 @@ impl Records {
         }
     }
 
+    /// Writes down how acceleration stands, for those who ask without the process.
+    pub(super) fn write_acceleration(&self, report: &Report) {
+        let path = self.0.join(ACCELERATION);
+        let text = serde_json::to_string(report).unwrap_or_default();
+        if let Err(error) = std::fs::write(&path, text) {
+            tracing::warn!("writing {}: {error}", path.display());
+        }
+    }
+
     /// All records. One that cannot be read was written by another version; it is named and left.
     pub(super) fn all(&self) -> Vec<Record> {
         read_all(&self.0)
     }
+}
+
+/// How acceleration stood last; `None` if nobody asked for it.
+pub(super) fn read_acceleration(folder: &Path) -> Option<Report> {
+    serde_json::from_str(&std::fs::read_to_string(folder.join(ACCELERATION)).ok()?).ok()
 }
 
 /// The records in `folder`; none if it does not exist.

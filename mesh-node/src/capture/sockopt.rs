@@ -25,19 +25,39 @@ pub(super) fn set(socket: &impl AsRawFd, level: i32, name: i32, value: i32) -> i
 
 /// The cookie of the network namespace that `socket` was made in; `ENOPROTOOPT` before Linux 5.14.
 pub(super) fn netns_cookie(socket: &impl AsRawFd) -> io::Result<u64> {
-    let mut value = 0_u64;
-    let mut size = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the value is a writable `u64` of the size given.
+    let mut value = [0; 8];
+    get(socket, libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut value)?;
+    Ok(u64::from_ne_bytes(value))
+}
+
+fn get(socket: &impl AsRawFd, level: i32, name: i32, value: &mut [u8]) -> io::Result<()> {
+    let mut size = value.len() as libc::socklen_t;
+    // SAFETY: the value is writable for the size given.
     let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            std::ptr::from_mut(&mut value).cast(),
-            &raw mut size,
-        )
+        libc::getsockopt(socket.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut size)
     };
-    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+    match result {
+        0 if size as usize == value.len() => Ok(()),
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The number that the kernel gives to `socket` and never to another.
+pub(super) fn cookie(socket: &impl AsRawFd) -> io::Result<u64> {
+    let mut value = [0; 8];
+    get(socket, libc::SOL_SOCKET, libc::SO_COOKIE, &mut value)?;
+    Ok(u64::from_ne_bytes(value))
+}
+
+/// Bytes of payload that came to `socket` by TCP itself.
+pub(super) fn received_by_tcp(socket: &impl AsRawFd) -> io::Result<u64> {
+    /// `tcpi_bytes_received` in `struct tcp_info` (Linux 4.2).
+    const BYTES_RECEIVED: usize = 128;
+    let mut info = [0; BYTES_RECEIVED + 8];
+    get(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
+    let bytes = info[BYTES_RECEIVED..].try_into().map_err(|_| io::ErrorKind::InvalidData)?;
+    Ok(u64::from_ne_bytes(bytes))
 }
 
 /// Bytes that can be read from `socket` at once (`FIONREAD`).

@@ -1,9 +1,11 @@
 //! `mesh-node status`: how things stand with an instance, from what it has pinned and recorded, so that it can
 //! be asked whether or not its process runs. Changes nothing.
 
+use std::time::Duration;
+
 use mesh_common::settings_flags;
 
-use super::accel::{self, Traffic};
+use super::accel::{self, Report, Traffic};
 use super::counters::{self, Counter};
 use super::error::CaptureError;
 use super::programs::Maps;
@@ -13,10 +15,12 @@ use super::settings::Settings;
 /// One instance.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
-    /// New connections are accelerated.
-    pub accelerates: bool,
-    /// Connections between two applications of this node are handed off.
-    pub hands_off: bool,
+    /// Since the proxy last showed life; `None` if it never did.
+    pub silent: Option<Duration>,
+    /// The proxy counts as away after this.
+    pub silent_limit: Duration,
+    /// How acceleration stands, or stood when the proxy was last there.
+    pub acceleration: Report,
     /// By name.
     pub pods: Vec<PodStatus>,
 }
@@ -41,10 +45,15 @@ pub fn status(settings: &Settings) -> Result<Status, CaptureError> {
     let names = records.iter().map(|record| (record.slot, record.pod.clone())).collect();
     let counters = counters::read_of(&maps, &names).map_err(unreadable)?;
     let mut known = accel::known(&maps).map_err(unreadable)?;
-    let flags = maps.settings.get(&0).map_err(unreadable)?.map_or(0, |settings| settings.flags);
+    let mut acceleration = record::read_acceleration(&settings.records()).unwrap_or_default();
+    let kernel = maps.settings.get(&0).map_err(unreadable)?;
+    acceleration.on = kernel.is_some_and(|kernel| kernel.flags & settings_flags::ACCELERATE != 0);
+    acceleration.hand_off = kernel.is_some_and(|kernel| kernel.flags & settings_flags::HAND_OFF != 0);
+    let beat = maps.heartbeat.get(&0).map_err(unreadable)?.filter(|beat| *beat != 0);
     let mut status = Status {
-        accelerates: flags & settings_flags::ACCELERATE != 0,
-        hands_off: flags & settings_flags::HAND_OFF != 0,
+        silent: beat.map(|beat| super::manager::monotonic().saturating_sub(Duration::from_nanos(beat))),
+        silent_limit: Duration::from_nanos(kernel.map_or(0, |kernel| kernel.heartbeat_timeout_ns)),
+        acceleration,
         pods: Vec::new(),
     };
     for (slot, name) in names {

@@ -64,6 +64,9 @@ pub trait Gauge: Send + Sync + std::fmt::Debug {
     /// Takes the other end, an application's socket at which nothing may wait, out of acceleration: what either
     /// side sends from now on goes by TCP.
     fn leave(&self, socket: BorrowedFd<'_>);
+    /// Sees whether the socket carries a stream by TCP by now, and takes first the other end, then the socket itself
+    /// out of acceleration, each when nothing can be lost by it.
+    fn look(&self, socket: BorrowedFd<'_>) -> Look;
     /// When a direction last went to TCP whose reader still had something to read that went past TCP: on the
     /// whole node, told before the first byte goes by TCP. Monotonic nanoseconds; 0: never.
     fn last_switch_ns(&self) -> u64;
@@ -111,6 +114,17 @@ pub enum Waiting {
     Something,
     /// What is sent goes by TCP, from now on and for good.
     ByTcp,
+}
+
+/// How far a socket is on its way back to TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// It is as it was.
+    Stays,
+    /// What is sent here and there goes by TCP, while something that went past TCP may still wait here.
+    Left,
+    /// It is an ordinary socket again.
+    Plain,
 }
 
 /// A pod of this node whose traffic is steered here.

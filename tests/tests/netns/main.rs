@@ -3,6 +3,7 @@
 mod accel;
 mod guard;
 mod hand_off;
+mod kinds;
 mod leaving;
 mod lifecycle;
 mod limits;

@@ -1,7 +1,7 @@
 //! The core of steering, short enough for a kernel under emulation: what `cargo xtask vm` runs. The programs are
 //! loaded, verified and attached, and a connection goes each way in both families.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use mesh_tests::mesh::MeshConfig;
 use mesh_tests::need_root;
 use mesh_tests::peer::{CallOptions, Place, Streams};
@@ -58,13 +58,17 @@ fn acceleration_is_tested_and_every_stream_is_whole_whether_it_is_on_or_refused(
     let _server = Streams::serve(&stage.server, std::net::SocketAddr::from(([0_u16; 8], port)), false)?;
     let to = std::net::SocketAddr::new(Way::V4.of(&stage.server), port);
     Streams { seed: 1, count: 12, concurrency: 1, blocking: false }.call(&stage.client, to)?.all_ok()?;
-    Streams { seed: 100, count: 20, concurrency: 4, blocking: false }.call(&stage.client, to)?.all_ok()?;
+    let same = Streams { seed: 100, count: 40, concurrency: 4, blocking: false };
+    same.call(&stage.client, to)?.all_ok().context("accelerated")?;
     if page.starts_with("acceleration::on") {
         assert!(mesh.count("accel", "accelerated")? > 0.0, "it is on and nothing was accelerated");
     } else {
         assert!(page.contains("refused::"), "it is off without a reason: {page}");
         assert_eq!(mesh.count("accel", "accelerated")?, 0.0);
     }
+    // The same bytes by plain TCP.
+    ensure!(mesh.admin("POST", "/acceleration/switch?enable=off")?.0 == 200);
+    same.call(&stage.client, to)?.all_ok().context("by TCP")?;
     Ok(())
 }
 

@@ -22,7 +22,7 @@ pub struct Kernel {
 
 /// Kernel versions and the Debian release that has them.
 const SUITES: [(&str, &str); 4] =
-    [("5.10", "bullseye"), ("6.1", "bookworm"), ("6.12", "trixie"), ("7", "sid")];
+    [("5.10", "bullseye"), ("6.1", "bookworm"), ("6.12", "trixie"), ("7.x", "sid")];
 
 /// Finds the kernel in the cache, or fetches it.
 pub fn kernel(version: &str) -> Result<Kernel> {
@@ -38,7 +38,8 @@ pub fn kernel(version: &str) -> Result<Kernel> {
 /// The suite that has a kernel, which may be named itself.
 fn suite_of(kernel: &str) -> Result<&'static str> {
     let known = || SUITES.map(|(version, suite)| format!("{version} ({suite})")).join(", ");
-    let found = SUITES.iter().find(|(version, suite)| *version == kernel || *suite == kernel);
+    let is = |version: &str| version == kernel || version.strip_suffix(".x") == Some(kernel);
+    let found = SUITES.iter().find(|(version, suite)| is(version) || *suite == kernel);
     found.map(|(_, suite)| *suite).with_context(|| format!("no kernel {kernel}; known: {}", known()))
 }
 
@@ -228,6 +229,7 @@ mod tests {
     fn a_kernel_is_named_by_its_number_or_by_its_suite() {
         assert_eq!(suite_of("5.10").unwrap(), "bullseye");
         assert_eq!(suite_of("7").unwrap(), "sid");
+        assert_eq!(suite_of("7.x").unwrap(), "sid");
         assert_eq!(suite_of("trixie").unwrap(), "trixie");
         let unknown = suite_of("4.19").unwrap_err().to_string();
         assert!(unknown.contains("6.12 (trixie)"), "{unknown}");

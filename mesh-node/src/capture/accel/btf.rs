@@ -45,6 +45,8 @@ pub(super) fn offsets() -> Result<Offsets, BtfError> {
         inode_super_block: at("inode.i_sb")?,
         super_block_device: at("super_block.s_dev")?,
         psock_queue: at("sk_psock.ingress_msg")?,
+        message_list: at("sk_msg.list")?,
+        message_size: at("sk_msg.sg.size")?,
         protocol_above: at("inet_connection_sock.icsk_ulp_ops")?,
         write_seq: at("tcp_sock.write_seq")?,
         message_receiver: at("sk_msg.sk_redir")?,

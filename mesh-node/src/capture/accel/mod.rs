@@ -17,6 +17,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use mesh_common::accel::{ENOUGH_SEEN, OwnerKey, role};
 use mesh_common::{SocketTag, pod_flags, reason, settings_flags};
 
+use serde::{Deserialize, Serialize};
+
 use super::bpf::{self, Map, Mapped};
 use super::programs::{Maps, Programs};
 pub(super) use gauge::KernelGauge;
@@ -26,7 +28,7 @@ pub use self_test::Tested;
 use crate::model::workload::Trial;
 
 /// How acceleration stands on this node.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// New flows are accelerated.
     pub on: bool,
@@ -159,7 +161,9 @@ impl Acceleration {
 
 fn summary(tests: &[Tested]) -> String {
     let line = |t: &Tested| match &t.problem {
-        None => format!("{} right", t.name),
+        None => {
+            format!("{} right{}", t.name, t.mended.as_ref().map(|by| format!(" {by}")).unwrap_or_default())
+        }
         Some(problem) => format!("{} not ({problem})", t.name),
     };
     tests.iter().map(line).collect::<Vec<_>>().join(", ")
@@ -180,8 +184,11 @@ fn prepare(
         Mapped::open(&programs.pin("SWITCHED")).map_err(|error| format!("SWITCHED map: {error}"))?;
     let sockets =
         Map::open(&programs.pin("ACCELERATED")).map_err(|error| format!("ACCELERATED map: {error}"))?;
-    let gauge = KernelGauge { ends, waiting: loaded.waiting, switched, sockets };
-    let tests = self_test::run(&gauge, tags, loaded.splice_watched);
+    let handed_off =
+        Map::open(&programs.pin("HANDED_OFF")).map_err(|error| format!("HANDED_OFF map: {error}"))?;
+    let gauge = KernelGauge { ends, waiting: loaded.waiting, switched, sockets, handed_off };
+    let watched = self_test::Watched { splice: loaded.splice_watched, options: loaded.options_guarded };
+    let tests = self_test::run(&gauge, tags, watched, || programs.mend_fionread());
     Ok((gauge, tests))
 }
 
@@ -219,6 +226,8 @@ pub struct Known {
     pub port: Option<u16>,
     /// Connections seen so far, all fit for acceleration.
     pub seen: u32,
+    /// So many are enough for the next one to be accelerated.
+    pub enough: u32,
     /// Why none is accelerated, as `tcp_blocking`.
     pub never: Option<&'static str>,
 }
@@ -230,7 +239,7 @@ pub(super) fn known(maps: &Maps) -> std::io::Result<Vec<(u32, Known)>> {
         let Some(owner) = maps.owners.get(&key)? else { continue };
         let never = (owner.never != 0).then(|| reason::NAMES.get(owner.never as usize).copied()).flatten();
         let port = (key.role == role::SERVER).then_some(key.id as u16);
-        all.push((key.slot, Known { port, seen: owner.seen, never }));
+        all.push((key.slot, Known { port, seen: owner.seen, enough: ENOUGH_SEEN, never }));
     }
     all.sort_by_key(|(slot, known)| (*slot, known.port, known.seen));
     Ok(all)

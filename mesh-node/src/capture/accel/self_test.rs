@@ -16,29 +16,32 @@ use socket2::{Domain, Socket, Type};
 use super::super::bpf::Map;
 use super::super::sockopt;
 use super::gauge::KernelGauge;
-use crate::model::workload::{Gauge, Waiting};
+use crate::model::workload::{Gauge, Look, Waiting};
 
 /// How long something that happens at once on a sound kernel is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One behaviour of the kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Tested {
-    pub name: &'static str,
+    pub name: String,
     /// What is wrong with it; `None`: as with TCP.
     pub problem: Option<String>,
+    /// What made it so where the kernel alone does not.
+    pub mended: Option<String>,
     /// Without it nothing is accelerated.
     pub needed: bool,
 }
 
 type Check = fn(&mut Ends) -> Result<(), String>;
 
-const CHECKS: [(&str, Check); 11] = [
+const CHECKS: [(&str, Check); 12] = [
     ("redirect", redirect),
     ("fionread", fionread),
     ("peek", peek),
     ("level_triggered", level_triggered),
     ("edge_triggered", edge_triggered),
+    ("wake_ups", wake_ups),
     ("large_write", large_write),
     ("half_close", half_close),
     ("end_with_data_queued", end_with_data_queued),
@@ -55,29 +58,58 @@ struct Ends<'a> {
     application: TcpStream,
 }
 
+/// Which programs beside the needed ones the kernel took.
+pub(super) struct Watched {
+    /// Sees who splices.
+    pub(super) splice: Result<(), String>,
+    /// Refuses options that an accelerated socket cannot have.
+    pub(super) options: Result<(), String>,
+}
+
 pub(super) fn run(
     gauge: &KernelGauge,
     tags: &Map<i32, SocketTag>,
-    splice_watched: Result<(), String>,
+    watched: Watched,
+    mend_fionread: impl FnOnce() -> Result<(), String>,
 ) -> Vec<Tested> {
     let mut tests = Vec::new();
+    let mut mend_fionread = Some(mend_fionread);
     for (name, check) in CHECKS {
-        let outcome = connect(gauge, tags).and_then(|mut ends| check(&mut ends));
+        let once = || connect(gauge, tags).and_then(|mut ends| check(&mut ends));
+        let (mut outcome, mut mended) = (once(), None);
+        if let Err(wrong) = &outcome
+            && name == "fionread"
+            && let Some(mend) = mend_fionread.take()
+        {
+            match mend() {
+                Ok(()) => (outcome, mended) = (once(), Some("by a program of ours".to_owned())),
+                Err(reason) => outcome = Err(format!("{wrong}, which cannot be mended: {reason}")),
+            }
+        }
         let failed = outcome.is_err();
-        tests.push(Tested { name, problem: outcome.err().map(|e| format!("{name}: {e}")), needed: true });
+        let problem = outcome.err().map(|e| format!("{name}: {e}"));
+        tests.push(Tested { name: name.to_owned(), problem, mended, needed: true });
         if failed && name == CHECKS[0].0 {
             return tests;
         }
     }
     // One of the two is enough. With neither, the operator has to leave out the pods that splice.
     let spliced = connect(gauge, tags).and_then(|mut ends| splice(&mut ends));
-    let problem = match (spliced, splice_watched) {
+    let problem = match (spliced, watched.splice) {
         (Ok(()), _) | (Err(_), Ok(())) => None,
         (Err(cannot), Err(unseen)) => Some(format!(
             "{cannot}, and pods that splice cannot be told from others ({unseen}): turn acceleration off for them"
         )),
     };
-    tests.push(Tested { name: "splice", problem, needed: false });
+    let options = watched.options.map_err(|reason| format!("options cannot be refused: {reason}"));
+    let options = options.and_then(|()| connect(gauge, tags).and_then(|mut ends| late_options(&mut ends)));
+    tests.push(Tested {
+        name: "late_options".to_owned(),
+        problem: options.err(),
+        mended: None,
+        needed: false,
+    });
+    tests.push(Tested { name: "splice".to_owned(), problem, mended: None, needed: false });
     tests
 }
 
@@ -210,6 +242,50 @@ fn edge_triggered(ends: &mut Ends<'_>) -> Result<(), String> {
     Ok(())
 }
 
+/// The same with both ends in threads of their own, so that a message may come at any moment between a read and
+/// the wait after it. A short read is taken for the end of what there is, as event loops do.
+fn wake_ups(ends: &mut Ends<'_>) -> Result<(), String> {
+    const TURNS: usize = 400;
+    fn receive(stream: &mut TcpStream, edges: &sockopt::Edges, turn: usize) -> Result<(), String> {
+        let length = size(turn);
+        let (mut got, mut buffer, mut readable) = (0, [0; 4096], true);
+        while got < length {
+            if !readable && !edges.wait(PATIENCE).map_err(text)? {
+                return Err(format!("{got} of the {length} bytes of turn {turn} were told"));
+            }
+            match stream.read(&mut buffer) {
+                Ok(0) => return Err(format!("an end in turn {turn}")),
+                Ok(n) => {
+                    got += n;
+                    readable = n == buffer.len();
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => readable = false,
+                Err(error) => return Err(text(error)),
+            }
+        }
+        Ok(())
+    }
+    fn size(turn: usize) -> usize {
+        1 + turn * 97 % 9000
+    }
+    let Ends { proxy, application, .. } = ends;
+    let edges = [sockopt::Edges::new(proxy).map_err(text)?, sockopt::Edges::new(application).map_err(text)?];
+    std::thread::scope(|scope| {
+        let answering = scope.spawn(|| {
+            (0..TURNS).try_for_each(|turn| {
+                receive(application, &edges[1], turn)?;
+                application.write_all(&pattern(size(turn))).map_err(text)
+            })
+        });
+        let asking = (0..TURNS).try_for_each(|turn| {
+            proxy.write_all(&pattern(size(turn))).map_err(text)?;
+            receive(proxy, &edges[0], turn)
+        });
+        let answering = answering.join().map_err(|_| "a thread ended".to_owned())?;
+        asking.and(answering)
+    })
+}
+
 /// Writes as much as there is room for at a time, from either end, while the other reads.
 fn large_write(ends: &mut Ends<'_>) -> Result<(), String> {
     let sent = pattern(1 << 20);
@@ -301,8 +377,21 @@ fn bound(ends: &mut Ends<'_>) -> Result<(), String> {
         return Err(format!("{written} bytes were taken from a side whose peer does not read"));
     }
     debug_assert!(written as u64 > MAX_WAITING_BYTES);
+    let look = |ends: &Ends<'_>| ends.gauge.look(ends.proxy.as_fd());
+    let looks = [look(ends), look(ends)];
+    if looks != [Look::Left; 2] {
+        return Err(format!("of a stream that still waits the looks are {looks:?}"));
+    }
     let whole: Vec<u8> = sent.iter().copied().cycle().take(written).collect();
-    same("past TCP, then by TCP", &read(&mut ends.proxy, written)?, &whole)
+    same("past TCP, then by TCP", &read(&mut ends.proxy, written)?, &whole)?;
+    // Both ends are ordinary sockets then.
+    if look(ends) != Look::Plain {
+        return Err("a stream was not given back to TCP".to_owned());
+    }
+    ends.proxy.write_all(&pattern(3000)).map_err(text)?;
+    same("after that", &read(&mut ends.application, 3000)?, &pattern(3000))?;
+    ends.application.write_all(&pattern(3000)).map_err(text)?;
+    same("after that, back", &read(&mut ends.proxy, 3000)?, &pattern(3000))
 }
 
 /// An application's socket that leaves is as any other, and what it sent before comes first.
@@ -321,6 +410,17 @@ fn leave(ends: &mut Ends<'_>) -> Result<(), String> {
     }
     same("after leaving", &read(&mut ends.application, 5000)?, &pattern(5000))?;
     same("sent before and after leaving", &read(&mut ends.proxy, 500)?, &whole)
+}
+
+/// What cannot be had on an accelerated socket is refused there, and it works on.
+fn late_options(ends: &mut Ends<'_>) -> Result<(), String> {
+    let low_watermark =
+        |ends: &Ends<'_>| sockopt::set(&ends.application, libc::SOL_SOCKET, libc::SO_RCVLOWAT, 2);
+    if low_watermark(ends).is_ok() {
+        return Err("SO_RCVLOWAT was taken by an accelerated socket".to_owned());
+    }
+    ends.application.write_all(&[1]).map_err(text)?;
+    same("after a refused option", &read(&mut ends.proxy, 1)?, &[1])
 }
 
 fn splice(ends: &mut Ends<'_>) -> Result<(), String> {

@@ -3,6 +3,7 @@
 
 mod client;
 mod echo;
+mod kinds;
 mod load;
 mod many;
 mod mixed;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
+use mesh_tests::peer::Kind;
 use mesh_tests::soak::Protocol;
 
 #[derive(Parser)]
@@ -119,6 +121,15 @@ enum Command {
         #[arg(long)]
         message: usize,
     },
+    /// Connections with sockets of a kind that is never accelerated; prints a tally.
+    Kinds {
+        #[arg(long)]
+        to: SocketAddr,
+        #[arg(long)]
+        kind: String,
+        #[arg(long)]
+        count: u64,
+    },
     /// Wait for the end of standard input, then remove what dead runs left behind.
     Janitor {
         /// The process whose end the end of standard input means.
@@ -159,6 +170,9 @@ fn main() -> ExitCode {
         Command::EchoServe { listen } => echo::serve(listen),
         Command::EchoCall { to, connections } => echo::call(to, connections),
         Command::Flood { to, message } => streams::flood(to, message),
+        Command::Kinds { to, kind, count } => {
+            Kind::named(&kind).context("no such kind").and_then(|kind| kinds::call(to, kind, count))
+        }
         Command::Janitor { of } => {
             std::io::stdin().read_to_end(&mut Vec::new()).ok();
             mesh_tests::run::sweep(Some(of));

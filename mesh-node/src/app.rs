@@ -22,7 +22,9 @@ use crate::capture::{self, Capture, CaptureError};
 use crate::cluster::ClusterManager;
 use crate::config::bootstrap::{BootstrapError, Source};
 use crate::config::{Cli, Loaded, Mode, Settings, SettingsError};
-use crate::dynamic::{Assembly, Compiler, Identity, Refused, Servers, Sidecar, Statics, Watch};
+use crate::dynamic::{
+    Assembly, Compiler, Identity, Refused, Servers, Sidecar, Statics, Watch, send_remote_logs,
+};
 use crate::filter::WorkerContext;
 use crate::model::{Published, Snapshot};
 use crate::readiness::{Guard, Readiness};
@@ -207,6 +209,7 @@ impl Node {
         let statics = Statics { clusters: loaded.clusters, listeners: loaded.listeners };
         let compiler = Arc::new(Compiler::new(stats.clone(), log_files.clone()));
         let servers = Arc::new(Servers::new(clusters.clone()));
+        tokio::spawn(send_remote_logs(Arc::downgrade(&log_files), servers.clone(), identity.node.clone()));
         let pods = settings.node.virtual_sidecars.then(|| {
             let whole = identity.clone();
             // Clusters and listeners are the pods' own; this process has those of the bootstrap.

@@ -108,6 +108,12 @@ impl Encoder {
                     self.path.back(before);
                 }
             }
+            // As Envoy's reader of JSON: one message where a list of them belongs is a list of one.
+            (Content::Map(_), Kind::Message(_)) if field.repeated() => {
+                let before = self.path.index(0);
+                self.one(node, field, out);
+                self.path.back(before);
+            }
             _ if field.repeated() => self.problem(node, format!("must be a list, not {}", node.describe())),
             _ => self.one(node, field, out),
         }

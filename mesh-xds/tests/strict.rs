@@ -39,7 +39,7 @@ fn mistakes_are_named_with_line_path_and_remedy() {
             "name: a\nignore_health_on_host_removal: maybe\n",
             "2: ignore_health_on_host_removal: must be true or false, not maybe",
         ),
-        ("name: a\nhealth_checks: {}\n", "2: health_checks: must be a list, not a map"),
+        ("name: a\nhealth_checks: 1\n", "2: health_checks: must be a list, not 1"),
         (
             "name: a\ntransport_socket:\n  name: x\n  typed_config:\n    '@type': type.googleapis.com/no.Such\n",
             "4: transport_socket.typed_config: @type type.googleapis.com/no.Such is not known; check its spelling",
@@ -151,4 +151,13 @@ fn rules_of_alternatives_hold_only_for_the_one_that_is_given() {
     let read = |yaml| from_node::<RouteMatch>(&Node::parse(yaml).expect("well formed"));
     assert!(read("prefix: /").is_ok());
     assert!(read("{}").is_err(), "one of the alternatives is needed");
+}
+
+/// Bootstraps rely on it: go-control-plane's own write `grpc_services` so.
+#[test]
+fn one_message_where_a_list_belongs_is_a_list_of_one() {
+    let read = |text: &str| from_node::<Cluster>(&Node::parse(text).unwrap()).unwrap();
+    let one = "name: a\nload_assignment:\n  cluster_name: a\n  endpoints: {priority: 1}\n";
+    let list = "name: a\nload_assignment:\n  cluster_name: a\n  endpoints: [{priority: 1}]\n";
+    assert_eq!(read(one), read(list));
 }

@@ -12,11 +12,13 @@
 pub mod differential;
 pub mod foreign;
 pub mod kube_proxy;
+pub mod load;
 pub mod mesh;
 pub mod netns;
 pub mod packet;
 pub mod peer;
 pub mod process;
+pub mod redirect;
 pub mod run;
 pub mod soak;
 pub mod sys;

@@ -6,6 +6,7 @@
 mod apt_sources;
 mod bench;
 mod build_ebpf;
+mod conformance;
 mod demo;
 mod layers;
 mod programs;
@@ -27,8 +28,8 @@ struct Cli {
 enum Command {
     /// Compile the kernel programs to target/bpf/mesh-ebpf.o
     BuildEbpf(build_ebpf::Args),
-    /// Run mesh-node under foreign control planes: go-control-plane (needs Go)
-    Conformance,
+    /// Run mesh-node under foreign control planes: go-control-plane and istiod (needs Go)
+    Conformance(conformance::Args),
     /// Show the mesh at work on the Bookinfo services in network namespaces
     Demo(demo::Args),
     /// Measure mesh-node beside Envoy sidecars, HAProxy and no mesh
@@ -46,7 +47,7 @@ enum Command {
 fn main() {
     let result = match Cli::parse().command {
         Command::BuildEbpf(args) => build_ebpf::run(args),
-        Command::Conformance => test::conformance(),
+        Command::Conformance(args) => conformance::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Layers => layers::run(&tree::root()),

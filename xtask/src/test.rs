@@ -106,12 +106,6 @@ fn run_suite(suite: Suite, filter: Option<&str>) -> Result<()> {
     }
 }
 
-/// `cargo xtask conformance`: the suites that need another project's control plane.
-pub fn conformance() -> Result<()> {
-    cargo(&["build", "-p", "mesh-node"])?;
-    cargo(&["test", "-p", "mesh-tests", "--test", "interop", "--", "--nocapture", "--test-threads=1"])
-}
-
 /// Installs what is missing, and builds the kernel programs and every program that the namespaces run.
 pub fn build_programs() -> Result<()> {
     setup::run(setup::Args::default())?;

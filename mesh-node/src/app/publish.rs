@@ -144,6 +144,7 @@ pub(super) async fn swap(published: &Published, clusters: &ClusterManager, assem
     let listeners = keep_equal(assembled.listeners, &previous);
     let mut snapshot = Snapshot::new(previous.version + 1, listeners, assembled.clusters);
     snapshot.routes = assembled.routes;
+    snapshot.scopes = assembled.scopes;
     let removed = clusters.apply(&snapshot);
     // Requests that a new route sends to a new cluster must find its names looked up.
     if tokio::time::timeout(WARM_UP, clusters.warmed()).await.is_err() {

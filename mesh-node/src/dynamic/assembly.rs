@@ -13,10 +13,12 @@ use mesh_xds::client::{Received, Rejected, ResourceType, Wanted};
 
 use super::compile::{Compiled, Compiler, Value};
 use super::error_state::{ErrorState, ErrorStates};
-use super::slot::{Item, Slot};
+use super::scopes::ScopeSet;
+use super::slot::{Item, Slot, due, promote};
 use crate::model::cluster::{Assignment, Cluster};
 use crate::model::listener::Listener;
 use crate::model::route::RouteTable;
+use crate::model::scopes::{ScopeHandle, ScopeTable};
 use crate::model::source::{Dynamic, Need, NeedKind, Source};
 use crate::model::tls::Secret;
 use crate::model::{RouteHandle, Str};
@@ -39,6 +41,8 @@ pub enum Step {
     Publish(Assembled),
     /// The table has changed; its clusters serve.
     Routes(RouteHandle, Arc<RouteTable>),
+    /// The scopes have changed; their route tables are there.
+    Scopes(ScopeHandle, Arc<ScopeTable>),
     /// Nothing uses endpoints of that name any more.
     Forget(Str),
 }
@@ -49,6 +53,7 @@ pub struct Assembled {
     pub listeners: Vec<Arc<Listener>>,
     pub clusters: Vec<Arc<Cluster>>,
     pub routes: HashMap<Str, RouteHandle, ahash::RandomState>,
+    pub scopes: ScopeHandle,
 }
 
 /// A route table by name.
@@ -86,6 +91,7 @@ pub struct Assembly {
     pub(super) endpoints: BTreeMap<Str, Named>,
     pub(super) secrets: BTreeMap<Str, Named>,
     pub(super) routes: BTreeMap<Str, Routes>,
+    pub(super) scopes: ScopeSet,
     pub(super) errors: ErrorStates,
     whole_clusters: Whole,
     whole_listeners: Whole,
@@ -115,6 +121,7 @@ impl Assembly {
             endpoints: BTreeMap::new(),
             secrets: BTreeMap::new(),
             routes: BTreeMap::new(),
+            scopes: ScopeSet::default(),
             errors: ErrorStates::new(),
             whole_clusters: Whole::default(),
             whole_listeners: Whole::default(),
@@ -141,6 +148,12 @@ impl Assembly {
     /// Takes what a response or file holds; what is not taken is returned with the reason.
     pub fn receive(&mut self, received: &Received, now: Instant) -> Vec<Rejected> {
         let mut rejected = received.unreadable.clone();
+        if received.kind == ResourceType::ScopedRoute {
+            // First, so that the key of a scope can go to another one in one response.
+            received.removed.iter().for_each(|name| self.scopes.remove(name, now));
+            self.scopes.answered(now);
+            self.changed.needs = true;
+        }
         for resource in &received.resources {
             let compiled = self.compiler.compile(received.kind, &resource.body);
             let version = if resource.version.is_empty() { &received.version } else { &resource.version };
@@ -200,6 +213,7 @@ impl Assembly {
                     self.ready.push(Step::Secret(name, Some(secret)));
                 }
             }
+            Value::Scope(_) => self.scopes.put(name, compiled, version, now)?,
             Value::Routes(_) => {
                 let routes = self.routes.entry(name.into()).or_default();
                 let named = Named { compiled, version: version.to_owned(), updated: SystemTime::now() };
@@ -242,7 +256,11 @@ impl Assembly {
                 }
             }
             // A table stays for as long as a listener names it, as in Envoy.
-            ResourceType::Route | ResourceType::ExtensionConfig | ResourceType::NameTable => {}
+            // Scopes are removed before others are taken.
+            ResourceType::ScopedRoute
+            | ResourceType::Route
+            | ResourceType::ExtensionConfig
+            | ResourceType::NameTable => {}
         }
     }
 
@@ -260,6 +278,9 @@ impl Assembly {
     /// Puts into service what has all it needs. Says what is to be done.
     pub fn settle(&mut self, now: Instant) -> Vec<Step> {
         let mut steps = std::mem::take(&mut self.ready);
+        if self.changed.needs || self.changed.removed || self.scopes.changed.is_some() {
+            self.set_scope_needs();
+        }
         let mut publish = std::mem::take(&mut self.changed.removed);
         let ready = due(&self.clusters, |item, since| self.has_needs(item, since, now));
         publish |= promote(&mut self.clusters, &ready);
@@ -280,6 +301,17 @@ impl Assembly {
             }
         }
         self.routes = routes;
+        let over = |need: &Need, since| is_over(need.patience, since, now);
+        let served = self.scopes.serves;
+        if let Some(table) = self.scopes.settle(&mut self.routes, over) {
+            if served {
+                swaps.push(Step::Scopes(self.scopes.handle.clone(), table));
+            } else {
+                self.scopes.handle.store(table);
+            }
+            // The tables of those that served before.
+            self.changed.needs = true;
+        }
         let ready = due(&self.listeners, |item, since| {
             self.has_needs(item, since, now) && self.are_there(&item.clusters, since, now)
         });
@@ -289,6 +321,7 @@ impl Assembly {
         }
         steps.append(&mut swaps);
         if std::mem::take(&mut self.changed.needs) || publish {
+            self.set_scope_needs();
             steps.extend(self.forget());
         }
         steps
@@ -308,7 +341,14 @@ impl Assembly {
             NeedKind::Endpoints => self.endpoints.contains_key(&need.name),
             NeedKind::Routes => self.routes.get(&need.name).is_some_and(|routes| routes.active.is_some()),
             NeedKind::Secret => self.secrets.contains_key(&need.name),
+            NeedKind::Scopes => self.scopes.serves,
         }
+    }
+
+    /// What listeners that take scopes say of them.
+    fn set_scope_needs(&mut self) {
+        let items = self.listeners.values().flat_map(Slot::items);
+        self.scopes.set_needs(items.flat_map(|item| &*item.needs));
     }
 
     /// Is there anybody behind this source? Istio's pods name a cluster of their own agent, which there is not here.
@@ -367,6 +407,7 @@ impl Assembly {
         of_slots(&self.clusters)
             .chain(of_slots(&self.listeners))
             .chain(self.routes.values().filter_map(|r| Some(r.pending.as_ref()?.1 + WAIT_FOR_CLUSTERS)))
+            .chain(self.scopes.deadlines())
             .chain(of_whole(&self.whole_clusters, &self.dynamic.clusters))
             .chain(of_whole(&self.whole_listeners, &self.dynamic.listeners))
             .filter(|at| *at > now)
@@ -387,7 +428,9 @@ impl Assembly {
                 continue;
             }
             let key = (need.source.clone(), type_of(need.kind));
-            if let Wanted::Names(names) = wanted.entry(key).or_default() {
+            if need.kind == NeedKind::Scopes {
+                wanted.insert(key, Wanted::All);
+            } else if let Wanted::Names(names) = wanted.entry(key).or_default() {
                 names.insert(need.name.to_string());
             }
         }
@@ -396,7 +439,8 @@ impl Assembly {
 
     fn needs(&self) -> impl Iterator<Item = &Need> {
         let of_clusters = self.clusters.values().flat_map(Slot::items).flat_map(|item| &*item.needs);
-        of_clusters.chain(self.listeners.values().flat_map(Slot::items).flat_map(|item| &*item.needs))
+        let of_listeners = self.listeners.values().flat_map(Slot::items).flat_map(|item| &*item.needs);
+        of_clusters.chain(of_listeners).chain(&self.scopes.needs)
     }
 
     /// Drops what nothing names any more.
@@ -439,7 +483,7 @@ impl Assembly {
                 routes.insert(need.name.clone(), table.handle.clone());
             }
         }
-        Assembled { listeners, clusters, routes }
+        Assembled { listeners, clusters, routes, scopes: self.scopes.handle.clone() }
     }
 
     /// Names of the dynamic resources of a type that is had whole.
@@ -450,6 +494,7 @@ impl Assembly {
         match kind {
             ResourceType::Cluster => of(&self.clusters),
             ResourceType::Listener => of(&self.listeners),
+            ResourceType::ScopedRoute => self.scopes.named.keys().map(ToString::to_string).collect(),
             _ => Vec::new(),
         }
     }
@@ -477,23 +522,8 @@ fn type_of(kind: NeedKind) -> ResourceType {
         NeedKind::Endpoints => ResourceType::Endpoint,
         NeedKind::Routes => ResourceType::Route,
         NeedKind::Secret => ResourceType::Secret,
+        NeedKind::Scopes => ResourceType::ScopedRoute,
     }
-}
-
-/// Names of those that wait no longer.
-fn due<T>(slots: &BTreeMap<Str, Slot<T>>, ready: impl Fn(&Item<T>, Instant) -> bool) -> Vec<Str> {
-    let waiting = slots.iter().filter_map(|(name, slot)| Some((name, slot.warming.as_ref()?)));
-    waiting.filter(|(_, (item, since))| ready(item, *since)).map(|(name, _)| name.clone()).collect()
-}
-
-/// Puts these into service. False if there are none.
-fn promote<T>(slots: &mut BTreeMap<Str, Slot<T>>, due: &[Str]) -> bool {
-    for name in due {
-        if let Some(slot) = slots.get_mut(name) {
-            slot.promote();
-        }
-    }
-    !due.is_empty()
 }
 
 /// Takes a cluster or listener. True if it is another one than before.

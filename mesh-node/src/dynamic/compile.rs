@@ -9,7 +9,7 @@ use mesh_xds::client::ResourceType;
 use mesh_xds::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
 use mesh_xds::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use mesh_xds::pb::envoy::config::listener::v3::Listener as ListenerProto;
-use mesh_xds::pb::envoy::config::route::v3::RouteConfiguration;
+use mesh_xds::pb::envoy::config::route::v3::{RouteConfiguration, ScopedRouteConfiguration};
 use mesh_xds::pb::envoy::extensions::transport_sockets::tls::v3::Secret as SecretProto;
 use mesh_xds::prost::Message;
 
@@ -17,6 +17,7 @@ use crate::model::Str;
 use crate::model::cluster::{Assignment, Cluster};
 use crate::model::listener::Listener;
 use crate::model::route::RouteTable;
+use crate::model::scopes::{Scope, ScopeRoutes};
 use crate::model::source::Need;
 use crate::model::tls::Secret;
 use crate::telemetry::log_file::LogFiles;
@@ -42,6 +43,7 @@ pub(super) enum Value {
     Listener(Arc<Listener>),
     Routes(Arc<RouteTable>),
     Secret(Arc<Secret>),
+    Scope(Scope),
 }
 
 /// Compiles for all sidecars of the process.
@@ -118,6 +120,14 @@ impl Compiler {
                 let table = told(xds::table("route_config", &proto, &mut context))?;
                 table.for_each_cluster(&mut |name| clusters.push(name.clone()));
                 Value::Routes(Arc::new(table))
+            }
+            ResourceType::ScopedRoute => {
+                let proto = decode::<ScopedRouteConfiguration>(body)?;
+                let scope = told(xds::scope("scoped_route", &proto, &mut context))?;
+                if let ScopeRoutes::Inline(table) = &scope.routes {
+                    table.for_each_cluster(&mut |name| clusters.push(name.clone()));
+                }
+                Value::Scope(scope)
             }
             ResourceType::Secret => {
                 let proto = decode::<SecretProto>(body)?;

@@ -30,7 +30,10 @@ impl Assembly {
         let routes = self.named(ResourceType::Route, "route_config", routes);
         let secrets = self.named(ResourceType::Secret, "secret", self.secrets.iter());
         let endpoints = self.named(ResourceType::Endpoint, "endpoint_config", self.endpoints.iter());
+        let scopes = self.named(ResourceType::ScopedRoute, "scoped_route_configs", self.scopes.named.iter());
+        let scopes: Vec<Value> = scopes.into_iter().map(in_a_list).collect();
         BTreeMap::from([
+            ("ScopedRoutesConfigDump", object(json!({ "dynamic_scoped_route_configs": scopes }))),
             ("ClustersConfigDump", clusters),
             ("ListenersConfigDump", listeners),
             ("RoutesConfigDump", object(json!({ "dynamic_route_configs": routes }))),
@@ -101,6 +104,13 @@ impl Assembly {
             element["error_state"] = error_state(kind, error);
         }
     }
+}
+
+/// Envoy shows scopes in lists.
+fn in_a_list(mut element: Value) -> Value {
+    let scope = element["scoped_route_configs"].take();
+    element["scoped_route_configs"] = json!([scope]);
+    element
 }
 
 fn object(value: Value) -> Map<String, Value> {

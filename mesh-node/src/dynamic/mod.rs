@@ -10,9 +10,11 @@ mod compile;
 mod connect;
 mod dump;
 mod error_state;
+mod log_stream;
 mod node;
 #[cfg(test)]
 mod recordings;
+mod scopes;
 mod sidecar;
 mod slot;
 mod sources;
@@ -22,6 +24,7 @@ mod watch;
 
 pub use assembly::{Assembled, Assembly, Statics, Step};
 pub use compile::Compiler;
+pub use log_stream::send_remote_logs;
 pub use node::node_of;
 pub use sidecar::{Identity, Outlet, Refused, Sidecar};
 pub use sources::Servers;

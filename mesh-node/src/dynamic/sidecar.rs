@@ -255,6 +255,7 @@ impl<O: Outlet> Sidecar<O> {
                 Step::Secret(name, secret) => self.outlet.clusters().secrets().set(name, secret),
                 Step::Publish(assembled) => outcome = self.outlet.publish(assembled).await,
                 Step::Routes(handle, table) => handle.store(table),
+                Step::Scopes(handle, table) => handle.store(table),
                 Step::Forget(name) => self.outlet.clusters().forget_endpoints(&name),
             }
         }

@@ -1,9 +1,11 @@
 //! A named resource with the one that serves and the one that is to follow it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::compile::Compiled;
+use crate::model::Str;
 use crate::model::source::Need;
 
 /// One accepted version of a resource.
@@ -14,7 +16,7 @@ pub(super) struct Item<T> {
     pub(super) compiled: Option<Arc<Compiled>>,
     pub(super) needs: Arc<[Need]>,
     /// Names of clusters that it sends to.
-    pub(super) clusters: Arc<[crate::model::Str]>,
+    pub(super) clusters: Arc<[Str]>,
     pub(super) version: String,
     pub(super) updated: SystemTime,
 }
@@ -54,4 +56,20 @@ impl<T> Slot<T> {
             self.active = Some(item);
         }
     }
+}
+
+/// Names of those that wait no longer.
+pub(super) fn due<T>(slots: &BTreeMap<Str, Slot<T>>, ready: impl Fn(&Item<T>, Instant) -> bool) -> Vec<Str> {
+    let waiting = slots.iter().filter_map(|(name, slot)| Some((name, slot.warming.as_ref()?)));
+    waiting.filter(|(_, (item, since))| ready(item, *since)).map(|(name, _)| name.clone()).collect()
+}
+
+/// Puts these into service. False if there are none.
+pub(super) fn promote<T>(slots: &mut BTreeMap<Str, Slot<T>>, due: &[Str]) -> bool {
+    for name in due {
+        if let Some(slot) = slots.get_mut(name) {
+            slot.promote();
+        }
+    }
+    !due.is_empty()
 }

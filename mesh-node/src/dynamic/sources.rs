@@ -40,7 +40,7 @@ impl Servers {
         Self { clusters, open: Mutex::default() }
     }
 
-    fn get(&self, wanted: &GrpcServer) -> Result<Server, String> {
+    pub(super) fn get(&self, wanted: &GrpcServer) -> Result<Server, String> {
         let mut servers = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(server) = servers.get(wanted) {
             return Ok(server.clone());

@@ -87,6 +87,14 @@ impl Fixture {
         assert!(self.push::<ClusterLoadAssignment>(ResourceType::Endpoint, &[(name, yaml)], &[]).is_empty());
     }
 
+    fn scope(&mut self, name: &str, key: &str, routes: &str, removed: &[&str]) -> Vec<Rejected> {
+        use mesh_xds::pb::envoy::config::route::v3::ScopedRouteConfiguration;
+        let yaml = format!(
+            "{{name: {name}, route_configuration_name: {routes}, key: {{fragments: [{{string_key: {key}}}]}}}}"
+        );
+        self.push::<ScopedRouteConfiguration>(ResourceType::ScopedRoute, &[(name, yaml)], removed)
+    }
+
     fn routes(&mut self, name: &str, cluster: &str) {
         use mesh_xds::pb::envoy::config::route::v3::RouteConfiguration;
         let yaml = format!(
@@ -109,6 +117,11 @@ impl Fixture {
             Step::Routes(handle, table) => {
                 handle.store(table.clone());
                 format!("routes {}", table.name)
+            }
+            Step::Scopes(handle, table) => {
+                let count = table.len();
+                handle.store(table);
+                format!("scopes {count}")
             }
             Step::Forget(name) => format!("forget {name}"),
         };
@@ -350,4 +363,49 @@ fn a_secret_that_nobody_can_be_asked_for_holds_nothing_up() {
     assert_eq!(f.settle(), [""; 0]);
     let wanted = f.assembly.wanted();
     assert!(wanted.keys().any(|(_, kind)| *kind == ResourceType::Secret));
+}
+
+/// A listener whose requests find their routes by the header `x`.
+fn scoped(name: &str) -> (&str, String) {
+    let (_, yaml) = http(name, "none");
+    let rds = "rds: {route_config_name: none, config_source: {ads: {}}}";
+    let scoped = "scoped_routes: {name: s, rds_config_source: {ads: {}}, scope_key_builder: {fragments: \
+                  [{header_value_extractor: {name: x, index: 0}}]}, scoped_rds: {scoped_rds_config_source: \
+                  {ads: {}}}}";
+    assert!(yaml.contains(rds));
+    (name, yaml.replace(rds, scoped))
+}
+
+#[test]
+fn scopes_wait_for_their_tables_and_those_that_served_serve_until_then() {
+    let mut f = Fixture::new();
+    f.clusters(&[eds("a")], &[]);
+    f.endpoints("a", 1);
+    f.settle();
+    assert!(f.listeners(&[scoped("l")], &[]).is_empty());
+    assert_eq!(f.settle(), [""; 0]);
+    assert_eq!(f.wanted(ResourceType::ScopedRoute), Some(Wanted::All));
+    assert!(f.scope("one", "k", "r1", &[]).is_empty());
+    assert_eq!(f.settle(), [""; 0], "no table yet");
+    assert_eq!(f.wanted(ResourceType::Route), names(&["r1"]));
+    f.routes("r1", "a");
+    assert_eq!(f.settle(), ["publish a | l"]);
+    let scopes = f.assembly.assembled().scopes;
+    assert_eq!(scopes.load().len(), 1);
+    // Another table for the same key: the first one serves until it is there.
+    assert!(f.scope("one", "k", "r2", &[]).is_empty());
+    assert_eq!(f.settle(), [""; 0]);
+    assert_eq!(f.wanted(ResourceType::Route), names(&["r1", "r2"]));
+    f.routes("r2", "a");
+    assert_eq!(f.settle(), ["scopes 1"]);
+    assert_eq!(f.wanted(ResourceType::Route), names(&["r2"]));
+    // A key can move to another scope in one response, and is refused while its owner stays.
+    let refused = f.scope("two", "k", "r2", &[]);
+    assert_eq!(refused[0].reason, "scoped_route.key: is that of \"one\" too; change one");
+    assert!(f.scope("two", "k", "r2", &["one"]).is_empty());
+    assert_eq!(f.settle(), ["scopes 1"]);
+    // Without a listener that takes scopes they are forgotten.
+    f.listeners(&[], &["l"]);
+    assert_eq!(f.settle(), ["publish a | "]);
+    assert_eq!((f.wanted(ResourceType::ScopedRoute), f.wanted(ResourceType::Route)), (None, None));
 }

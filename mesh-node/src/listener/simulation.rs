@@ -163,6 +163,7 @@ impl World {
                         end.route_config = name.to_string();
                         self.tables.get(&**name)
                     }
+                    RouteSource::Scoped(_) => None,
                 };
                 match table {
                     Some(table) => self.follow(call, table, &mut end),

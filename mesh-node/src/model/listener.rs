@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Str;
 use super::network::{NetworkFilter, RouteSource, TcpClusters};
+use super::scopes::{ScopeRoutes, Scopes};
 use super::tls::{DownstreamTls, TlsContext};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::stats::ListenerStats;
@@ -83,11 +84,19 @@ impl Listener {
                     TcpClusters::Single(name) => f(name),
                     TcpClusters::Weighted { clusters, .. } => clusters.iter().for_each(|(name, _)| f(name)),
                 },
-                NetworkFilter::HttpConnectionManager(manager) => {
-                    if let RouteSource::Inline(table) = &manager.routes {
-                        table.for_each_cluster(f);
+                NetworkFilter::HttpConnectionManager(manager) => match &manager.routes {
+                    RouteSource::Inline(table) => table.for_each_cluster(f),
+                    RouteSource::Scoped(scoped) => {
+                        if let Scopes::Inline(scopes) = &scoped.scopes {
+                            for scope in scopes {
+                                if let ScopeRoutes::Inline(table) = &scope.routes {
+                                    table.for_each_cluster(f);
+                                }
+                            }
+                        }
                     }
-                }
+                    RouteSource::Named(_) => {}
+                },
                 NetworkFilter::Rbac(_)
                 | NetworkFilter::LocalRateLimit(_)
                 | NetworkFilter::ConnectionLimit(_)

@@ -19,6 +19,7 @@ pub mod rate_limit;
 pub mod rbac;
 pub mod resilience;
 pub mod route;
+pub mod scopes;
 pub mod source;
 pub mod tls;
 pub mod workload;
@@ -46,6 +47,8 @@ pub struct Snapshot {
     pub by_address: HashMap<SocketAddr, usize, ahash::RandomState>,
     /// Route tables that listeners name. A table is swapped in place, without a new snapshot.
     pub routes: HashMap<Str, RouteHandle, ahash::RandomState>,
+    /// Scopes that listeners ask for their route tables (`scoped_rds`); swapped in place too.
+    pub scopes: scopes::ScopeHandle,
     /// Clusters by name.
     pub clusters: HashMap<Str, Arc<cluster::Cluster>, ahash::RandomState>,
 }
@@ -64,7 +67,7 @@ impl Snapshot {
             }
         }
         let clusters = clusters.into_iter().map(|c| (c.name.clone(), c)).collect();
-        Self { version, listeners, by_address, routes: HashMap::default(), clusters }
+        Self { version, listeners, by_address, routes: HashMap::default(), scopes: Arc::default(), clusters }
     }
 
     /// The listener that a `use_original_dst` listener hands a connection to: `IP:port`, then the wildcard

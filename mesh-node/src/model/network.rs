@@ -9,6 +9,7 @@ use super::metadata::Metadata;
 use super::rate_limit::TokenBucket;
 use super::rbac::{HttpRbac, RbacStats};
 use super::route::RouteTable;
+use super::scopes::ScopedRoutes;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::stats::{Counter, Gauge, HttpStats, TcpStats};
 
@@ -162,6 +163,8 @@ pub enum RouteSource {
     Inline(Arc<RouteTable>),
     /// The name of a table that comes apart from the listener (`rds`): `Snapshot::routes` has it.
     Named(Str),
+    /// A table for each scope of requests (`scoped_routes`).
+    Scoped(Arc<ScopedRoutes>),
 }
 
 impl Default for RouteSource {

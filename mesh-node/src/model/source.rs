@@ -45,6 +45,8 @@ pub enum NeedKind {
     Endpoints,
     Routes,
     Secret,
+    /// All scopes of scoped routes.
+    Scopes,
 }
 
 /// A resource that another one names.
@@ -56,6 +58,8 @@ pub struct Need {
     /// `initial_fetch_timeout`: without it for so long, its user goes into service all the same. `None` waits
     /// for ever. Envoy's default is 15 s.
     pub patience: Option<Duration>,
+    /// Of scopes: where the tables that they name come from, and the patience with those.
+    pub tables: Option<Box<(Source, Option<Duration>)>>,
 }
 
 /// `dynamic_resources` of the bootstrap.

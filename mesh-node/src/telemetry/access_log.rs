@@ -1,4 +1,5 @@
-//! Access logs: one line for each finished stream, as text or JSON, appended to a buffered file.
+//! Access logs: one line for each finished stream, as text or JSON, appended to a buffered file, or one entry for a
+//! server.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -8,14 +9,21 @@ use http::HeaderMap;
 
 use super::format::{Context, Missing, RequestHead, Value, evaluate, truncated, value};
 use super::log_file::LogFile;
+use super::remote_log::RemoteLog;
 use super::stream_info::StreamInfo;
 use crate::model::format::{Format, Part};
 
 /// One configured access log.
 #[derive(Debug)]
 pub struct AccessLog {
-    pub file: Arc<LogFile>,
-    pub format: LogFormat,
+    pub output: Output,
+}
+
+/// Where a finished stream is told.
+#[derive(Debug)]
+pub enum Output {
+    File(Arc<LogFile>, LogFormat),
+    Server(Arc<RemoteLog>),
 }
 
 /// How a line looks.
@@ -53,11 +61,15 @@ impl AccessLog {
         response: Option<&HeaderMap>,
         trailers: Option<&HeaderMap>,
     ) {
+        let (file, format) = match &self.output {
+            Output::File(file, format) => (file, format),
+            Output::Server(log) => return log.log(info, request),
+        };
         let context = Context { info, request: request.map(Into::into), response, trailers };
         LINE.with_borrow_mut(|line| {
             line.clear();
-            self.format.write(&context, line);
-            self.file.append(line.as_bytes());
+            format.write(&context, line);
+            file.append(line.as_bytes());
         });
     }
 }

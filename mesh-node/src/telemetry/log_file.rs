@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use super::remote_log::RemoteLogs;
 use super::stats::FilesystemStats;
 
 /// How long a line may stay in memory.
@@ -36,6 +37,7 @@ pub struct LogFiles {
     files: Mutex<HashMap<PathBuf, Weak<LogFile>>>,
     stats: Arc<FilesystemStats>,
     wake: Arc<Wake>,
+    remote: RemoteLogs,
 }
 
 /// Wakes the writing thread before its interval is over.
@@ -71,7 +73,12 @@ enum Output {
 impl LogFiles {
     /// Starts the writing thread, which ends when the returned value is dropped.
     pub fn start(stats: Arc<FilesystemStats>) -> io::Result<Arc<Self>> {
-        let files = Arc::new(Self { files: Mutex::default(), stats, wake: Arc::default() });
+        let files = Arc::new(Self {
+            files: Mutex::default(),
+            stats,
+            wake: Arc::default(),
+            remote: RemoteLogs::default(),
+        });
         let (wake, weak) = (files.wake.clone(), Arc::downgrade(&files));
         std::thread::Builder::new().name("access-log".to_owned()).spawn(move || {
             while let Some(files) = weak.upgrade() {
@@ -101,6 +108,15 @@ impl LogFiles {
         files.retain(|_, file| file.strong_count() > 0);
         files.insert(path.to_owned(), Arc::downgrade(&file));
         Ok(file)
+    }
+
+    /// The logs that go to servers instead.
+    pub fn remote(&self) -> &RemoteLogs {
+        &self.remote
+    }
+
+    pub fn stats(&self) -> &Arc<FilesystemStats> {
+        &self.stats
     }
 
     /// Writes everything that is buffered now, on this thread.

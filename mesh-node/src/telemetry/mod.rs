@@ -8,6 +8,7 @@ pub mod grpc_status;
 pub mod istio_metrics;
 pub mod log_file;
 pub mod peer;
+pub mod remote_log;
 pub mod response_flags;
 pub mod stats;
 pub mod stream_info;

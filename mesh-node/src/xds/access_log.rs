@@ -1,4 +1,4 @@
-//! Access loggers: files, standard output and error.
+//! Access loggers: files, standard output and error, gRPC servers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,14 +8,18 @@ use mesh_xds::pb::envoy::config::accesslog::v3::access_log::ConfigType;
 use mesh_xds::pb::envoy::config::core::v3::SubstitutionFormatString;
 use mesh_xds::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use mesh_xds::pb::envoy::extensions::access_loggers::file::v3::file_access_log::AccessLogFormat;
+use mesh_xds::pb::envoy::extensions::access_loggers::grpc::v3::{
+    CommonGrpcAccessLogConfig, HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig,
+};
 use mesh_xds::pb::envoy::extensions::access_loggers::stream::v3::{
     StderrAccessLog, StdoutAccessLog, stderr_access_log, stdout_access_log,
 };
 
 use super::error::{At, XdsError};
 use super::listener::extension;
-use super::{Context, format};
-use crate::telemetry::access_log::{AccessLog, LogFormat};
+use super::{Context, config_source, format};
+use crate::telemetry::access_log::{AccessLog, LogFormat, Output};
+use crate::telemetry::remote_log::Target;
 
 /// Envoy's default format.
 const DEFAULT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
@@ -50,11 +54,33 @@ fn one(at: At<'_>, proto: &Proto, context: &Context<'_>) -> Result<AccessLog, Xd
         let format = log.map_err(broken)?.access_log_format;
         let format = format.map(|stderr_access_log::AccessLogFormat::LogFormat(format)| format);
         ("/dev/stderr".to_owned(), stream_format(at, format.as_ref())?)
+    } else if let Some(log) = mesh_xds::unpack::<HttpGrpcAccessLogConfig>(config) {
+        return remote(at, log.map_err(broken)?.common_config.as_ref(), false, context);
+    } else if let Some(log) = mesh_xds::unpack::<TcpGrpcAccessLogConfig>(config) {
+        return remote(at, log.map_err(broken)?.common_config.as_ref(), true, context);
     } else {
         return Err(extension(at, config));
     };
     let file = context.log_files.open(Path::new(&path));
-    Ok(AccessLog { file: file.map_err(|e| at.field("path").invalid(e.to_string()))?, format })
+    let file = file.map_err(|e| at.field("path").invalid(e.to_string()))?;
+    Ok(AccessLog { output: Output::File(file, format) })
+}
+
+fn remote(
+    at: At<'_>,
+    proto: Option<&CommonGrpcAccessLogConfig>,
+    tcp: bool,
+    context: &Context<'_>,
+) -> Result<AccessLog, XdsError> {
+    let at = at.field("common_config");
+    let proto = proto.ok_or_else(|| at.invalid("is required"))?;
+    let at = at.field("grpc_service");
+    let service = proto.grpc_service.as_ref().ok_or_else(|| at.invalid("is required"))?;
+    let server = config_source::server(at, service)?;
+    context.known_cluster(at, &server.cluster)?;
+    let target = Target { server, name: proto.log_name.as_str().into(), tcp };
+    let log = context.log_files.remote().open(&target, context.log_files.stats());
+    Ok(AccessLog { output: Output::Server(log) })
 }
 
 fn stream_format(at: At<'_>, format: Option<&SubstitutionFormatString>) -> Result<LogFormat, XdsError> {

@@ -26,7 +26,20 @@ pub(super) fn need(
 ) -> Result<(), XdsError> {
     let source = source.ok_or_else(|| at.invalid("is required"))?;
     let (source, patience) = convert(at, source)?;
-    context.needs.borrow_mut().push(Need { kind, name: name.into(), source, patience });
+    context.needs.borrow_mut().push(Need { kind, name: name.into(), source, patience, tables: None });
+    Ok(())
+}
+
+/// Notes that the resource being compiled takes all scopes of one source, whose tables come from another.
+pub(super) fn need_scopes(
+    (at, scopes): (At<'_>, &ConfigSource),
+    (at_tables, tables): (At<'_>, &ConfigSource),
+    context: &Context<'_>,
+) -> Result<(), XdsError> {
+    let (source, patience) = convert(at, scopes)?;
+    let tables = Some(Box::new(convert(at_tables, tables)?));
+    let need = Need { kind: NeedKind::Scopes, name: "".into(), source, patience, tables };
+    context.needs.borrow_mut().push(need);
     Ok(())
 }
 
@@ -82,7 +95,7 @@ fn grpc(at: At<'_>, proto: &ApiConfigSource, delta: bool) -> Result<GrpcSource, 
     Ok(GrpcSource { delta, servers: servers.collect::<Result<_, _>>()? })
 }
 
-fn server(at: At<'_>, proto: &GrpcService) -> Result<GrpcServer, XdsError> {
+pub(super) fn server(at: At<'_>, proto: &GrpcService) -> Result<GrpcServer, XdsError> {
     let Some(TargetSpecifier::EnvoyGrpc(target)) = &proto.target_specifier else {
         return Err(at.invalid("needs envoy_grpc with the name of a static cluster"));
     };

@@ -18,7 +18,7 @@ use super::config_source::need;
 use super::error::{At, XdsError};
 use super::http_filters::{self, Place};
 use super::http_options::{http1, http2};
-use super::{Context, access_log, route};
+use super::{Context, access_log, route, scoped_routes};
 use crate::model::Str;
 use crate::model::listener::Direction;
 use crate::model::network::{
@@ -57,7 +57,10 @@ pub(super) fn convert(
             need(at.field("config_source"), NeedKind::Routes, &rds.route_config_name, source, context)?;
             RouteSource::Named(rds.route_config_name.as_str().into())
         }
-        _ => return Err(at.invalid("needs one of rds, route_config")),
+        Some(RouteSpecifier::ScopedRoutes(scoped)) => {
+            RouteSource::Scoped(Arc::new(scoped_routes::convert(at.field("scoped_routes"), scoped, context)?))
+        }
+        None => return Err(at.invalid("needs one of rds, route_config, scoped_routes")),
     };
     let internal = proto.internal_address_config.as_ref().map(|config| config.cidr_ranges.as_slice());
     let client_cert = proto.set_current_client_cert_details.unwrap_or_default();

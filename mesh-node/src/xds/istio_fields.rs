@@ -18,7 +18,6 @@ const REASONS: &[(&str, &str)] = &[
     ("authorization", "ambient: only node proxies of Istio's own get it"),
     ("extension_config", "Wasm and Lua come by extension discovery and are not built yet"),
     ("envoy.config.trace", "tracing is not built yet; requests are served untraced"),
-    ("envoy.extensions.access_loggers.grpc", "remote access logs are not built yet"),
     ("envoy.extensions.access_loggers.open_telemetry", "remote access logs are not built yet"),
     ("envoy.extensions.filters.http.jwt_authn", "not built yet"),
     ("envoy.extensions.filters.http.ext_authz", "not built yet"),

@@ -32,6 +32,7 @@ mod path_template;
 mod rbac;
 mod route;
 mod route_action;
+mod scoped_routes;
 mod subset;
 mod support;
 mod supported;
@@ -71,6 +72,7 @@ pub use cluster::convert as cluster;
 pub use endpoint::assignment;
 pub use listener::convert as listener;
 pub use route::table;
+pub use scoped_routes::scope;
 pub use tls::secret;
 
 impl Context<'_> {

@@ -111,6 +111,10 @@ pub(super) const ROWS: &[Row] = &[
      "path format json_format typed_json_format log_format", ""),
     ("extensions.access_loggers.stream.v3.StdoutAccessLog", "log_format", ""),
     ("extensions.access_loggers.stream.v3.StderrAccessLog", "log_format", ""),
+    ("extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig", "common_config", ""),
+    ("extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig", "common_config", ""),
+    ("extensions.access_loggers.grpc.v3.CommonGrpcAccessLogConfig", "log_name grpc_service transport_api_version",
+     "buffer_flush_interval buffer_size_bytes grpc_stream_retry_policy"),
 
     ("extensions.filters.network.tcp_proxy.v3.TcpProxy",
      "stat_prefix cluster weighted_clusters idle_timeout access_log max_connect_attempts hash_policy \
@@ -129,7 +133,7 @@ pub(super) const ROWS: &[Row] = &[
       generate_request_id preserve_external_request_id always_set_request_id_in_response \
       forward_client_cert_details set_current_client_cert_details proxy_100_continue upgrade_configs \
       normalize_path merge_slashes path_with_escaped_slashes_action strip_matching_host_port \
-      strip_any_host_port route_config rds tracing request_id_extension append_x_forwarded_port",
+      strip_any_host_port route_config rds scoped_routes tracing request_id_extension append_x_forwarded_port",
      "http1_safe_max_connection_duration http3_protocol_options stream_flush_timeout drain_timeout_jitter \
       access_log_flush_interval flush_access_log_on_new_request access_log_options \
       stream_error_on_invalid_http_message append_local_overload add_proxy_protocol_connection_state"),
@@ -267,6 +271,21 @@ pub(super) const ROWS: &[Row] = &[
     ("stats.MetricConfig", "dimensions name tags_to_remove drop", "match"),
 
     ("extensions.filters.network.http_connection_manager.v3.Rds", "config_source route_config_name", ""),
+    ("extensions.filters.network.http_connection_manager.v3.ScopedRoutes",
+     "name scope_key_builder rds_config_source scoped_route_configurations_list scoped_rds", ""),
+    ("extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder", "fragments", ""),
+    ("extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder",
+     "header_value_extractor", ""),
+    ("extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder.\
+      HeaderValueExtractor", "name element_separator index element", ""),
+    ("extensions.filters.network.http_connection_manager.v3.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder.\
+      HeaderValueExtractor.KvElement", "separator key", ""),
+    ("extensions.filters.network.http_connection_manager.v3.ScopedRouteConfigurationsList",
+     "scoped_route_configurations", ""),
+    ("extensions.filters.network.http_connection_manager.v3.ScopedRds", "scoped_rds_config_source", ""),
+    ("config.route.v3.ScopedRouteConfiguration", "name route_configuration_name route_configuration key", "on_demand"),
+    ("config.route.v3.ScopedRouteConfiguration.Key", "fragments", ""),
+    ("config.route.v3.ScopedRouteConfiguration.Key.Fragment", "string_key", ""),
     ("config.route.v3.RouteConfiguration",
      "name virtual_hosts internal_only_headers request_headers_to_add request_headers_to_remove \
       response_headers_to_add response_headers_to_remove most_specific_header_mutations_wins \

@@ -15,6 +15,7 @@ pub enum ResourceType {
     Cluster,
     Endpoint,
     Listener,
+    ScopedRoute,
     Route,
     Secret,
     ExtensionConfig,
@@ -22,10 +23,11 @@ pub enum ResourceType {
 }
 
 impl ResourceType {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Cluster,
         Self::Endpoint,
         Self::Listener,
+        Self::ScopedRoute,
         Self::Route,
         Self::Secret,
         Self::ExtensionConfig,
@@ -38,6 +40,7 @@ impl ResourceType {
             Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             Self::Endpoint => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
+            Self::ScopedRoute => "type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration",
             Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
             Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
             Self::ExtensionConfig => "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
@@ -56,6 +59,7 @@ impl ResourceType {
             Self::Cluster => "CDS",
             Self::Endpoint => "EDS",
             Self::Listener => "LDS",
+            Self::ScopedRoute => "SRDS",
             Self::Route => "RDS",
             Self::Secret => "SDS",
             Self::ExtensionConfig => "ECDS",
@@ -64,9 +68,9 @@ impl ResourceType {
     }
 
     /// State of the world: does a response hold all resources of the type, so that one that is missing is
-    /// removed? ("Resource deletions" of the xDS protocol: only LDS and CDS.)
+    /// removed? ("Resource deletions" of the xDS protocol: LDS and CDS; Envoy does so with scopes too.)
     pub fn is_whole(self) -> bool {
-        matches!(self, Self::Cluster | Self::Listener)
+        matches!(self, Self::Cluster | Self::Listener | Self::ScopedRoute)
     }
 }
 

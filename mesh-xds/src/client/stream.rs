@@ -69,6 +69,12 @@ impl Scope {
             (Self::Only(T::Listener), Whole) => {
                 "/envoy.service.listener.v3.ListenerDiscoveryService/StreamListeners"
             }
+            (Self::Only(T::ScopedRoute), Delta) => {
+                "/envoy.service.route.v3.ScopedRoutesDiscoveryService/DeltaScopedRoutes"
+            }
+            (Self::Only(T::ScopedRoute), Whole) => {
+                "/envoy.service.route.v3.ScopedRoutesDiscoveryService/StreamScopedRoutes"
+            }
             (Self::Only(T::Route), Delta) => "/envoy.service.route.v3.RouteDiscoveryService/DeltaRoutes",
             (Self::Only(T::Route), Whole) => "/envoy.service.route.v3.RouteDiscoveryService/StreamRoutes",
             (Self::Only(T::Secret), Delta) => "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets",
@@ -411,7 +417,7 @@ fn heard<M: Machine>(server: &Server, message: M::Response, owner: &mut Owner, m
     }
 }
 
-fn add_metadata(
+pub(super) fn add_metadata(
     metadata: &mut tonic::metadata::MetadataMap,
     credentials: &dyn super::Credentials,
 ) -> Result<(), String> {

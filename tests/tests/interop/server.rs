@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-use crate::client::answer;
+use mesh_tests::load::answer;
 
 /// How mesh-node asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

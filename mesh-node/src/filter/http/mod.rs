@@ -160,7 +160,7 @@ impl ConnectionManager {
             }
             return Answer::Local(refused);
         }
-        let table = self.routes.now();
+        let table = self.routes.now(&request.parts.headers);
         let table = &*table;
         let decision = crate::router::route(table, &request.head(), fastrand::u64(..));
         let routed = match &decision {
@@ -269,7 +269,7 @@ impl ConnectionManager {
                 }
             }
         }
-        let routes = self.routes.now();
+        let routes = self.routes.now(&request.parts.headers);
         let port = self.connection.local.port();
         if let Some(host) = path::stripped_host(request.authority(), &self.hcm, port).map(str::to_owned) {
             request.set_authority(&host);

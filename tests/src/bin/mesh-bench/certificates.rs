@@ -9,7 +9,7 @@ use std::path::{Path as FilePath, PathBuf};
 use anyhow::{Context, Result};
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, SanType};
 
-use crate::redirect::PROXY_ID;
+use mesh_tests::redirect::PROXY_ID;
 
 /// Files in PEM.
 #[derive(Clone, Debug)]

@@ -12,7 +12,6 @@ mod grpc;
 mod load;
 mod machine;
 mod plot;
-mod redirect;
 mod report;
 mod results;
 mod rows;

@@ -14,10 +14,10 @@ use anyhow::{Context, Result, bail};
 use mesh_tests::mesh::{ADMIN_PORT, MeshConfig, MeshNode};
 use mesh_tests::netns::{Link, Node, Pod};
 use mesh_tests::process::Process;
+use mesh_tests::redirect::{self, PROXY_ID};
 
 use crate::bootstrap::{Bootstrap, Proxy};
 use crate::certificates::Certificates;
-use crate::redirect::{self, PROXY_ID};
 use crate::rows::{Path, Placement, Way};
 use crate::servers::{self, Port};
 

@@ -30,7 +30,7 @@ use crate::model::route::{
     Route, RouteMatch, RouteTable, VirtualHost,
 };
 use crate::model::{Published, Snapshot};
-use crate::telemetry::access_log::{AccessLog, LogFormat};
+use crate::telemetry::access_log::{AccessLog, LogFormat, Output};
 use crate::telemetry::log_file::LogFiles;
 use crate::telemetry::stream_info::ConnectionInfo;
 
@@ -299,8 +299,7 @@ impl Proxy {
             Part::Text("\n".into()),
         ];
         hcm.access_log = vec![Arc::new(AccessLog {
-            file: files.open(&path).unwrap(),
-            format: LogFormat::Text(Format { parts }),
+            output: Output::File(files.open(&path).unwrap(), LogFormat::Text(Format { parts })),
         })];
         let mut proxy = Self::new(hcm, clusters);
         proxy.log = Some((files, path));

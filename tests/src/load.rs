@@ -1,4 +1,4 @@
-//! Clients that send one request after the other, and count what fails.
+//! Clients that send one request after the other on many connections, and count what fails.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -17,6 +17,7 @@ pub struct Load {
 
 #[derive(Default)]
 struct Shared {
+    host: String,
     end: AtomicBool,
     answered: AtomicU64,
     failed: std::sync::Mutex<Vec<String>>,
@@ -30,6 +31,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// How many requests were answered as they should.
+    pub fn answered(&self) -> u64 {
+        self.answered
+    }
+
+    /// Panics if a request failed, or none was sent.
     pub fn none_failed(self) {
         assert!(self.failed.is_empty(), "{} of {} failed: {:?}", self.failed.len(), self.answered, {
             let mut few = self.failed;
@@ -41,8 +48,9 @@ impl Outcome {
 }
 
 impl Load {
-    pub fn start(connections: usize, to: SocketAddr) -> Self {
-        let shared = Arc::new(Shared::default());
+    /// So many connections send `GET /` with this host, in the network namespace of the caller.
+    pub fn start(connections: usize, to: SocketAddr, host: &str) -> Self {
+        let shared = Arc::new(Shared { host: host.to_owned(), ..Shared::default() });
         let of_thread = shared.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -84,8 +92,9 @@ impl Load {
 async fn connection(to: SocketAddr, shared: &Shared) -> Result<(), String> {
     let mut io = TcpStream::connect(to).await.map_err(|error| format!("connect: {error}"))?;
     let mut buffer = Vec::new();
+    let request = format!("GET / HTTP/1.1\r\nhost: {}\r\n\r\n", shared.host);
     while !shared.end.load(Ordering::Relaxed) {
-        io.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.map_err(|error| format!("send: {error}"))?;
+        io.write_all(request.as_bytes()).await.map_err(|error| format!("send: {error}"))?;
         let head = answer(&mut io, &mut buffer).await?;
         if !head.starts_with("HTTP/1.1 200") {
             return Err(head);

@@ -1,13 +1,13 @@
 //! The rules with which istio-iptables redirects a pod's connections to its sidecar.
 //!
 //! Same chains and order as Istio's init container writes in REDIRECT mode, so that the sidecar is
-//! measured as it is deployed.
+//! measured and compared as it is deployed.
 
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use mesh_tests::netns::Pod;
+use crate::netns::Pod;
 
 /// The user and group that the sidecar runs as.
 pub const PROXY_ID: u32 = 1337;

@@ -26,7 +26,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("cluster_type", "forwarding to names of requests is not built"),
     ("config_discovery", "extension discovery (Wasm, Lua) is not built"),
     ("OpenTelemetryAccessLogConfig", "remote access logs are not built"),
-    ("GrpcAccessLogConfig", "remote access logs are not built"),
+    ("_to_log: this field", "headers and filter state of choice in access logs that go to servers"),
     ("tracing.provider", "tracing is not built"),
     ("JwtAuthentication", "JWT is not built"),
     ("ext_authz.v3.ExtAuthz", "external authorization is not built"),

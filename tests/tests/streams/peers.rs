@@ -180,7 +180,7 @@ fn programs_of_every_language_exchange_whole_streams_with_all_others() -> Result
             "connections to {}:\n{page}",
             peer.name
         );
-        let never = fact(client, "clients::never: tcp_blocking");
+        let never = fact(client, "clients::tcp_blocking");
         ensure!(never != peer.non_blocking, "connections of {}:\n{page}", peer.name);
     }
     Ok(())

@@ -194,3 +194,13 @@ pub fn signal(pid: u32, signal: i32) -> std::io::Result<()> {
     }
     Ok(())
 }
+
+/// Accepts a connection whose socket never was a blocking one, as event loops do.
+pub fn accept_non_blocking(listener: &std::net::TcpListener) -> std::io::Result<std::net::TcpStream> {
+    use std::os::fd::{AsRawFd as _, FromRawFd as _};
+
+    use nix::sys::socket::{SockFlag, accept4};
+    let socket = accept4(listener.as_raw_fd(), SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC)?;
+    // SAFETY: a socket that the kernel has just made for us alone.
+    Ok(unsafe { std::net::TcpStream::from_raw_fd(socket) })
+}

@@ -233,6 +233,7 @@ impl Manager {
         if let Some(record) = self.records.all().into_iter().find(|record| record.slot == slot) {
             self.kept.insert(slot, record);
         }
+        self.supersede(slot);
         for (worker, listeners) in self.workers.iter().zip(listeners) {
             let workload = pod.workload.clone();
             // A worker that has ended accepts nothing more.
@@ -242,6 +243,18 @@ impl Manager {
         self.roster.set(slot, Some(pod.workload.clone()));
         self.enrolled.insert(slot, pod);
         Ok(())
+    }
+
+    /// New connections of this slot's namespace are its own from now on, though an earlier enrolment lingers there.
+    fn supersede(&mut self, slot: u32) {
+        let Some(netns) = self.kept.get(&slot).map(|record| record.netns_id) else { return };
+        let same = |other: u32| self.kept.get(&other).is_some_and(|record| record.netns_id == netns);
+        for (until, other) in &mut self.lingering {
+            if same(*other) {
+                enrol::stop_lookup(&self.programs, &self.maps, *other);
+                *until = Instant::now();
+            }
+        }
     }
 
     /// The record by which an earlier process enrolled `spec`, if its namespace is still the same.

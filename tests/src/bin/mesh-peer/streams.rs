@@ -401,8 +401,9 @@ fn run(stream: &TcpStream, plan: &Plan, side: usize, blocking: bool) -> Result<(
 pub fn serve(listen: SocketAddr, blocking: bool) -> Result<()> {
     let listener = TcpListener::bind(listen)?;
     println!("listening");
-    for stream in listener.incoming() {
-        let stream = stream?;
+    loop {
+        let stream =
+            if blocking { listener.accept()?.0 } else { mesh_tests::sys::accept_non_blocking(&listener)? };
         thread::spawn(move || {
             let outcome = seed_of(&stream, blocking).and_then(|seed| {
                 run(&stream, &Plan::of(seed), 1, blocking).with_context(|| format!("seed {seed}"))
@@ -412,7 +413,6 @@ pub fn serve(listen: SocketAddr, blocking: bool) -> Result<()> {
             }
         });
     }
-    Ok(())
 }
 
 fn seed_of(stream: &TcpStream, blocking: bool) -> Result<u64> {

@@ -1,8 +1,9 @@
 //! Which flows are accelerated, and how their two ends find each other.
 //!
 //! The connecting end decides, since it knows whose the other end is; it leaves word under a key that only
-//! the two ends of one connection can have in common. The accepting end finds it and joins. A socket is
-//! never taken out again: what is not right for a socket must be known before.
+//! the two ends of one connection can have in common. The accepting end finds it and joins. No program takes
+//! a socket out again (user space does, of streams that have gone to TCP): what is not right for a socket must
+//! be known before.
 
 use aya_ebpf::{
     EbpfContext as _,

@@ -95,8 +95,10 @@ pub fn sweep(ended: Option<u32>) {
     for pins in ["/sys/fs/bpf", "/sys/fs/bpf/mesh-node", "/run/mesh-node"] {
         folders.extend(leftovers(Path::new(pins), ended));
     }
-    for folder in folders {
-        fs::remove_dir_all(&folder).unwrap_or_else(|e| report(&folder, e.into()));
+    for left in folders {
+        // Locks of instances are files.
+        let removed = if left.is_dir() { fs::remove_dir_all(&left) } else { fs::remove_file(&left) };
+        removed.unwrap_or_else(|e| report(&left, e.into()));
     }
 }
 

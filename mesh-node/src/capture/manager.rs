@@ -249,12 +249,10 @@ impl Manager {
     fn supersede(&mut self, slot: u32) {
         let Some(netns) = self.kept.get(&slot).map(|record| record.netns_id) else { return };
         let same = |other: u32| self.kept.get(&other).is_some_and(|record| record.netns_id == netns);
-        for (until, other) in &mut self.lingering {
-            if same(*other) {
-                enrol::stop_lookup(&self.programs, &self.maps, *other);
-                *until = Instant::now();
-            }
-        }
+        let over: Vec<u32> =
+            self.lingering.iter().map(|(_, other)| *other).filter(|other| same(*other)).collect();
+        self.lingering.retain(|(_, other)| !over.contains(other));
+        over.into_iter().for_each(|other| enrol::stop_lookup(&self.programs, &self.maps, other));
     }
 
     /// The record by which an earlier process enrolled `spec`, if its namespace is still the same.

@@ -30,13 +30,15 @@ enum Needs {
 }
 
 /// A part: its name, what it needs, the test target, the filter of its tests.
-const PARTS: [(&str, Needs, &str, &str); 9] = [
+const PARTS: [(&str, Needs, &str, &str); 11] = [
     ("go-control-plane: pushes, restarts, removals", Needs::GoControlPlane, "interop", "request"),
     ("go-control-plane: a bad resource", Needs::GoControlPlane, "interop", "a_bad_cluster"),
     ("go-control-plane's own run: ads", Needs::GoControlPlane, "interop", "own_run_ads"),
     ("go-control-plane's own run: delta-ads", Needs::GoControlPlane, "interop", "own_run_delta_ads"),
     ("go-control-plane's own run: xds", Needs::GoControlPlane, "interop", "own_run_xds"),
     ("istiod, files: rules beside Envoy", Needs::Istiod, "istiod", "rules_of_files"),
+    ("istiod, files: rules by state of the world", Needs::Istiod, "istiod", "rules_by_state"),
+    ("istiod, files: istioctl", Needs::Istiod, "istiod", "istioctl"),
     ("istiod, files: all that a stock one sends", Needs::Istiod, "istiod", "everything_that_a_stock"),
     ("istiod, files: pushes and restarts under load", Needs::Istiod, "istiod", "pushes_and_restarts"),
     ("istiod, API server: rules beside Envoy", Needs::Kubernetes, "istiod", "rules_of_an_api_server"),
@@ -152,16 +154,19 @@ impl Programs {
         Ok(())
     }
 
-    /// istiod's own program, and the one that runs its server without a cluster.
+    /// istiod's own program, the one that runs its server without a cluster, and istioctl.
     fn istiod(&mut self) -> Result<()> {
         let sources = tree::root().join("tests/interop/istiod");
         let folder = tree::root().join(FOLDER).join("istiod");
         let (standalone, own) = (folder.join("istiod"), folder.join("pilot-discovery"));
         build(&sources, ".", &standalone)?;
         build(&sources, "istio.io/istio/pilot/cmd/pilot-discovery", &own)?;
+        let istioctl = folder.join("istioctl");
+        build(&sources, "istio.io/istio/istioctl/cmd/istioctl", &istioctl)?;
         let crds = module(&sources, "istio.io/istio")?.join("manifests/charts/base/files/crd-all.gen.yaml");
         self.0.push(("MESH_ISTIOD_STANDALONE", standalone));
         self.0.push(("MESH_PILOT_DISCOVERY", own));
+        self.0.push(("MESH_ISTIOCTL", istioctl));
         self.0.push(("MESH_ISTIO_CRDS", crds));
         Ok(())
     }
@@ -172,7 +177,7 @@ impl Programs {
         if !script.exists() {
             return Ok(());
         }
-        let folder = tree::root().join(FOLDER).join("kube");
+        let folder = tree::root().join(".local/kube");
         let bin = folder.join("bin");
         let mut missing = vec!["kube-apiserver", "kubectl"];
         if is_there("kubectl", "version") {

@@ -1,5 +1,6 @@
 //! `/clusters`: every cluster with its circuit breakers and hosts, as text or JSON.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -23,18 +24,24 @@ pub fn page(state: &dyn AdminState, query: &Query) -> Reply {
     let mut clusters = manager.all();
     clusters.retain(|cluster| filter.as_ref().is_none_or(|filter| filter.is_match(cluster.name())));
     clusters.sort_by(|a, b| a.name().cmp(b.name()));
+    let (bootstrap, _) = state.bootstrap();
+    let fixed = bootstrap.pointer("/static_resources/clusters").and_then(Value::as_array);
+    let fixed: HashSet<_> =
+        fixed.into_iter().flatten().filter_map(|cluster| cluster["name"].as_str()).collect();
+    let added_via_api = |cluster: &Arc<ClusterState>| !fixed.contains(&**cluster.name());
     if query.get("format") == Some("json") {
-        let statuses: Vec<_> = clusters.iter().map(cluster_json).collect();
+        let status = |cluster| cluster_json(cluster, added_via_api(cluster));
+        let statuses: Vec<_> = clusters.iter().map(status).collect();
         return Reply::json(&json!({ "cluster_statuses": statuses }));
     }
     let mut out = String::new();
     for cluster in &clusters {
-        cluster_text(cluster, &mut out);
+        cluster_text(cluster, added_via_api(cluster), &mut out);
     }
     Reply::text(out)
 }
 
-fn cluster_text(cluster: &Arc<ClusterState>, out: &mut String) {
+fn cluster_text(cluster: &Arc<ClusterState>, added_via_api: bool, out: &mut String) {
     let name = cluster.name();
     let _ = writeln!(out, "{name}::observability_name::{}", cluster.config.stat_name);
     for (average, prefix) in cluster.outlier_averages().iter().flatten().zip(["", "local_origin_"]) {
@@ -53,7 +60,7 @@ fn cluster_text(cluster: &Arc<ClusterState>, out: &mut String) {
             let _ = writeln!(out, "{name}::{priority}_priority::{limit}::{value}");
         }
     }
-    let _ = writeln!(out, "{name}::added_via_api::false");
+    let _ = writeln!(out, "{name}::added_via_api::{added_via_api}");
     for host in cluster.hosts() {
         let counters = numbers(&host.counters);
         let hostname = host.hostname.as_deref().unwrap_or_default();
@@ -86,7 +93,7 @@ fn cluster_text(cluster: &Arc<ClusterState>, out: &mut String) {
     }
 }
 
-fn cluster_json(cluster: &Arc<ClusterState>) -> Value {
+fn cluster_json(cluster: &Arc<ClusterState>, added_via_api: bool) -> Value {
     let [default, high] = cluster.config.circuit_breakers.map(|limits| {
         json!({
             "max_connections": limits.max_connections,
@@ -103,6 +110,9 @@ fn cluster_json(cluster: &Arc<ClusterState>) -> Value {
         "circuit_breakers": { "thresholds": [default, high] },
         "observability_name": &*cluster.config.stat_name,
     });
+    if added_via_api {
+        status["added_via_api"] = true.into();
+    }
     if !hosts.is_empty() {
         status["host_statuses"] = hosts.into();
     }

@@ -153,6 +153,8 @@ pub struct HttpConnectionManager {
     pub forward_client_cert: ForwardClientCert,
     pub set_client_cert: ClientCertDetails,
     pub proxy_100_continue: bool,
+    /// `tracing` is there. Nothing is traced, but routes tell what they call their requests.
+    pub tracing: bool,
     pub access_log: Vec<Arc<AccessLog>>,
     pub stats: Arc<HttpStats>,
 }

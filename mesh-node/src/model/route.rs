@@ -83,6 +83,8 @@ pub struct Route {
     pub rate_limits: Vec<RouteRateLimit>,
     /// `include_vh_rate_limits`
     pub with_rate_limits_of_host: bool,
+    /// `decorator.operation`, unless `decorator.propagate` is false.
+    pub decorator: Option<http::HeaderValue>,
 }
 
 /// `route.v3.RateLimit`: how rate limit filters of the same stage describe a request.

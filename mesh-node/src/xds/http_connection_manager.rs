@@ -101,6 +101,7 @@ pub(super) fn convert(
         generate_request_id: boolean(proto.generate_request_id, true),
         preserve_external_request_id: proto.preserve_external_request_id,
         append_x_forwarded_port: proto.append_x_forwarded_port,
+        tracing: proto.tracing.is_some(),
         always_set_request_id_in_response: proto.always_set_request_id_in_response,
         stream_idle_timeout: timeout(
             at.field("stream_idle_timeout"),

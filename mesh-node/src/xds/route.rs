@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use http::HeaderValue;
 use mesh_xds::pb::envoy::config::route::v3::route::Action as ActionProto;
 use mesh_xds::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use mesh_xds::pb::envoy::config::route::v3::virtual_host::TlsRequirementType;
 use mesh_xds::pb::envoy::config::route::v3::{
-    Route as RouteProto, RouteConfiguration, RouteMatch as MatchProto, VirtualHost as HostProto,
+    Decorator, Route as RouteProto, RouteConfiguration, RouteMatch as MatchProto, VirtualHost as HostProto,
 };
 
 use super::common::{boolean, enumeration, number, runtime_fraction};
@@ -143,6 +144,7 @@ fn route(at: At<'_>, proto: &RouteProto, table: &Table<'_, '_>) -> Result<Route,
     Ok(Route {
         rate_limits,
         with_rate_limits_of_host,
+        decorator: decorator(at.field("decorator"), proto.decorator.as_ref())?,
         name: proto.name.as_str().into(),
         matches: route_match(at.field("match"), matches)?,
         action,
@@ -152,6 +154,17 @@ fn route(at: At<'_>, proto: &RouteProto, table: &Table<'_, '_>) -> Result<Route,
             None => filters,
         },
     })
+}
+
+/// What requests are called in a header, if they are to be.
+fn decorator(at: At<'_>, proto: Option<&Decorator>) -> Result<Option<HeaderValue>, XdsError> {
+    let Some(proto) = proto else { return Ok(None) };
+    if proto.operation.is_empty() {
+        return Err(at.field("operation").invalid("is required"));
+    }
+    let operation = HeaderValue::try_from(&proto.operation)
+        .map_err(|_| at.field("operation").invalid("cannot be the value of a header"))?;
+    Ok(boolean(proto.propagate, true).then_some(operation))
 }
 
 fn route_match(at: At<'_>, proto: &MatchProto) -> Result<RouteMatch, XdsError> {

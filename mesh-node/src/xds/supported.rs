@@ -329,12 +329,13 @@ pub(super) const ROWS: &[Row] = &[
       request_body_buffer_limit metadata"),
     ("config.route.v3.Route",
      "name match route redirect direct_response request_headers_to_add request_headers_to_remove \
-      response_headers_to_add response_headers_to_remove typed_per_filter_config",
-     "metadata decorator tracing stat_prefix per_request_buffer_limit_bytes \
+      response_headers_to_add response_headers_to_remove typed_per_filter_config decorator",
+     "metadata tracing stat_prefix per_request_buffer_limit_bytes \
       request_body_buffer_limit"),
     ("config.route.v3.RouteMatch",
      "prefix path safe_regex path_separated_prefix connect_matcher case_sensitive runtime_fraction headers \
       query_parameters grpc", ""),
+    ("config.route.v3.Decorator", "operation propagate", ""),
     ("config.route.v3.RouteMatch.GrpcRouteMatchOptions", "", ""),
     ("config.route.v3.RouteMatch.ConnectMatcher", "", ""),
     ("config.route.v3.HeaderMatcher",

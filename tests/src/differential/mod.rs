@@ -18,4 +18,5 @@ mod proxy;
 mod suite;
 mod wire;
 
+pub use io::Certificates;
 pub use suite::run;

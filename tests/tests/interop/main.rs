@@ -94,5 +94,12 @@ fn a_bad_cluster_is_refused_by_name_and_the_rest_of_the_push_applies() {
         }
         let nacks = mesh.nacks().await;
         assert!(nacks[0].starts_with("bad: cluster.lb_policy: CLUSTER_PROVIDED"), "{nacks:?}");
+        let (name, reason) = nacks[0].split_once(": ").unwrap();
+        assert_eq!(mesh.error_states().await, [(name.to_owned(), reason.to_owned())]);
+        assert!(mesh.stat("cluster_manager.cds.update_rejected").await >= 1);
+        // It is gone with the next good push.
+        mesh.push(&Push { version: 2, ..Push::default() }).await;
+        mesh.serves("2").await;
+        assert_eq!(mesh.error_states().await, []);
     });
 }

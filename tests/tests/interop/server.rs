@@ -177,6 +177,28 @@ impl Mesh {
         .await;
     }
 
+    /// Clusters that were refused, and why, as `/config_dump` shows them.
+    pub async fn error_states(&self) -> Vec<(String, String)> {
+        let dump: Value = serde_json::from_str(&body(self.admin, "/config_dump").await).unwrap();
+        let clusters = dump["configs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|dump| dump["@type"].as_str().is_some_and(|of| of.ends_with("ClustersConfigDump")));
+        let clusters = clusters.expect("a dump of clusters");
+        let fields = ["dynamic_active_clusters", "dynamic_warming_clusters"];
+        let elements = fields.iter().flat_map(|field| clusters[field].as_array().into_iter().flatten());
+        let refused = elements.filter(|element| element["error_state"].is_object());
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        refused.map(|e| (text(&e["cluster"]["name"]), text(&e["error_state"]["details"]))).collect()
+    }
+
+    pub async fn stat(&self, name: &str) -> u64 {
+        let stats = body(self.admin, "/stats").await;
+        let value = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        value.and_then(|value| value.parse().ok()).unwrap_or(0)
+    }
+
     pub fn kill_server(&mut self) {
         self.server = None;
     }

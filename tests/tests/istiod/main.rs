@@ -6,6 +6,7 @@
 mod backend;
 mod call;
 mod control;
+mod istioctl;
 mod kube;
 mod rules;
 mod stage;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use anyhow::Result;
 use mesh_tests::load::Load;
 use mesh_tests::need_root;
+use mesh_tests::xds::Form;
 use stage::{REVIEWS, Registry, Side, Stage};
 
 /// Requests of so many connections are under way all the time.
@@ -27,14 +29,28 @@ fn long() -> bool {
 #[test]
 fn rules_of_files_do_the_same_through_envoy_and_mesh_node() -> Result<()> {
     need_root!();
-    let Some(stage) = Stage::with_both(Registry::Files)? else { return Ok(()) };
+    let Some(stage) = Stage::with_both(Registry::Files, Form::Delta)? else { return Ok(()) };
     rules::all_hold(&stage)
+}
+
+#[test]
+fn rules_by_state_of_the_world_do_the_same_through_envoy_and_mesh_node() -> Result<()> {
+    need_root!();
+    let Some(stage) = Stage::with_both(Registry::Files, Form::StateOfTheWorld)? else { return Ok(()) };
+    rules::all_hold(&stage)
+}
+
+#[test]
+fn istioctl_shows_of_mesh_node_what_it_shows_of_envoy() -> Result<()> {
+    need_root!();
+    let Some(stage) = Stage::with_both(Registry::Files, Form::Delta)? else { return Ok(()) };
+    istioctl::shows_the_same(&stage)
 }
 
 #[test]
 fn rules_of_an_api_server_do_the_same_through_envoy_and_mesh_node() -> Result<()> {
     need_root!();
-    let Some(stage) = Stage::with_both(Registry::Kubernetes)? else { return Ok(()) };
+    let Some(stage) = Stage::with_both(Registry::Kubernetes, Form::Delta)? else { return Ok(()) };
     rules::all_hold(&stage)
 }
 

@@ -35,7 +35,7 @@ pub fn all_hold(stage: &Stage) -> Result<()> {
         stage.rules("rule", &yaml).with_context(|| format!("applying {name}"))?;
         check(stage).with_context(|| format!("rule {name}"))?;
         stage.istiod.nothing_was_refused().with_context(|| format!("rule {name}"))?;
-        stage.without("rule", &yaml).with_context(|| format!("removing {name}"))?;
+        stage.istiod.remove("rule", &yaml).with_context(|| format!("removing {name}"))?;
         eprintln!("{name:<44} {:>5} ms", start.elapsed().as_millis());
     }
     Ok(())
@@ -377,6 +377,7 @@ fn outside() -> SocketAddr {
 }
 
 fn egress(stage: &Stage) -> Result<()> {
+    stage.settled()?;
     let known = stage.agree(&Ask::get(outside(), "external.example", "/known"))?;
     ensure!(known.by() == "external-v1", "{known:?}");
     // Nobody knows this host: the connection goes where it was going.
@@ -387,6 +388,7 @@ fn egress(stage: &Stage) -> Result<()> {
 }
 
 fn registry_only(stage: &Stage) -> Result<()> {
+    stage.settled()?;
     let known = stage.agree(&Ask::get(outside(), "external.example", "/known"))?;
     ensure!(known.by() == "external-v1", "{known:?}");
     let unknown =

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use mesh_tests::mesh::{ADMIN_PORT, MeshConfig, MeshNode};
 use mesh_tests::netns::{Node, Pod};
 use mesh_tests::process::{Process, deadline};
+use mesh_tests::xds::Form;
 use mesh_tests::{redirect, run};
 use serde_json::{Value, json};
 
@@ -45,7 +46,7 @@ pub enum Side {
 
 pub struct Stage {
     pub istiod: Istiod,
-    _mesh: MeshNode,
+    mesh: MeshNode,
     pub backends: Vec<Backend>,
     /// Outside the mesh: what leads to it is egress.
     pub external: Backend,
@@ -56,17 +57,18 @@ pub struct Stage {
 
 impl Stage {
     /// Both proxies on one istiod; `None` where something is missing that was said.
-    pub fn with_both(registry: Registry) -> Result<Option<Self>> {
+    pub fn with_both(registry: Registry, form: Form) -> Result<Option<Self>> {
         let Some(envoy) = envoy() else { return Ok(None) };
-        Self::start(registry, Filters::ForUpstreamEnvoy, Some(envoy))
+        Self::start(registry, form, Some(envoy))
     }
 
-    /// mesh-node alone on an istiod that sends everything that a stock one does.
+    /// mesh-node alone on an istiod that sends everything that a stock one does. The services' pods have sidecars too.
     pub fn with_mesh(registry: Registry) -> Result<Option<Self>> {
-        Self::start(registry, Filters::Stock, None)
+        Self::start(registry, Form::Delta, None)
     }
 
-    fn start(registry: Registry, filters: Filters, envoy: Option<PathBuf>) -> Result<Option<Self>> {
+    fn start(registry: Registry, form: Form, envoy: Option<PathBuf>) -> Result<Option<Self>> {
+        let filters = if envoy.is_some() { Filters::ForUpstreamEnvoy } else { Filters::Stock };
         let node = Node::new("istio", 1)?;
         let mut backends = Vec::new();
         let pods = [
@@ -95,16 +97,20 @@ impl Stage {
                 kube.pod(pod.name(), &pod.spec().labels, pod.v4())?;
             }
         }
-        let bootstrap = bootstrap(&node, "mesh-node", &Value::Null);
+        let bootstrap = bootstrap(&node, form, "mesh-node", &Value::Null);
         let config = MeshConfig { bootstrap: bootstrap.to_string(), ..MeshConfig::default() };
         let config = config.setting("virtual_sidecars", true);
-        let mesh = MeshNode::start(&node, &config, &[&mesh_client])?;
+        let mut enrolled = vec![&mesh_client];
+        if filters == Filters::Stock {
+            enrolled.extend(backends.iter().map(|backend| &backend.pod));
+        }
+        let mesh = MeshNode::start(&node, &config, &enrolled)?;
         let envoy = match envoy.zip(envoy_client) {
-            Some((program, pod)) => Some((pod.clone(), start_envoy(&program, &pod)?)),
+            Some((program, pod)) => Some((pod.clone(), start_envoy(&program, &pod, form)?)),
             None => None,
         };
         let marker = std::cell::Cell::new(0);
-        let stage = Self { istiod, _mesh: mesh, backends, external, mesh_client, envoy, marker };
+        let stage = Self { istiod, mesh, backends, external, mesh_client, envoy, marker };
         stage.settled()?;
         Ok(Some(stage))
     }
@@ -119,6 +125,21 @@ impl Stage {
             (Side::Envoy, Some((pod, _))) => pod,
             _ => &self.mesh_client,
         }
+    }
+
+    /// A page of the proxy's administration.
+    pub fn admin(&self, side: Side, page: &str) -> Result<String> {
+        let pod = self.client(side);
+        let (netns, page) = match side {
+            Side::Envoy => (pod.netns(), page.to_owned()),
+            Side::Mesh => {
+                let more = if page.contains('?') { '&' } else { '?' };
+                (self.mesh.node().netns(), format!("{page}{more}workload=default/{}", pod.name()))
+            }
+        };
+        let mut command = Command::new("curl");
+        command.args(["-sSf", "-m", "20", &format!("http://127.0.0.1:{ADMIN_PORT}{page}")]);
+        netns.tool(command, None)
     }
 
     /// Asks through one proxy; the request must be answered.
@@ -144,13 +165,8 @@ impl Stage {
         self.settled()
     }
 
-    /// Takes them away again.
-    pub fn without(&self, name: &str, yaml: &str) -> Result<()> {
-        self.istiod.remove(name, yaml)?;
-        self.settled()
-    }
-
-    /// Waits until every proxy has what was applied: a route that is changed last has come.
+    /// Waits until every proxy has what was applied: a route that is changed last has come. A listener that is new has
+    /// asked for its routes by then; they are there when the next such push has come too.
     pub fn settled(&self) -> Result<()> {
         let next = self.marker.get() + 1;
         self.marker.set(next);
@@ -193,16 +209,17 @@ fn envoy() -> Option<PathBuf> {
     Some(path)
 }
 
-fn start_envoy(program: &Path, pod: &Pod) -> Result<Process> {
+fn start_envoy(program: &Path, pod: &Pod, form: Form) -> Result<Process> {
     let (ip, name) = (pod.v4(), pod.name());
+    let ips: Vec<String> = pod.addresses().iter().map(ToString::to_string).collect();
     let metadata = json!({
-        "NAME": name, "NAMESPACE": "default", "SERVICE_ACCOUNT": "default", "INSTANCE_IPS": ip,
+        "NAME": name, "NAMESPACE": "default", "SERVICE_ACCOUNT": "default", "INSTANCE_IPS": ips.join(","),
         "ISTIO_VERSION": "1.32.0", "CLUSTER_ID": "Kubernetes", "MESH_ID": "cluster.local", "NETWORK": "",
         "INTERCEPTION_MODE": "REDIRECT", "POD_PORTS": "[]", "PROXY_CONFIG": {}, "WORKLOAD_NAME": name,
         "LABELS": { "app": name, "security.istio.io/tlsMode": "istio" },
     });
     let id = format!("sidecar~{ip}~{name}.default~default.svc.cluster.local");
-    let bootstrap = bootstrap(pod.node(), &id, &metadata);
+    let bootstrap = bootstrap(pod.node(), form, &id, &metadata);
     let file = run::work_dir().join(format!("{}.json", pod.netns().name()));
     std::fs::write(&file, bootstrap.to_string())?;
     redirect::to_sidecar(pod)?;
@@ -214,7 +231,11 @@ fn start_envoy(program: &Path, pod: &Pod) -> Result<Process> {
 }
 
 /// For both proxies: everything comes by ADS. `sds-grpc` is the agent beside a sidecar, which is not there.
-fn bootstrap(node: &Node, id: &str, metadata: &Value) -> Value {
+fn bootstrap(node: &Node, form: Form, id: &str, metadata: &Value) -> Value {
+    let api_type = match form {
+        Form::Delta => "DELTA_GRPC",
+        Form::StateOfTheWorld => "GRPC",
+    };
     let cluster = |name: &str, address: Ipv4Addr, port: u16| {
         json!({
             "name": name, "connect_timeout": "1s", "type": "STATIC",
@@ -239,7 +260,7 @@ fn bootstrap(node: &Node, id: &str, metadata: &Value) -> Value {
         "admin": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": ADMIN_PORT } } },
         "dynamic_resources": {
             "ads_config": {
-                "api_type": "DELTA_GRPC", "transport_api_version": "V3", "set_node_on_first_message_only": true,
+                "api_type": api_type, "transport_api_version": "V3", "set_node_on_first_message_only": true,
                 "grpc_services": [{ "envoy_grpc": { "cluster_name": "xds-grpc" } }],
             },
             "cds_config": ads, "lds_config": ads,

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use mesh_tests::differential::Certificates;
 use mesh_tests::mesh::{MeshConfig, MeshNode, passthrough_with};
 use mesh_tests::need_root;
 use mesh_tests::netns::{Pod, PodSpec};
@@ -19,9 +20,50 @@ use crate::stage::{FIRST_PORT, Stage, Taken, Way, ends_are_true, taken_during};
 
 const HTTP: u16 = 8090;
 
+/// What the halves speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Between {
+    PlainText,
+    MutualTls,
+}
+
+impl Between {
+    /// The cluster of the client's half.
+    fn cluster(self) -> &'static str {
+        match self {
+            Between::PlainText => "PassthroughCluster",
+            Between::MutualTls => "Mutual",
+        }
+    }
+}
+
+/// A TLS context of that side, with its certificate and the authority of both.
+fn tls(folder: &Path, side: &str) -> serde_json::Value {
+    let file = |name: &str| json!({"filename": folder.join(name)});
+    let (name, message) = match side {
+        "client" => ("client", "UpstreamTlsContext"),
+        _ => ("server", "DownstreamTlsContext"),
+    };
+    let mut context = json!({
+        "@type": format!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{message}"),
+        "common_tls_context": {
+            "tls_certificates": [{
+                "certificate_chain": file(&format!("{name}.pem")), "private_key": file(&format!("{name}.key")),
+            }],
+            "validation_context": {"trusted_ca": file("ca.pem")},
+        },
+    });
+    if side == "client" {
+        context["sni"] = "server.test".into();
+    } else {
+        context["require_client_certificate"] = true.into();
+    }
+    json!({"name": "envoy.transport_sockets.tls", "typed_config": context})
+}
+
 // Answers name the client's port, which has four digits or five: bytes sent are not compared.
 /// The passthrough with HTTP connection managers for [`HTTP`] in both directions, each with its log.
-fn config(folder: &Path, in_memory: bool) -> MeshConfig {
+fn config(folder: &Path, in_memory: bool, between: Between) -> Result<MeshConfig> {
     let manager = |half: &str, cluster: &str| {
         json!({
             "name": "envoy.filters.network.http_connection_manager",
@@ -37,7 +79,8 @@ fn config(folder: &Path, in_memory: bool) -> MeshConfig {
                             "%REQ(:METHOD)% %REQ(:PATH)% %PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS% \
                              %RESPONSE_CODE_DETAILS% %BYTES_RECEIVED% \
                              %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %DOWNSTREAM_LOCAL_ADDRESS% %UPSTREAM_HOST% \
-                             %UPSTREAM_CLUSTER% %REQ(X-FORWARDED-PROTO)% %REQ(HOST)% %REQ(X-A)%\n"}},
+                             %UPSTREAM_CLUSTER% %REQ(X-FORWARDED-PROTO)% %REQ(HOST)% %REQ(X-A)% \
+                             %DOWNSTREAM_PEER_URI_SAN% %DOWNSTREAM_TLS_VERSION% %REQUESTED_SERVER_NAME%\n"}},
                     },
                 }],
                 "route_config": {"name": half, "virtual_hosts": [{
@@ -64,13 +107,13 @@ fn config(folder: &Path, in_memory: bool) -> MeshConfig {
     let address = |port: u16| json!({"socket_address": {"address": "0.0.0.0", "port_value": port}});
     let outbound = json!({
         "name": "http", "address": address(HTTP), "traffic_direction": "OUTBOUND", "bind_to_port": false,
-        "filter_chains": [{"filters": [manager("out", "PassthroughCluster")]}],
+        "filter_chains": [{"filters": [manager("out", between.cluster())]}],
     });
     let inspector = |name: &str, message: &str| {
         let url = format!("type.googleapis.com/envoy.extensions.filters.listener.{message}");
         json!({"name": format!("envoy.filters.listener.{name}"), "typed_config": {"@type": url}})
     };
-    let inbound = json!({
+    let mut inbound = json!({
         "name": "virtualInbound", "address": address(15006), "traffic_direction": "INBOUND",
         "listener_filters": [
             inspector("tls_inspector", "tls_inspector.v3.TlsInspector"),
@@ -88,8 +131,19 @@ fn config(folder: &Path, in_memory: bool) -> MeshConfig {
             {"name": "rest", "filters": [tcp]},
         ],
     });
-    let bootstrap = passthrough_with(vec![outbound, inbound], Vec::new());
-    MeshConfig { bootstrap, ..MeshConfig::default() }.setting("in_memory", in_memory)
+    let mut clusters = Vec::new();
+    if between == Between::MutualTls {
+        Certificates::make(folder)?;
+        let chain = &mut inbound["filter_chains"][0];
+        chain["filter_chain_match"] = json!({"destination_port": HTTP, "transport_protocol": "tls"});
+        chain["transport_socket"] = tls(folder, "server");
+        clusters.push(json!({
+            "name": between.cluster(), "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED",
+            "transport_socket": tls(folder, "client"),
+        }));
+    }
+    let bootstrap = passthrough_with(vec![outbound, inbound], clusters);
+    Ok(MeshConfig { bootstrap, ..MeshConfig::default() }.setting("in_memory", in_memory))
 }
 
 fn folder() -> Result<std::path::PathBuf> {
@@ -164,7 +218,7 @@ fn counters(mesh: &MeshNode) -> Result<BTreeMap<String, String>> {
     let (_, text) = mesh.get("/stats")?;
     let wanted = |name: &str| {
         let of_half =
-            ["http.in.", "http.out.", "cluster.PassthroughCluster.", "cluster.InboundPassthroughCluster."];
+            ["http.in.", "http.out.", "cluster.Passthrough", "cluster.Mutual.", "cluster.InboundPassthrough"];
         of_half.iter().any(|prefix| name.starts_with(prefix))
             && !["bytes", "_time", "_ms", "buffered"].iter().any(|part| name.contains(part))
     };
@@ -181,9 +235,9 @@ struct Outside {
     between: (usize, usize),
 }
 
-fn outside(stage: &Stage, in_memory: bool) -> Result<Outside> {
+fn outside(stage: &Stage, in_memory: bool, between: Between) -> Result<Outside> {
     let folder = folder()?;
-    let mesh = stage.mesh(&config(&folder, in_memory), &[&stage.client, &stage.server])?;
+    let mesh = stage.mesh(&config(&folder, in_memory, between)?, &[&stage.client, &stage.server])?;
     let to = SocketAddr::new(Way::V4.of(&stage.server), HTTP);
     let mut browser = Browser::open(&stage.client, to)?;
     let mut answers = Vec::new();
@@ -202,13 +256,11 @@ fn outside(stage: &Stage, in_memory: bool) -> Result<Outside> {
     Ok(Outside { answers, logs, counters: counters(&mesh)?, between })
 }
 
-#[test]
-fn requests_between_two_pods_of_a_node_need_no_connection_and_look_the_same() -> Result<()> {
-    need_root!();
-    let stage = Stage::routed()?;
+/// The same requests with sockets between the halves and without; what they look like without.
+fn the_same(stage: &Stage, halves: Between) -> Result<Outside> {
     let _web = stage.server.serve("web", Server::Http, &[SocketAddr::from(([0u16; 8], HTTP))])?;
-    let sockets = outside(&stage, false)?;
-    let memory = outside(&stage, true)?;
+    let sockets = outside(stage, false, halves)?;
+    let memory = outside(stage, true, halves)?;
     ensure!(sockets.between == (2, 2), "with sockets there is one beside the application's: {sockets:?}");
     ensure!(memory.between == (1, 1), "only the applications' own connections are there: {memory:?}");
     ensure!(memory.answers == sockets.answers, "{:#?}\n{:#?}", memory.answers, sockets.answers);
@@ -216,6 +268,22 @@ fn requests_between_two_pods_of_a_node_need_no_connection_and_look_the_same() ->
     ensure!(memory.counters == sockets.counters, "{:#?}\n{:#?}", memory.counters, sockets.counters);
     let client = Way::V4.of(&stage.client).to_string();
     ensure!(memory.answers[0].1.ends_with(&client), "the server sees its client: {:?}", memory.answers);
+    Ok(memory)
+}
+
+#[test]
+fn requests_between_two_pods_of_a_node_need_no_connection_and_look_the_same() -> Result<()> {
+    need_root!();
+    the_same(&Stage::routed()?, Between::PlainText).map(drop)
+}
+
+#[test]
+fn mutual_tls_between_two_pods_of_a_node_proves_who_is_who_without_a_connection() -> Result<()> {
+    need_root!();
+    let seen = the_same(&Stage::routed()?, Between::MutualTls)?;
+    let proven = "spiffe://cluster.local/ns/default/sa/client TLSv1.3 server.test";
+    ensure!(seen.logs.iter().filter(|line| line.ends_with(proven)).count() == 4, "{:#?}", seen.logs);
+    ensure!(seen.counters["cluster.Mutual.ssl.handshake"] == "1", "{:?}", seen.counters);
     Ok(())
 }
 
@@ -249,7 +317,8 @@ fn a_pod_that_opts_out_and_one_that_leaves_are_reached_by_connections() -> Resul
     let _servers =
         [stage.server.serve("web", Server::Http, &http)?, apart.serve("apart", Server::Http, &http)?];
     let folder = folder()?;
-    let mut mesh = stage.mesh(&config(&folder, true), &[&stage.client, &stage.server, &apart])?;
+    let mut mesh =
+        stage.mesh(&config(&folder, true, Between::PlainText)?, &[&stage.client, &stage.server, &apart])?;
     let to = SocketAddr::new(Way::V4.of(&apart), HTTP);
     let mut browser = Browser::open(&stage.client, to)?;
     ensure!(browser.ask(&get("/a"))?.0 == 200);
@@ -274,7 +343,7 @@ fn a_network_policy_between_two_pods_of_a_node_holds() -> Result<()> {
     let stage = Stage::routed()?;
     let _web = stage.server.serve("web", Server::Http, &[SocketAddr::from(([0u16; 8], HTTP))])?;
     let folder = folder()?;
-    let mesh = stage.mesh(&config(&folder, true), &[&stage.client, &stage.server])?;
+    let mesh = stage.mesh(&config(&folder, true, Between::PlainText)?, &[&stage.client, &stage.server])?;
     let to = SocketAddr::new(Way::V4.of(&stage.server), HTTP);
     let rule =
         format!("add rule ip keep_apart passing ip daddr {} tcp dport {HTTP} reject with tcp reset", to.ip());

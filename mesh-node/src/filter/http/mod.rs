@@ -8,6 +8,7 @@
 
 mod chain;
 mod date;
+mod decorate;
 mod header_list;
 mod local_reply;
 mod path;
@@ -175,6 +176,7 @@ impl ConnectionManager {
                 return Answer::Local(refused);
             }
         }
+        decorate::request(self, stream, &mut request.parts.headers, routed.map(|routed| &**routed.route));
         if let Some(reply) = chain::decode(stream, &mut request, table, routed).await {
             if let Some(routed) = routed {
                 self.note_cluster(stream, &request, routed);
@@ -367,6 +369,7 @@ impl ConnectionManager {
         };
         chain::encode(&owner, &mut response);
         response_headers::mutate(self, &owner, &mut response, from_upstream);
+        decorate::response(self, &owner, response.headers_mut());
         chain::sent(&owner, &response);
         owner.start_response(&response);
         let (parts, body) = response.into_parts();

@@ -53,6 +53,8 @@ pub struct Stream {
     logged: RefCell<Logged>,
     upstream: RefCell<Option<Upstream>>,
     request_id: RefCell<Option<HeaderValue>>,
+    /// What the response says that the request is called.
+    decoration: RefCell<Option<HeaderValue>>,
     /// What its filters keep.
     pub chain: chain::State,
     grpc_status: Cell<Option<u8>>,
@@ -147,6 +149,7 @@ impl Stream {
             logged: RefCell::default(),
             upstream: RefCell::default(),
             request_id: RefCell::default(),
+            decoration: RefCell::default(),
             chain: chain::State::default(),
             grpc_status: Cell::new(None),
             waited: Cell::new(false),
@@ -310,6 +313,15 @@ impl Stream {
 
     pub fn request_id(&self) -> Option<HeaderValue> {
         self.request_id.borrow().clone()
+    }
+
+    /// The response is to say that the request is called so.
+    pub fn decorate(&self, operation: Option<HeaderValue>) {
+        *self.decoration.borrow_mut() = operation;
+    }
+
+    pub fn decoration(&self) -> Option<HeaderValue> {
+        self.decoration.borrow().clone()
     }
 
     /// Appends the value of a header's format. Without `request` the kept one counts.

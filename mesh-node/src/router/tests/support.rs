@@ -120,6 +120,7 @@ pub(crate) fn route(name: &str, matches: RouteMatch, action: Action) -> Arc<Rout
         filters: Vec::new(),
         rate_limits: Vec::new(),
         with_rate_limits_of_host: false,
+        decorator: None,
     })
 }
 

@@ -8,6 +8,7 @@ mod call;
 mod control;
 mod istioctl;
 mod kube;
+mod policies;
 mod rules;
 mod stage;
 
@@ -58,7 +59,8 @@ fn rules_of_an_api_server_do_the_same_through_envoy_and_mesh_node() -> Result<()
 fn everything_that_a_stock_istiod_sends_is_taken_and_does_what_it_should() -> Result<()> {
     need_root!();
     let Some(stage) = Stage::with_mesh(Registry::Files)? else { return Ok(()) };
-    rules::all_hold(&stage)
+    rules::all_hold(&stage)?;
+    policies::all_hold(&stage)
 }
 
 #[test]

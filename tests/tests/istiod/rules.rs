@@ -196,7 +196,8 @@ spec:
         .to_owned()
 }
 
-fn get(to: SocketAddr, path: &str) -> Ask {
+/// A request to one of the services.
+pub fn get(to: SocketAddr, path: &str) -> Ask {
     let service = match to {
         REVIEWS => "reviews",
         RATINGS => "ratings",

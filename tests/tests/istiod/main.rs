@@ -9,6 +9,7 @@ mod control;
 mod istioctl;
 mod kube;
 mod policies;
+mod refusal;
 mod rules;
 mod stage;
 
@@ -60,7 +61,8 @@ fn everything_that_a_stock_istiod_sends_is_taken_and_does_what_it_should() -> Re
     need_root!();
     let Some(stage) = Stage::with_mesh(Registry::Files)? else { return Ok(()) };
     rules::all_hold(&stage)?;
-    policies::all_hold(&stage)
+    policies::all_hold(&stage)?;
+    refusal::is_shown_and_holds_nothing_else_up(&stage)
 }
 
 #[test]

@@ -9,7 +9,7 @@ pub mod hand_off;
 
 /// Changes whenever a type below does. User space compares it with what a pinned map holds, and
 /// replaces maps of another layout instead of reading them.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// Pods of one node that can be enrolled at a time; slots are `1..MAX_PODS`.
 pub const MAX_PODS: u32 = 1024;
@@ -84,22 +84,35 @@ pub struct FlowKey {
     pub remote_port: u16,
 }
 
-/// What is known about a socket or a noted flow. Values of [`SocketTag::kind`] and of the flow map.
+/// What is known about a socket or a noted flow: values of [`SocketTag::kind`], and what [`kind::of`] says of
+/// a value of the flow map.
 pub mod kind {
+    /// The kind of a noted flow, see [`SocketTag::noted`](super::SocketTag::noted).
+    #[inline(always)]
+    pub const fn of(noted: u32) -> u16 {
+        noted as u16
+    }
+
+    /// The worker behind a noted flow, counted from 1; 0: not known.
+    #[inline(always)]
+    pub const fn worker(noted: u32) -> u16 {
+        (noted >> 16) as u16
+    }
+
     /// From the proxy to the network, on behalf of the pod.
-    pub const NETWORK: u32 = 1;
+    pub const NETWORK: u16 = 1;
     /// From the proxy to the pod's own application; the key's `local` is the application's end.
-    pub const APPLICATION: u32 = 2;
+    pub const APPLICATION: u16 = 2;
     /// Accepted by the pod's inbound listener, or the listener itself.
-    pub const INBOUND: u32 = 3;
+    pub const INBOUND: u16 = 3;
     /// Accepted by the pod's outbound listener, or the listener itself.
-    pub const OUTBOUND: u32 = 4;
+    pub const OUTBOUND: u16 = 4;
     /// From the host itself (kubelet) to the pod.
-    pub const HOST: u32 = 5;
+    pub const HOST: u16 = 5;
     /// A socket that asks the connect hook for its network namespace's cookie.
-    pub const LEARN: u32 = 6;
+    pub const LEARN: u16 = 6;
     /// The connecting end of a flow of the self-test: accelerated without asking.
-    pub const TEST: u32 = 7;
+    pub const TEST: u16 = 7;
 }
 
 /// Storage of one socket. Only a holder of the map can write it, so a pod cannot imitate it.
@@ -108,7 +121,17 @@ pub mod kind {
 pub struct SocketTag {
     pub netns: u64,
     pub slot: u32,
-    pub kind: u32,
+    pub kind: u16,
+    /// The worker that connects, counted from 1; 0: not known.
+    pub worker: u16,
+}
+
+impl SocketTag {
+    /// What the flow map says of this socket's flow.
+    #[inline(always)]
+    pub const fn noted(&self) -> u32 {
+        self.kind as u32 | (self.worker as u32) << 16
+    }
 }
 
 /// One enrolled pod, in the array of pods at its slot.
@@ -177,6 +200,15 @@ impl CidrKey {
 #[inline(always)]
 pub const fn listener_index(slot: u32, direction: u16) -> u32 {
     slot * 2 + direction as u32
+}
+
+/// Workers that connections of the same node can be kept at; those of more go to any worker.
+pub const MAX_WORKERS: u32 = 32;
+
+/// Slot of a worker's own inbound listener of a pod in the map of workers' listeners; `worker` counts from 1.
+#[inline(always)]
+pub const fn worker_listener_index(slot: u32, worker: u16) -> u32 {
+    slot * MAX_WORKERS + worker as u32 - 1
 }
 
 /// Node-wide settings, the one entry of their map.
@@ -306,7 +338,9 @@ pub mod reason {
     pub const KEPT_TLS: u16 = 31;
     /// The same: as many as can be are handed off.
     pub const KEPT_FULL: u16 = 32;
-    pub const NAMES: [&str; 33] = [
+    /// Steered to the inbound listener of the worker that connects, from another pod of the node.
+    pub const STEERED_SIBLING: u16 = 33;
+    pub const NAMES: [&str; 34] = [
         "steered_outbound",
         "steered_inbound",
         "passed_excluded",
@@ -340,6 +374,7 @@ pub mod reason {
         "kept_peer",
         "kept_tls",
         "kept_full",
+        "steered_sibling",
     ];
 }
 

@@ -128,5 +128,5 @@ fn note_host(settings: &Settings, sk: *mut bpf_sock, netns: u64, remote: Address
         }
     }
     // SAFETY: `sk` is the connecting socket.
-    unsafe { SOCKETS.set(sk, SocketTag { netns, slot, kind: kind::HOST }) };
+    unsafe { SOCKETS.set(sk, SocketTag { netns, slot, kind: kind::HOST, worker: 0 }) };
 }

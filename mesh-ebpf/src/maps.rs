@@ -14,8 +14,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, SockHash, SockMap},
 };
 use mesh_common::{
-    Address, CidrKey, CounterKey, FlowKey, MAX_FLOWS, MAX_PODS, Pod, PodAddress, PortKey, Settings,
-    SocketTag,
+    Address, CidrKey, CounterKey, FlowKey, MAX_FLOWS, MAX_PODS, MAX_WORKERS, Pod, PodAddress, PortKey,
+    Settings, SocketTag,
     accel::{Carried, End, MAX_ENDS, MAX_OWNERS, Offsets, Owner, OwnerKey, Pair, PairKey},
     direction,
     hand_off::{Direction, MAX_DIRECTIONS},
@@ -72,6 +72,10 @@ pub static EXCLUDED_CIDRS: LpmTrie<CidrKey, u32> = LpmTrie::pinned(MAX_PODS * 16
 /// Two listeners per pod, see `mesh_common::listener_index`.
 #[map]
 pub static LISTENERS: SockMap = SockMap::pinned(MAX_PODS * 2, 0);
+
+/// The inbound listener of each worker of each pod, see `mesh_common::worker_listener_index`.
+#[map]
+pub static WORKER_LISTENERS: SockMap = SockMap::pinned(MAX_PODS * MAX_WORKERS, 0);
 
 /// Flows that may cross the guard or must not be captured again, by what they are.
 #[map]

@@ -2,15 +2,21 @@
 //! Runs for listener lookups only: established flows, TIME_WAIT and SYN cookies stay TCP's own.
 
 use aya_ebpf::{
-    bindings::{bpf_sk_lookup, sk_action},
+    bindings::{BPF_SK_LOOKUP_F_NO_REUSEPORT, bpf_sk_lookup, sk_action},
     macros::sk_lookup,
     programs::SkLookupContext,
 };
-use mesh_common::{FlowKey, Settings, direction, hook, kind, listener_index, reason, settings_flags};
+use mesh_common::{
+    FlowKey, MAX_WORKERS, Settings, direction, hook, kind, listener_index, reason, settings_flags,
+    worker_listener_index,
+};
 
 use crate::{
     context::{address, field},
-    maps::{FLOWS, HAS_INGRESS_IFINDEX, LISTENERS, SLOT, count, pod, proxy_alive, settings},
+    maps::{
+        ADDRESS_PODS, FLOWS, HAS_INGRESS_IFINDEX, LISTENERS, SLOT, WORKER_LISTENERS, count, pod, proxy_alive,
+        settings,
+    },
     verdict,
 };
 
@@ -36,7 +42,7 @@ pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
         return PASS;
     }
     // SAFETY: the value is copied at once.
-    match unsafe { FLOWS.get(&flow) }.copied() {
+    match unsafe { FLOWS.get(&flow) }.map(|noted| kind::of(*noted)) {
         Some(kind::APPLICATION) => {
             count(slot, hook::SK_LOOKUP, reason::PASSED_OWN);
             return PASS;
@@ -50,7 +56,7 @@ pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
     if !from_proxy(&flow) {
         // Nothing but the steering route delivers a foreign destination locally.
         if !verdict::is_address_of(slot, &flow.local) && !from_outside(&ctx) {
-            return assign(&ctx, settings, slot, direction::OUTBOUND, reason::STEERED_OUTBOUND);
+            return assign(&ctx, settings, slot, &flow, direction::OUTBOUND, reason::STEERED_OUTBOUND);
         }
         if verdict::is_address_of(slot, &flow.remote) {
             count(slot, hook::SK_LOOKUP, reason::PASSED_LOCAL);
@@ -61,7 +67,7 @@ pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
         count(slot, hook::SK_LOOKUP, reason::PASSED_EXCLUDED);
         return PASS;
     }
-    assign(&ctx, settings, slot, direction::INBOUND, reason::STEERED_INBOUND)
+    assign(&ctx, settings, slot, &flow, direction::INBOUND, reason::STEERED_INBOUND)
 }
 
 /// Whether a flow between two addresses of the pod is the proxy's way to the network, which came
@@ -76,12 +82,48 @@ fn from_proxy(flow: &FlowKey) -> bool {
         remote_port: flow.local_port,
     };
     // SAFETY: the value is copied at once.
-    unsafe { FLOWS.get(&mirrored) }.copied() == Some(kind::NETWORK)
+    unsafe { FLOWS.get(&mirrored) }.is_some_and(|noted| kind::of(*noted) == kind::NETWORK)
+}
+
+/// Gives a connection that the proxy makes from another pod of this node to the worker that makes it: the two
+/// halves then wake nobody between them, and the bytes stay in one processor's cache.
+#[inline(always)]
+fn assign_to_sibling(ctx: &SkLookupContext, slot: u32, flow: &FlowKey) -> bool {
+    // SAFETY: the value is copied at once.
+    let Some(client) = unsafe { ADDRESS_PODS.get(&flow.remote) }.copied() else { return false };
+    let theirs = FlowKey {
+        slot: client,
+        local: flow.remote,
+        remote: flow.local,
+        local_port: flow.remote_port,
+        remote_port: flow.local_port,
+    };
+    // SAFETY: as above.
+    let worker = unsafe { FLOWS.get(&theirs) }.map_or(0, |noted| kind::worker(*noted));
+    if worker == 0 || u32::from(worker) > MAX_WORKERS {
+        return false;
+    }
+    let index = worker_listener_index(slot, worker);
+    let given = WORKER_LISTENERS.redirect_sk_lookup(ctx, index, BPF_SK_LOOKUP_F_NO_REUSEPORT.into()).is_ok();
+    if given {
+        count(slot, hook::SK_LOOKUP, reason::STEERED_SIBLING);
+    }
+    given
 }
 
 #[inline(always)]
-fn assign(ctx: &SkLookupContext, settings: &Settings, slot: u32, direction: u16, reason: u16) -> u32 {
-    if proxy_alive(settings) && LISTENERS.redirect_sk_lookup(ctx, listener_index(slot, direction), 0).is_ok()
+fn assign(
+    ctx: &SkLookupContext,
+    settings: &Settings,
+    slot: u32,
+    flow: &FlowKey,
+    direction: u16,
+    reason: u16,
+) -> u32 {
+    let listener = listener_index(slot, direction);
+    if proxy_alive(settings)
+        && (direction == direction::INBOUND && assign_to_sibling(ctx, slot, flow)
+            || LISTENERS.redirect_sk_lookup(ctx, listener, 0).is_ok())
     {
         // With sockops, the connection is counted when it is one.
         if settings.flags & settings_flags::SOCKOPS == 0 {

@@ -83,7 +83,7 @@ fn accelerate(ctx: &SockOpsContext, op: u32, sk: *mut bpf_sock, tag: Option<&Soc
 fn note(ctx: &SockOpsContext, tag: &SocketTag) {
     // The map evicts its oldest entry when full, so this fails only for want of memory; then the
     // guard refuses the flow, which is the safe side.
-    let _ = FLOWS.insert(&key(ctx, tag), &tag.kind, 0);
+    let _ = FLOWS.insert(&key(ctx, tag), &tag.noted(), 0);
     let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
 }
 

@@ -69,7 +69,7 @@ fn is_neighbour_talk(source: &Address) -> bool {
 #[inline(always)]
 fn judge(ctx: &TcContext, settings: &Settings, slot: u32, pod: &Pod, segment: &Segment) -> i32 {
     // SAFETY: the value is copied at once.
-    let noted = unsafe { FLOWS.get(&segment.flow(slot)) }.copied().unwrap_or(0);
+    let noted = kind::of(unsafe { FLOWS.get(&segment.flow(slot)) }.copied().unwrap_or(0));
     // Answers of an application to the proxy stay inside the pod: one that comes out does not pass.
     if noted == kind::NETWORK || noted == kind::INBOUND || noted == kind::HOST {
         return NEXT;

@@ -46,7 +46,7 @@ fn begin(ctx: &TcContext, settings: &Settings, slot: u32, segment: &Segment, flo
         note_own(ctx, flow);
     }
     // SAFETY: the value is copied at once.
-    let own = unsafe { FLOWS.get(flow) }.copied() == Some(kind::NETWORK);
+    let own = unsafe { FLOWS.get(flow) }.is_some_and(|noted| kind::of(*noted) == kind::NETWORK);
     let Some(pod) = pod(slot) else { return NEXT };
     let passes =
         verdict::outbound_passes(slot, pod, &segment.destination, segment.destination_port).is_some();
@@ -112,7 +112,7 @@ fn note_own(ctx: &TcContext, flow: &FlowKey) {
     let Some(tag) = tag else { return };
     // SAFETY: only presence is looked at.
     if (tag.kind == kind::NETWORK || tag.kind == kind::INBOUND) && unsafe { FLOWS.get(flow) }.is_none() {
-        let _ = FLOWS.insert(flow, &tag.kind, 0);
+        let _ = FLOWS.insert(flow, &tag.noted(), 0);
     }
 }
 

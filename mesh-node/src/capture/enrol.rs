@@ -9,7 +9,10 @@ use std::net::{IpAddr, TcpListener};
 use std::sync::atomic::AtomicU16;
 use std::sync::{Arc, mpsc};
 
-use mesh_common::{CidrKey, Pod, PodAddress, PortKey, SocketTag, direction, kind, listener_index, pod_flags};
+use mesh_common::{
+    CidrKey, MAX_WORKERS, Pod, PodAddress, PortKey, SocketTag, direction, kind, listener_index, pod_flags,
+    worker_listener_index,
+};
 
 use super::accel::{self, Acceleration};
 use super::bpf::Map;
@@ -257,6 +260,13 @@ fn listen(context: &Context<'_>, slot: u32, sockets: &Arc<PodSockets>) -> Result
         };
         put(direction::OUTBOUND, &first.outbound)?;
         put(direction::INBOUND, &first.inbound)?;
+    }
+    for (worker, own) in (1..=MAX_WORKERS as u16).zip(&listeners) {
+        context
+            .maps
+            .worker_listeners
+            .set_socket(worker_listener_index(slot, worker), own.inbound.as_fd())
+            .map_err(PodProblem::setup("WORKER_LISTENERS map"))?;
     }
     Ok(listeners)
 }
@@ -513,6 +523,9 @@ fn forget_pod(maps: &Maps, record: &Record) {
     for index in stale {
         // Gone by itself once the listeners are closed.
         let _ = maps.listeners.remove(&index);
+    }
+    for worker in 1..=MAX_WORKERS as u16 {
+        let _ = maps.worker_listeners.remove(&worker_listener_index(slot, worker));
     }
 }
 

@@ -22,7 +22,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use super::accel::Acceleration;
 use super::bpf::Map;
 use super::programs::Maps;
-use super::sockopt;
+use super::{sockopt, worker};
 use crate::model::workload::{HalfOfConnection, HandOff, PastTcp, SocketFactory, Trial};
 
 /// How long a connection to an application stays noted where sockops does not forget it at its end.
@@ -131,11 +131,11 @@ impl Drop for Gone {
 }
 
 impl PodSockets {
-    fn tag(&self, kind: u32) -> SocketTag {
-        SocketTag { netns: self.cookie, slot: self.gone.slot, kind }
+    fn tag(&self, kind: u16) -> SocketTag {
+        SocketTag { netns: self.cookie, slot: self.gone.slot, kind, worker: worker::current() }
     }
 
-    fn socket(&self, remote: SocketAddr, kind: u32) -> io::Result<Socket> {
+    fn socket(&self, remote: SocketAddr, kind: u16) -> io::Result<Socket> {
         let domain = Domain::for_address(remote);
         let socket = self.host.enter(&self.pod, || tcp_socket(domain))??;
         self.tags.tag(socket.as_fd(), &self.tag(kind))?;
@@ -212,7 +212,7 @@ impl PodSockets {
         while let Some((_, old)) = noted.pop_front_if(|(at, _)| now - *at > NOTED) {
             self.maps.flows.remove(&old)?;
         }
-        self.maps.flows.insert(&flow, &kind::APPLICATION)?;
+        self.maps.flows.insert(&flow, &kind::APPLICATION.into())?;
         noted.push_back((now, flow));
         Ok(())
     }
@@ -220,7 +220,7 @@ impl PodSockets {
     /// A listener inside the pod, one of a group that shares the port. Bound to the loopback
     /// address: only `sk_lookup` brings connections to it, of both families. (Bound to `::1` it
     /// would be for IPv6 only.)
-    pub(super) fn listener(&self, port: u16, kind: u32) -> io::Result<std::net::TcpListener> {
+    pub(super) fn listener(&self, port: u16, kind: u16) -> io::Result<std::net::TcpListener> {
         let v6 = || -> io::Result<Socket> {
             let socket = tcp_socket(Domain::IPV6)?;
             socket.set_only_v6(false)?;
@@ -315,7 +315,7 @@ pub(super) fn cookie(host: &Namespace, pod: &Namespace, tags: &Map<i32, SocketTa
     }
     use std::os::fd::AsRawFd;
     let fd = socket.as_raw_fd();
-    tags.insert(&fd, &SocketTag { netns: 0, slot: 0, kind: kind::LEARN })?;
+    tags.insert(&fd, &SocketTag { netns: 0, slot: 0, kind: kind::LEARN, worker: 0 })?;
     // The hook refuses it after writing the answer: nothing is sent. (192.0.2.0/24: RFC 5737.)
     let _ = socket.connect(&SocketAddr::from(([192, 0, 2, 1], 9)).into());
     match tags.get(&fd)? {

@@ -180,10 +180,15 @@ fn try_start(
     let maps = Arc::new(maps);
     let roster = Arc::<Roster>::default();
     let (mut senders, mut sources, mut pulses) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..workers {
+    for number in 1..=workers {
         let (sender, receiver) = unbounded_channel();
         let pulse = Arc::new(AtomicU64::new(0));
-        sources.push(WorkerCapture::new(receiver, pulse.clone(), roster.addresses.clone()));
+        sources.push(WorkerCapture::new(
+            u16::try_from(number).unwrap_or(0),
+            receiver,
+            pulse.clone(),
+            roster.addresses.clone(),
+        ));
         senders.push(sender);
         pulses.push(pulse);
     }

@@ -28,6 +28,15 @@ const PULSE: Duration = Duration::from_millis(250);
 /// Wait after an accept that failed for want of descriptors or memory.
 const RETRY: Duration = Duration::from_millis(50);
 
+thread_local! {
+    static CURRENT: Cell<u16> = const { Cell::new(0) };
+}
+
+/// The worker that the calling thread is, counted from 1; 0: it is none.
+pub(super) fn current() -> u16 {
+    CURRENT.get()
+}
+
 /// What the manager tells a worker.
 pub(super) enum Assignment {
     Add {
@@ -49,6 +58,8 @@ pub(super) enum Assignment {
 
 /// The connections captured for one worker. To be used inside a `LocalSet`.
 pub struct WorkerCapture {
+    /// Counted from 1.
+    number: u16,
     assignments: UnboundedReceiver<Assignment>,
     pulse: Arc<AtomicU64>,
     pods: HashMap<u32, Pod>,
@@ -66,12 +77,13 @@ struct Pod {
 
 impl WorkerCapture {
     pub(super) fn new(
+        number: u16,
         assignments: UnboundedReceiver<Assignment>,
         pulse: Arc<AtomicU64>,
         addresses: Addresses,
     ) -> Self {
         let (sender, captured) = mpsc::channel(ACCEPTED);
-        Self { assignments, pulse, pods: HashMap::new(), sender, captured, addresses, started: false }
+        Self { number, assignments, pulse, pods: HashMap::new(), sender, captured, addresses, started: false }
     }
 
     /// Which pods connections are captured for.
@@ -83,6 +95,7 @@ impl WorkerCapture {
         if std::mem::replace(&mut self.started, true) {
             return;
         }
+        CURRENT.set(self.number);
         let pulse = self.pulse.clone();
         let sender = self.sender.clone();
         tokio::task::spawn_local(async move {
@@ -240,7 +253,7 @@ mod tests {
     #[tokio::test]
     async fn on_a_node_of_many_pods_each_one_is_accepted_for() {
         let (assign, assignments) = mpsc::unbounded_channel();
-        let mut capture = WorkerCapture::new(assignments, Arc::default(), Addresses::default());
+        let mut capture = WorkerCapture::new(1, assignments, Arc::default(), Addresses::default());
         let mut addresses = Vec::new();
         for slot in 0..ACCEPTED as u32 {
             let mut listener = || {

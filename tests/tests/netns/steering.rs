@@ -108,6 +108,10 @@ fn between_two_enrolled_pods_of_a_node_both_halves_run() -> Result<()> {
     for stage in [Stage::routed()?, Stage::bridged()?] {
         let mesh = stage.mesh(&MeshConfig::default(), &[&stage.client, &stage.server])?;
         check(&stage, &mesh, &stage.client, BOTH)?;
+        // Each connection stays with the worker that has its outbound half.
+        let connections = mesh.count("sk_lookup", "steered_inbound")?;
+        assert!(connections >= 6.0, "{connections}");
+        assert!(mesh.count("sk_lookup", "steered_sibling")? >= connections);
     }
     Ok(())
 }

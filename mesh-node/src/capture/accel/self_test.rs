@@ -118,7 +118,7 @@ fn connect<'a>(gauge: &'a KernelGauge, tags: &Map<i32, SocketTag>) -> Result<End
     let ends = || -> io::Result<Ends<'a>> {
         let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
         let socket = Socket::new(Domain::IPV4, Type::STREAM.cloexec(), None)?;
-        tags.tag(socket.as_fd(), &SocketTag { netns: 0, slot: 0, kind: kind::TEST })?;
+        tags.tag(socket.as_fd(), &SocketTag { netns: 0, slot: 0, kind: kind::TEST, worker: 0 })?;
         socket.connect(&listener.local_addr()?.into())?;
         let proxy: TcpStream = socket.into();
         let (application, _) = listener.accept()?;

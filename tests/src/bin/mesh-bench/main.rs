@@ -285,6 +285,13 @@ fn draw(args: &Args, rows: &[Row], shared: &Shared, generator: &Generator) -> Re
 /// Functions that are printed of each flame graph, by themselves and with what they call.
 const TOP: usize = 40;
 
+/// Rounds before those that count. One is enough but where few connections meet acceleration: how the
+/// applications use their sockets is learned from their first three, once in their lives.
+const WARM_UP: usize = 5;
+
+/// So many connections in one round are enough to learn from.
+const MANY: u32 = 8;
+
 /// Measures the rows that share one placement, and thereby their topologies.
 fn measure_group(
     args: &Args,
@@ -312,17 +319,20 @@ fn measure_group(
         println!("{row}");
         let paths = ways(args, row);
         let mut samples: BTreeMap<Way, Result<Vec<Sample>, String>> = BTreeMap::new();
-        // The first round only warms up.
-        for round in 0..=args.runs {
+        // The first rounds only warm up.
+        for round in 0..WARM_UP + args.runs {
             for path in &paths {
                 let (Some(topology), Ok(so_far)) =
                     (topologies.get(path), samples.entry(*path).or_insert_with(|| Ok(Vec::new())))
                 else {
                     continue;
                 };
-                let seconds = if round == 0 { 1 } else { args.seconds };
+                if round > 0 && round < WARM_UP && !(path.acceleration && row.connections < MANY) {
+                    continue;
+                }
+                let seconds = if round < WARM_UP { 1 } else { args.seconds };
                 match generator.run(row, &topology.client, topology.address, topology.proxies(), seconds) {
-                    Ok(sample) if round > 0 => so_far.push(sample),
+                    Ok(sample) if round >= WARM_UP => so_far.push(sample),
                     Ok(_) => {}
                     Err(error) => drop(samples.insert(*path, Err(format!("{error:#}")))),
                 }

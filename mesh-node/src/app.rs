@@ -27,7 +27,7 @@ use crate::dynamic::{
     Assembly, Compiler, Identity, Refused, Servers, Sidecar, Statics, Watch, send_remote_logs,
 };
 use crate::filter::WorkerContext;
-use crate::kubernetes;
+use crate::kubernetes::{self, Heard};
 use crate::model::{Published, Snapshot};
 use crate::readiness::{Guard, Readiness};
 use crate::telemetry::log_file::LogFiles;
@@ -68,14 +68,21 @@ pub fn run(cli: &Cli) -> Result<(), StartError> {
     let settings = Settings::load(cli.settings.as_deref(), std::env::vars(), &cli.flags)?;
     let log_level = logging::start(&settings.node);
     match cli.mode {
-        Mode::Cleanup => cleanup(&settings),
+        Mode::Cleanup => cleanup(&settings, cli.stay),
         Mode::Status => status(&settings),
         Mode::Validate => validate(cli, &settings),
         Mode::Run => serve(cli, &settings, log_level),
     }
 }
 
-fn cleanup(settings: &Settings) -> Result<(), StartError> {
+fn cleanup(settings: &Settings, stay: bool) -> Result<(), StartError> {
+    let mut ends = nix::sys::signal::SigSet::empty();
+    ends.add(nix::sys::signal::SIGTERM);
+    ends.add(nix::sys::signal::SIGINT);
+    if stay {
+        // From the beginning: an end that is asked for meanwhile waits until all is done.
+        ends.thread_block().map_err(|errno| StartError::Threads(errno.into()))?;
+    }
     let removed = capture::cleanup(&settings.capture)?;
     let instance = &settings.capture.instance;
     match &removed.pins {
@@ -84,6 +91,10 @@ fn cleanup(settings: &Settings) -> Result<(), StartError> {
     }
     for pod in &removed.pods {
         println!("instance {instance}: rules, routes and settings put back in pod {pod}");
+    }
+    if stay {
+        println!("instance {instance}: clean, waiting to be ended");
+        ends.wait().map_err(|errno| StartError::Threads(errno.into()))?;
     }
     Ok(())
 }
@@ -320,8 +331,8 @@ impl Node {
                 },
                 () = changed => self.reload().await,
                 () = pods_changed(self.state.capture.get()) => self.follow_pods(),
-                () = listed(&mut self.kubernetes) => {
-                    self.set_pods();
+                news = news(&mut self.kubernetes, self.state.capture.get()) => {
+                    self.take(news);
                     self.start_when_ready()?;
                 }
                 () = self.files.changed() => {
@@ -339,11 +350,16 @@ impl Node {
     }
 
     /// Hands on what the Kubernetes API says, once there is somebody who takes it.
-    fn set_pods(&mut self) {
-        if let (Some(source), Some(capture)) = (&mut self.kubernetes, self.state.capture.get())
-            && let Some(pods) = source.current()
-        {
-            capture.set_pods(pods);
+    fn take(&mut self, news: News) {
+        let (Some(source), Some(capture)) = (&mut self.kubernetes, self.state.capture.get()) else { return };
+        match news {
+            News::Heard(Heard::Listed) => {
+                if let Some(pods) = source.current() {
+                    capture.set_pods(pods);
+                }
+            }
+            News::Heard(Heard::Strangers(namespaces)) => capture.strangers(namespaces),
+            News::Newcomer => source.look(),
         }
     }
 
@@ -434,11 +450,25 @@ async fn pods_changed(capture: Option<&Arc<Capture>>) {
     }
 }
 
-/// Returns when the API has another list of pods.
-async fn listed(source: &mut Option<kubernetes::Source>) {
-    match source {
-        Some(source) => source.changed().await,
-        None => std::future::pending().await,
+/// What is heard of pods where they come from the Kubernetes API.
+enum News {
+    Heard(Heard),
+    /// A pod has connected that nobody knows.
+    Newcomer,
+}
+
+/// Returns when there is something new of pods.
+async fn news(source: &mut Option<kubernetes::Source>, capture: Option<&Arc<Capture>>) -> News {
+    let Some(source) = source else { return std::future::pending().await };
+    let newcomer = async {
+        match capture {
+            Some(capture) => capture.newcomer().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        heard = source.next() => News::Heard(heard),
+        () = newcomer => News::Newcomer,
     }
 }
 

@@ -332,7 +332,7 @@ impl Node {
                 () = changed => self.reload().await,
                 () = pods_changed(self.state.capture.get()) => self.follow_pods(),
                 news = news(&mut self.kubernetes, self.state.capture.get()) => {
-                    self.take(news);
+                    hand_on(&mut self.kubernetes, self.state.capture.get(), news);
                     self.start_when_ready()?;
                 }
                 () = self.files.changed() => {
@@ -347,20 +347,6 @@ impl Node {
         }
         self.drain(&mut terminate).await;
         Ok(())
-    }
-
-    /// Hands on what the Kubernetes API says, once there is somebody who takes it.
-    fn take(&mut self, news: News) {
-        let (Some(source), Some(capture)) = (&mut self.kubernetes, self.state.capture.get()) else { return };
-        match news {
-            News::Heard(Heard::Listed) => {
-                if let Some(pods) = source.current() {
-                    capture.set_pods(pods);
-                }
-            }
-            News::Heard(Heard::Strangers(namespaces)) => capture.strangers(namespaces),
-            News::Newcomer => source.look(),
-        }
     }
 
     fn follow_pods(&mut self) {
@@ -405,25 +391,33 @@ impl Node {
     }
 
     /// Lets connections finish, for the drain time at most; a second signal ends it at once.
-    async fn drain(self, terminate: &mut tokio::signal::unix::Signal) {
+    async fn drain(mut self, terminate: &mut tokio::signal::unix::Signal) {
         self.state.set_draining(true);
         self.sidecar.outlet.drain();
         let begun = Instant::now();
         tracing::info!(connections = self.sidecar.outlet.connections(), "draining");
-        let idle = async {
+        let outlet = &self.sidecar.outlet;
+        let idle = async || {
             // Counters have no events; the wait ends within a step of the last connection.
             let mut step = tokio::time::interval(Duration::from_millis(20));
             loop {
                 step.tick().await;
-                if self.sidecar.outlet.connections() == 0 {
+                if outlet.connections() == 0 {
                     break;
                 }
             }
         };
         tokio::select! {
-            () = idle => {}
+            () = idle() => {}
             () = tokio::time::sleep(self.drain_time) => {}
+            () = follow_on(&mut self.kubernetes, self.state.capture.get()) => {}
             _ = terminate.recv() => {}
+        }
+        // Until here new ones were taken, so that the time without a proxy is short. The last may be answered.
+        outlet.end_capture();
+        tokio::select! {
+            () = idle() => {}
+            () = tokio::time::sleep(LAST_ANSWERS.min(self.drain_time)) => {}
         }
         let left = self.sidecar.outlet.connections();
         for worker in self.sidecar.outlet.workers {
@@ -450,6 +444,9 @@ async fn pods_changed(capture: Option<&Arc<Capture>>) {
     }
 }
 
+/// What connections get that came when the drain time was over.
+const LAST_ANSWERS: Duration = Duration::from_millis(300);
+
 /// What is heard of pods where they come from the Kubernetes API.
 enum News {
     Heard(Heard),
@@ -469,6 +466,28 @@ async fn news(source: &mut Option<kubernetes::Source>, capture: Option<&Arc<Capt
     tokio::select! {
         heard = source.next() => News::Heard(heard),
         () = newcomer => News::Newcomer,
+    }
+}
+
+/// Hands on what is new of pods, once there is somebody who takes it.
+fn hand_on(source: &mut Option<kubernetes::Source>, capture: Option<&Arc<Capture>>, news: News) {
+    let (Some(source), Some(capture)) = (source, capture) else { return };
+    match news {
+        News::Heard(Heard::Listed) => {
+            if let Some(pods) = source.current() {
+                capture.set_pods(pods);
+            }
+        }
+        News::Heard(Heard::Strangers(namespaces)) => capture.strangers(namespaces),
+        News::Newcomer => source.look(),
+    }
+}
+
+/// Follows pods for as long as it is polled: those that come while this process drains are its business still.
+async fn follow_on(source: &mut Option<kubernetes::Source>, capture: Option<&Arc<Capture>>) {
+    loop {
+        let news = news(source, capture).await;
+        hand_on(source, capture, news);
     }
 }
 

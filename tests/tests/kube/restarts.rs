@@ -1,6 +1,7 @@
 //! mesh-node restarted and updated under load between the nodes.
 
 use anyhow::{Context, Result, ensure};
+use mesh_tests::process::Process;
 
 use crate::cluster::{Cluster, NAMESPACE};
 use crate::workloads::{self, MARK, MARKING, PORT, visit_pages};
@@ -27,33 +28,34 @@ fn a_restart_or_update_under_load_fails_what_the_mode_says_and_new_connections_a
         let mut visit = vec!["/mesh-peer", "visit", "--to", &to, "--path", "/productpage", "--pause-ms", "5"];
         visit.extend(["--at-a-time", "4", "--header", MARK]);
         let mut load = cluster.exec("default", &pod, &visit)?;
-        let mut report = |what: &str| -> Result<()> {
-            load.send("")?;
-            let visits = workloads::visits(&load.line()?)?;
-            println!(
-                "fail_mode {mode}, {what}: {} pages, {} through the mesh, {} failed {:?}",
-                visits.visits, visits.carried, visits.failed, visits.errors
-            );
-            Ok(())
-        };
         for _ in 0..rounds {
             restart(&cluster)?;
             served(&cluster)?;
         }
-        report(&format!("{rounds} restarts on both nodes"))?;
+        report(&mut load, &format!("fail_mode {mode}, {rounds} restarts on both nodes"))?;
         if let Ok(image) = std::env::var("MESH_KUBE_OTHER_IMAGE") {
             cluster.kubectl(&format!("-n {NAMESPACE} set image daemonset/mesh-node mesh-node={image}"))?;
             cluster.ready()?;
             served(&cluster)?;
-            report("and an update to another image")?;
+            report(&mut load, &format!("fail_mode {mode}, and an update to another image"))?;
             cluster.kubectl(&format!("-n {NAMESPACE} rollout undo daemonset/mesh-node"))?;
             cluster.ready()?;
         }
-        drop(report);
         load.close_stdin();
     }
     cluster.uninstall()?;
     workloads::remove_bookinfo(&cluster)
+}
+
+/// Says how the load fares so far.
+fn report(load: &mut Process, after: &str) -> Result<()> {
+    load.send("")?;
+    let visits = workloads::visits(&load.line()?)?;
+    println!(
+        "{after}: {} pages, {} through the mesh, {} failed {:?}",
+        visits.visits, visits.carried, visits.failed, visits.errors
+    );
+    Ok(())
 }
 
 fn restart(cluster: &Cluster) -> Result<()> {

@@ -14,6 +14,9 @@ pub const LAYOUT: u32 = 5;
 /// Pods of one node that can be enrolled at a time; slots are `1..MAX_PODS`.
 pub const MAX_PODS: u32 = 1024;
 
+/// Network namespaces of one node that are remembered without being an enrolled pod's.
+pub const MAX_NAMESPACES: u32 = 4096;
+
 /// Entries of the map of noted flows, the oldest of which make room for new ones.
 pub const MAX_FLOWS: u32 = 131_072;
 
@@ -113,6 +116,10 @@ pub mod kind {
     pub const LEARN: u16 = 6;
     /// The connecting end of a flow of the self-test: accelerated without asking.
     pub const TEST: u16 = 7;
+    /// Of a pod that is not known yet: its SYN is held.
+    pub const HELD: u16 = 8;
+    /// Was held.
+    pub const LET_GO: u16 = 9;
 }
 
 /// Storage of one socket. Only a holder of the map can write it, so a pod cannot imitate it.
@@ -221,8 +228,8 @@ pub struct Settings {
     pub heartbeat_timeout_ns: u64,
     /// Id of the cgroup all pods are below; 0: there is none.
     pub kubepods: u64,
-    /// Depth of that cgroup below the root.
-    pub kubepods_level: u32,
+    /// How long a pod that is not known is held at most; 0: not at all.
+    pub hold_ms: u32,
     pub layout: u32,
     /// Bits of [`settings_flags`].
     pub flags: u32,

@@ -3,7 +3,7 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{bpf_sock, bpf_sock_addr},
-    helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_setsockopt},
+    helpers::generated::{bpf_get_netns_cookie, bpf_setsockopt},
     programs::SockAddrContext,
 };
 use aya_log_ebpf::debug;
@@ -12,6 +12,7 @@ use mesh_common::{Address, Settings, SocketTag, hook, kind, reason, settings_fla
 use crate::{
     accel,
     context::field,
+    hold,
     maps::{ADDRESS_PODS, NAMESPACES, SOCKETS, count, pod, proxy_serves, settings},
     verdict,
 };
@@ -58,8 +59,9 @@ pub fn connect(ctx: &SockAddrContext, remote: Address) -> i32 {
     let Some(slot) = unsafe { NAMESPACES.get(&netns) }.copied() else {
         if netns == settings.host_netns {
             note_host(settings, sk, netns, remote);
+            return PASS;
         }
-        return PASS;
+        return hold::connects(ctx, settings, sk, netns, remote);
     };
     if settings.flags & settings_flags::CONNECT == 0 {
         return PASS;
@@ -120,12 +122,8 @@ fn steer(
 fn note_host(settings: &Settings, sk: *mut bpf_sock, netns: u64, remote: Address) {
     // SAFETY: the value is copied at once.
     let Some(slot) = unsafe { ADDRESS_PODS.get(&remote) }.copied() else { return };
-    if settings.kubepods != 0 {
-        // SAFETY: a helper with a plain argument.
-        let ancestor = unsafe { bpf_get_current_ancestor_cgroup_id(settings.kubepods_level as i32) };
-        if ancestor == settings.kubepods {
-            return;
-        }
+    if hold::in_a_pod(settings) {
+        return;
     }
     // SAFETY: `sk` is the connecting socket.
     unsafe { SOCKETS.set(sk, SocketTag { netns, slot, kind: kind::HOST, worker: 0 }) };

@@ -13,6 +13,7 @@ mod connect6;
 mod context;
 mod fionread;
 mod hand_off;
+mod hold;
 mod kernel;
 mod maps;
 mod packet;

@@ -11,10 +11,10 @@ use aya_ebpf::{
     },
     helpers::generated::{bpf_ktime_get_ns, bpf_map_lookup_elem, bpf_sk_release, bpf_sk_storage_get},
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, SockHash, SockMap},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockHash, SockMap},
 };
 use mesh_common::{
-    Address, CidrKey, CounterKey, FlowKey, MAX_FLOWS, MAX_PODS, MAX_WORKERS, Pod, PodAddress, PortKey,
+    Address, CidrKey, CounterKey, FlowKey, MAX_FLOWS, MAX_NAMESPACES, MAX_PODS, MAX_WORKERS, Pod, PodAddress, PortKey,
     Settings, SocketTag,
     accel::{Carried, End, MAX_ENDS, MAX_OWNERS, Offsets, Owner, OwnerKey, Pair, PairKey},
     direction,
@@ -87,6 +87,18 @@ pub static STEERED: LruHashMap<FlowKey, u32> = LruHashMap::pinned(MAX_FLOWS / 8,
 
 #[map]
 pub static COUNTERS: PerCpuHashMap<CounterKey, u64> = PerCpuHashMap::pinned(MAX_PODS * 8, BPF_F_NO_PREALLOC);
+
+/// Network namespaces that are known to be no enrolled pod's, by their cookie.
+#[map]
+pub static STRANGERS: LruHashMap<u64, u32> = LruHashMap::pinned(MAX_NAMESPACES, 0);
+
+/// When a network namespace that nobody knows first connected, by its cookie.
+#[map]
+pub static NEWCOMERS: LruHashMap<u64, u64> = LruHashMap::pinned(MAX_NAMESPACES, 0);
+
+/// Tells user space of them, by the cookie.
+#[map]
+pub static NEWS: RingBuf = RingBuf::pinned(64 * 1024, 0);
 
 #[btf_map]
 pub static SOCKETS: SocketStorage<SocketTag, INHERITED> = SocketStorage::new();

@@ -6,8 +6,8 @@
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
-        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_sock,
-        bpf_sock_ops,
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_SOCK_OPS_TIMEOUT_INIT, bpf_sock, bpf_sock_ops,
     },
     macros::sock_ops,
     programs::SockOpsContext,
@@ -17,6 +17,7 @@ use mesh_common::{FlowKey, SocketTag, hook, kind, reason};
 use crate::{
     accel,
     context::{address, field},
+    hold,
     maps::{ACCELERATES, FLOWS, SOCKETS, count},
 };
 
@@ -31,6 +32,7 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
         && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
         && op != BPF_SOCK_OPS_STATE_CB
         && op != BPF_SOCK_OPS_RTT_CB
+        && op != BPF_SOCK_OPS_TIMEOUT_INIT
     {
         return 1;
     }
@@ -41,6 +43,14 @@ pub fn mesh_sockops(ctx: SockOpsContext) -> u32 {
     }
     // SAFETY: checked for null; the ops above run on full sockets.
     let tag = unsafe { SOCKETS.get(sk) };
+    if op == BPF_SOCK_OPS_TIMEOUT_INIT {
+        if let Some(tag) = tag {
+            ctx.set_reply(hold::first_wait(tag));
+        }
+        return 1;
+    }
+    // One that was held is an application's like any other.
+    let tag = tag.filter(|tag| tag.kind != kind::HELD && tag.kind != kind::LET_GO);
     if ACCELERATES.load() != 0 {
         accelerate(&ctx, op, sk, tag.as_deref());
     }

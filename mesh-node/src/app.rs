@@ -27,7 +27,7 @@ use crate::dynamic::{
     Assembly, Compiler, Identity, Refused, Servers, Sidecar, Statics, Watch, send_remote_logs,
 };
 use crate::filter::WorkerContext;
-use crate::kubernetes;
+use crate::kubernetes::{self, Heard};
 use crate::model::{Published, Snapshot};
 use crate::readiness::{Guard, Readiness};
 use crate::telemetry::log_file::LogFiles;
@@ -68,14 +68,21 @@ pub fn run(cli: &Cli) -> Result<(), StartError> {
     let settings = Settings::load(cli.settings.as_deref(), std::env::vars(), &cli.flags)?;
     let log_level = logging::start(&settings.node);
     match cli.mode {
-        Mode::Cleanup => cleanup(&settings),
+        Mode::Cleanup => cleanup(&settings, cli.stay),
         Mode::Status => status(&settings),
         Mode::Validate => validate(cli, &settings),
         Mode::Run => serve(cli, &settings, log_level),
     }
 }
 
-fn cleanup(settings: &Settings) -> Result<(), StartError> {
+fn cleanup(settings: &Settings, stay: bool) -> Result<(), StartError> {
+    let mut ends = nix::sys::signal::SigSet::empty();
+    ends.add(nix::sys::signal::SIGTERM);
+    ends.add(nix::sys::signal::SIGINT);
+    if stay {
+        // From the beginning: an end that is asked for meanwhile waits until all is done.
+        ends.thread_block().map_err(|errno| StartError::Threads(errno.into()))?;
+    }
     let removed = capture::cleanup(&settings.capture)?;
     let instance = &settings.capture.instance;
     match &removed.pins {
@@ -84,6 +91,10 @@ fn cleanup(settings: &Settings) -> Result<(), StartError> {
     }
     for pod in &removed.pods {
         println!("instance {instance}: rules, routes and settings put back in pod {pod}");
+    }
+    if stay {
+        println!("instance {instance}: clean, waiting to be ended");
+        ends.wait().map_err(|errno| StartError::Threads(errno.into()))?;
     }
     Ok(())
 }
@@ -320,8 +331,8 @@ impl Node {
                 },
                 () = changed => self.reload().await,
                 () = pods_changed(self.state.capture.get()) => self.follow_pods(),
-                () = listed(&mut self.kubernetes) => {
-                    self.set_pods();
+                news = news(&mut self.kubernetes, self.state.capture.get()) => {
+                    hand_on(&mut self.kubernetes, self.state.capture.get(), news);
                     self.start_when_ready()?;
                 }
                 () = self.files.changed() => {
@@ -336,15 +347,6 @@ impl Node {
         }
         self.drain(&mut terminate).await;
         Ok(())
-    }
-
-    /// Hands on what the Kubernetes API says, once there is somebody who takes it.
-    fn set_pods(&mut self) {
-        if let (Some(source), Some(capture)) = (&mut self.kubernetes, self.state.capture.get())
-            && let Some(pods) = source.current()
-        {
-            capture.set_pods(pods);
-        }
     }
 
     fn follow_pods(&mut self) {
@@ -389,25 +391,33 @@ impl Node {
     }
 
     /// Lets connections finish, for the drain time at most; a second signal ends it at once.
-    async fn drain(self, terminate: &mut tokio::signal::unix::Signal) {
+    async fn drain(mut self, terminate: &mut tokio::signal::unix::Signal) {
         self.state.set_draining(true);
         self.sidecar.outlet.drain();
         let begun = Instant::now();
         tracing::info!(connections = self.sidecar.outlet.connections(), "draining");
-        let idle = async {
+        let outlet = &self.sidecar.outlet;
+        let idle = async || {
             // Counters have no events; the wait ends within a step of the last connection.
             let mut step = tokio::time::interval(Duration::from_millis(20));
             loop {
                 step.tick().await;
-                if self.sidecar.outlet.connections() == 0 {
+                if outlet.connections() == 0 {
                     break;
                 }
             }
         };
         tokio::select! {
-            () = idle => {}
+            () = idle() => {}
             () = tokio::time::sleep(self.drain_time) => {}
+            () = follow_on(&mut self.kubernetes, self.state.capture.get()) => {}
             _ = terminate.recv() => {}
+        }
+        // Until here new ones were taken, so that the time without a proxy is short. The last may be answered.
+        outlet.end_capture();
+        tokio::select! {
+            () = idle() => {}
+            () = tokio::time::sleep(LAST_ANSWERS.min(self.drain_time)) => {}
         }
         let left = self.sidecar.outlet.connections();
         for worker in self.sidecar.outlet.workers {
@@ -434,11 +444,50 @@ async fn pods_changed(capture: Option<&Arc<Capture>>) {
     }
 }
 
-/// Returns when the API has another list of pods.
-async fn listed(source: &mut Option<kubernetes::Source>) {
-    match source {
-        Some(source) => source.changed().await,
-        None => std::future::pending().await,
+/// What connections get that came when the drain time was over.
+const LAST_ANSWERS: Duration = Duration::from_millis(300);
+
+/// What is heard of pods where they come from the Kubernetes API.
+enum News {
+    Heard(Heard),
+    /// A pod has connected that nobody knows.
+    Newcomer,
+}
+
+/// Returns when there is something new of pods.
+async fn news(source: &mut Option<kubernetes::Source>, capture: Option<&Arc<Capture>>) -> News {
+    let Some(source) = source else { return std::future::pending().await };
+    let newcomer = async {
+        match capture {
+            Some(capture) => capture.newcomer().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        heard = source.next() => News::Heard(heard),
+        () = newcomer => News::Newcomer,
+    }
+}
+
+/// Hands on what is new of pods, once there is somebody who takes it.
+fn hand_on(source: &mut Option<kubernetes::Source>, capture: Option<&Arc<Capture>>, news: News) {
+    let (Some(source), Some(capture)) = (source, capture) else { return };
+    match news {
+        News::Heard(Heard::Listed) => {
+            if let Some(pods) = source.current() {
+                capture.set_pods(pods);
+            }
+        }
+        News::Heard(Heard::Strangers(namespaces)) => capture.strangers(namespaces),
+        News::Newcomer => source.look(),
+    }
+}
+
+/// Follows pods for as long as it is polled: those that come while this process drains are its business still.
+async fn follow_on(source: &mut Option<kubernetes::Source>, capture: Option<&Arc<Capture>>) {
+    loop {
+        let news = news(source, capture).await;
+        hand_on(source, capture, news);
     }
 }
 

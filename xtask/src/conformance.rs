@@ -200,7 +200,7 @@ impl Programs {
 }
 
 /// Is this program in PATH?
-fn is_there(program: &str, argument: &str) -> bool {
+pub fn is_there(program: &str, argument: &str) -> bool {
     Command::new(program).arg(argument).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
 }
 
@@ -213,7 +213,7 @@ fn build(sources: &Path, package: &str, program: &Path) -> Result<()> {
 }
 
 /// The folder of a module's sources.
-fn module(sources: &Path, module: &str) -> Result<PathBuf> {
+pub fn module(sources: &Path, module: &str) -> Result<PathBuf> {
     let mut command = Command::new("go");
     command.args(["list", "-mod=mod", "-m", "-f", "{{.Dir}}", module]).current_dir(sources);
     let output = command.output().context("could not start go")?;

@@ -8,6 +8,8 @@ mod bench;
 mod build_ebpf;
 mod conformance;
 mod demo;
+mod image;
+mod kube;
 mod layers;
 mod programs;
 mod setup;
@@ -34,6 +36,8 @@ enum Command {
     Demo(demo::Args),
     /// Measure mesh-node beside Envoy sidecars, HAProxy and no mesh
     Bench(bench::Args),
+    /// Make a container image of mesh-node, without docker, and its bill of materials
+    Image(image::Args),
     /// Check the order of mesh-node's stages and of the crates
     Layers,
     /// Install what a fresh Debian machine lacks for building, testing and measuring
@@ -50,6 +54,7 @@ fn main() {
         Command::Conformance(args) => conformance::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Image(args) => image::run(args),
         Command::Layers => layers::run(&tree::root()),
         Command::Setup(args) => setup::run(args),
         Command::Test(args) => test::run(args),

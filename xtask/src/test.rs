@@ -1,4 +1,4 @@
-//! `cargo xtask test [unit|netns|differential|streams|long]`: runs the suites in order, says where it is, and ends with a
+//! `cargo xtask test [unit|netns|differential|streams|kube|long]`: runs the suites in order, says where it is, and ends with a
 //! summary. It must not know what a suite checks.
 
 use std::process::Command;
@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{build_ebpf, setup, tree};
+use crate::{build_ebpf, kube, setup, tree};
 
 #[derive(clap::Args)]
 pub struct Args {
     /// One suite; without it unit, netns, differential and streams, in this order
     suite: Option<Suite>,
-    /// Only tests whose name contains this (netns, streams)
+    /// Only tests whose name contains this (netns, streams, kube)
     #[arg(long)]
     filter: Option<String>,
 }
@@ -27,6 +27,8 @@ enum Suite {
     Differential,
     /// Byte streams past TCP against those by TCP: case by case, with programs in seven languages, at random (root)
     Streams,
+    /// mesh-node as a DaemonSet on a Kubernetes cluster: KUBECONFIG's, or one that is made here (root)
+    Kube,
     /// Ten minutes of mixed load while pods come and go; then 100,000 accelerated transfers, 10,000 short
     /// connections, and 50 rounds each of switching, killing and enrolling (root)
     Long,
@@ -39,6 +41,7 @@ impl Suite {
             Suite::Netns => "netns",
             Suite::Differential => "differential",
             Suite::Streams => "streams",
+            Suite::Kube => "kube",
             Suite::Long => "long",
         }
     }
@@ -94,6 +97,7 @@ fn run_suite(suite: Suite, filter: Option<&str>) -> Result<()> {
             args.extend(filter);
             cargo(&args)
         }
+        Suite::Kube => kube::run(filter),
         Suite::Long => {
             build_programs()?;
             cargo(&["build", "--release", "-p", "mesh-node", "-p", "mesh-tests", "--bins"])?;

@@ -14,6 +14,11 @@ pub fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
+/// Where Cargo puts programs of a profile.
+pub fn profile_dir(profile: &str) -> PathBuf {
+    target_dir().join(if profile == "dev" { "debug" } else { profile })
+}
+
 /// The compiled kernel programs, as `mesh-node` looks for them.
 pub fn bpf_object() -> PathBuf {
     target_dir().join("bpf/mesh-ebpf.o")

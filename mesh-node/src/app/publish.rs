@@ -99,12 +99,18 @@ impl Publisher {
         listener.bind_to_port && !(self.capture && listener.direction != Direction::Unspecified)
     }
 
-    /// Tells every connection to end, and stops accepting.
+    /// Tells every connection to end, and stops accepting, but for steered connections: without this process they
+    /// would be refused, or go by the proxy.
     pub fn drain(&self) {
         self.workers.iter().for_each(|w| w.send(Command::CloseAll));
         for listener in &self.published.load().listeners {
             listener.drain.start();
         }
+    }
+
+    /// Takes no more steered connections.
+    pub fn end_capture(&self) {
+        self.workers.iter().for_each(|w| w.send(Command::EndCapture));
     }
 
     /// Tells connections of listeners to end and closes their sockets (`/drain_listeners`).

@@ -35,8 +35,10 @@ pub enum Command {
     Listen(SocketAddr, std::net::TcpListener),
     /// Close the socket of this address.
     Close(SocketAddr),
-    /// Close every socket and take no more steered connections.
+    /// Close every socket.
     CloseAll,
+    /// Take no more steered connections.
+    EndCapture,
 }
 
 /// A running worker.
@@ -120,8 +122,8 @@ impl Loop {
                 Command::CloseAll => {
                     let open: Vec<_> = self.accepting.keys().copied().collect();
                     open.into_iter().for_each(|address| self.close(address));
-                    self.captured.iter().for_each(AbortHandle::abort);
                 }
+                Command::EndCapture => self.captured.iter().for_each(AbortHandle::abort),
             }
         }
         // They hold the context, which holds them.

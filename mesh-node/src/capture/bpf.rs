@@ -30,6 +30,7 @@ const LINK_UPDATE: i64 = 29;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum AttachType {
+    CgroupEgress = 1,
     SockOps = 3,
     SkMsgVerdict = 7,
     Connect4 = 10,

@@ -102,6 +102,7 @@ fn try_enrol(
         return Err(PodProblem::HostNamespace(spec.netns.clone()));
     }
     let namespace = Arc::new(namespace);
+    let spec = &addressed(context.host, spec, &namespace)?;
     let mut record = survey(context, slot, spec, &namespace)?;
     if let Some(before) = before {
         // What an earlier process changed reads as unchanged now; it is still ours to put back.
@@ -167,6 +168,23 @@ fn try_enrol(
     };
     let workload = workload(settings, spec, sockets, Arc::new(limits), Arc::default());
     Ok((Enrolled { spec: spec.clone(), cookie, netns_id: namespace.id, workload }, listeners))
+}
+
+/// The pod with its addresses: where they were not told, those that its network namespace has.
+fn addressed(host: &Namespace, spec: &PodSpec, namespace: &Namespace) -> Result<PodSpec, PodProblem> {
+    let mut spec = spec.clone();
+    if spec.ips.is_empty() {
+        let step = "reading the addresses of the network namespace";
+        let found = || Netlink::open()?.addresses();
+        let mut found =
+            host.enter(namespace, found).and_then(|found| found).map_err(PodProblem::setup(step))?;
+        found.retain(|ip| !ip.is_loopback() && !address(*ip).is_link_local_v6());
+        if found.is_empty() {
+            return Err(PodProblem::NoAddress);
+        }
+        spec.ips = found;
+    }
+    Ok(spec)
 }
 
 /// Looks at the namespace and says what will be changed; changes nothing.
@@ -441,15 +459,15 @@ pub(super) fn stop_steering(maps: &Maps, slot: u32, cookie: Option<u64>, ips: &[
         // Before the connect hook lets connections pass, the guard must.
         let _ = maps.pods.insert(&slot, &Pod { flags: pod.flags & !pod_flags::GUARD });
     }
-    match cookie {
-        Some(cookie) => drop(maps.namespaces.remove(&cookie)),
-        None => {
-            for key in maps.namespaces.keys().unwrap_or_default() {
-                if maps.namespaces.get(&key).ok().flatten() == Some(slot) {
-                    let _ = maps.namespaces.remove(&key);
-                }
-            }
-        }
+    let of_slot = |key: &u64| maps.namespaces.get(key).ok().flatten() == Some(slot);
+    let cookies = match cookie {
+        Some(cookie) => vec![cookie],
+        None => maps.namespaces.keys().unwrap_or_default().into_iter().filter(of_slot).collect(),
+    };
+    for cookie in cookies {
+        // It is known, so that nothing of it is held.
+        let _ = maps.strangers.insert(&cookie, &1);
+        let _ = maps.namespaces.remove(&cookie);
     }
     for ip in ips {
         if maps.address_pods.get(&address(*ip)).ok().flatten() == Some(slot) {

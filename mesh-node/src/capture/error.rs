@@ -60,9 +60,11 @@ pub enum PodProblem {
     SharedNamespace(PathBuf),
     #[error("address {0} is not on an interface of its network namespace; correct `ips`")]
     Address(std::net::IpAddr),
+    #[error("its network namespace has no address yet; it is tried again when the API tells one")]
+    NoAddress,
     #[error("{step}: {source}")]
     Setup { step: &'static str, source: io::Error },
-    #[error("{name} cannot be set: {source}; mount /proc/sys writable for mesh-node")]
+    #[error("{name} cannot be set: {source}; mount the node's /proc/sys/net at /host/proc/sys/net")]
     Sysctl { name: String, source: io::Error },
     #[error("{program}: {reason}")]
     Program { program: &'static str, reason: String },

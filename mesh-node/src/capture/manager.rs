@@ -2,6 +2,7 @@
 //! and it alone says to the kernel that the proxy is alive, which it does only while every worker is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -16,8 +17,8 @@ use super::addresses::Addresses;
 use super::bpf::Map;
 use super::enrol::{self, Context, Enrolled};
 use super::error::CaptureError;
-use super::netns::Namespace;
-use super::pods::PodSpec;
+use super::netns::{self, Namespace};
+use super::pods::{Held, PodSpec};
 use super::programs::{Maps, Programs};
 use super::record::{Record, Records};
 use super::settings::Settings;
@@ -35,6 +36,8 @@ const HEARTBEAT: Duration = Duration::from_millis(200);
 pub(super) enum Command {
     /// These are all pods now.
     Pods(Vec<PodSpec>),
+    /// These namespaces are pods' that nobody enrols.
+    Strangers(Vec<Held>),
     /// The last connection of a released pod is gone.
     Gone(u32),
     /// Accelerate new flows, or not.
@@ -120,15 +123,34 @@ impl Manager {
                         tracing::error!("{error}");
                     }
                 }
+                Ok(Command::Strangers(namespaces)) => self.let_strangers_go(&namespaces),
                 Ok(Command::Gone(slot)) => self.finish(slot),
                 Ok(Command::Accelerate(on)) => self.accelerate(on),
                 Ok(Command::HandOff(on)) => self.acceleration.switch_hand_off(on, &self.maps),
-                Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    // Pods that were let go must not meet what waits for the next process.
+                    for (_, slot) in std::mem::take(&mut self.lingering) {
+                        enrol::stop_lookup(&self.programs, &self.maps, slot);
+                    }
+                    return;
+                }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
             self.end_lingering();
             if pulses.all_alive(&self.pulses) {
                 self.beat();
+            }
+        }
+    }
+
+    fn let_strangers_go(&self, namespaces: &[Held]) {
+        for namespace in namespaces {
+            let cookie = Namespace::open(&namespace.path())
+                .and_then(|namespace| netns::cookie(&self.host, &namespace, &self.tags));
+            match cookie.and_then(|cookie| self.maps.strangers.insert(&cookie, &1)) {
+                Ok(()) => {}
+                // It may have ended meanwhile; if not, it is let go when its time is over.
+                Err(error) => tracing::debug!("a pod that is not enrolled stays held for now: {error}"),
             }
         }
     }
@@ -141,6 +163,7 @@ impl Manager {
     /// Makes the enrolled pods those of `pods`: releases first, so that an address that moved from
     /// one pod to another is free. Returns what went wrong, one error per pod.
     fn apply(&mut self, pods: &[PodSpec]) -> Vec<CaptureError> {
+        let pods: Vec<PodSpec> = pods.iter().map(|pod| self.with_addresses(pod)).collect();
         let wanted: BTreeMap<&str, &PodSpec> =
             pods.iter().filter(|pod| !pod.opt_out).map(|pod| (pod.uid.as_str(), pod)).collect();
         let mut leaving = Vec::new();
@@ -172,6 +195,17 @@ impl Manager {
             self.beat();
         }
         errors
+    }
+
+    /// Where a pod's addresses are not told yet, those it was enrolled with are meant.
+    fn with_addresses(&self, spec: &PodSpec) -> PodSpec {
+        let mut spec = spec.clone();
+        if spec.ips.is_empty()
+            && let Some(enrolled) = self.enrolled.values().find(|pod| pod.spec.uid == spec.uid)
+        {
+            spec.ips.clone_from(&enrolled.spec.ips);
+        }
+        spec
     }
 
     /// Undoes records of an earlier process whose pods are not wanted now.
@@ -347,7 +381,8 @@ fn netns_id(spec: &PodSpec) -> Option<(u64, u64)> {
 
 /// Whether two entries of one pod differ only in what can be changed under running connections.
 fn same_place(a: &PodSpec, b: &PodSpec) -> bool {
-    a.netns == b.netns && a.ips == b.ips && a.interface == b.interface
+    let sorted = |spec: &PodSpec| spec.ips.iter().copied().collect::<BTreeSet<IpAddr>>();
+    a.netns == b.netns && sorted(a) == sorted(b) && a.interface == b.interface
 }
 
 /// Which workers have moved lately.

@@ -23,6 +23,7 @@ mod manager;
 mod memory;
 mod netlink;
 mod netns;
+mod newcomers;
 pub mod pods;
 mod ports;
 mod programs;

@@ -44,6 +44,7 @@ pub struct PodSpec {
     /// What made the pod, its containers and ports; without it that is guessed from the pod's name.
     #[serde(default)]
     pub details: PodDetails,
+    /// Empty: those that its network namespace has.
     pub ips: Vec<IpAddr>,
     /// Path of the pod's network namespace.
     pub netns: PathBuf,
@@ -85,8 +86,14 @@ pub struct Held(Arc<File>);
 impl Held {
     /// Keeps `namespace` open, and says by which path it is reached meanwhile.
     pub fn new(namespace: File) -> (Self, PathBuf) {
-        let path = PathBuf::from(format!("/proc/self/fd/{}", namespace.as_raw_fd()));
-        (Self(Arc::new(namespace)), path)
+        let held = Self(Arc::new(namespace));
+        let path = held.path();
+        (held, path)
+    }
+
+    /// By which path it is reached.
+    pub(super) fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
     }
 }
 
@@ -138,12 +145,20 @@ impl PodSpec {
     /// # Errors
     /// What is wrong with the pod, in one line that names the field.
     pub fn check(&mut self) -> Result<(), String> {
+        if self.ips.is_empty() && !self.opt_out {
+            return Err("ips is empty; list the pod's addresses".to_owned());
+        }
+        self.check_but_addresses()
+    }
+
+    /// The same for a pod whose addresses are not known yet.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn check_but_addresses(&mut self) -> Result<(), String> {
         let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
         if self.uid.is_empty() || self.uid.len() > 128 || !self.uid.chars().all(legal) {
             return Err(format!("uid {:?} is not letters, digits, '-', '_' and '.'", self.uid));
-        }
-        if self.ips.is_empty() && !self.opt_out {
-            return Err("ips is empty; list the pod's addresses".to_owned());
         }
         if let Some(ip) =
             self.ips.iter().find(|ip| ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())

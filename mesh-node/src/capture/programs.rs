@@ -5,9 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use aya::maps::{MapData, RingBuf};
 use aya::programs::{
-    CgroupSockAddr, CgroupSockopt, FEntry, FExit, Program, RawTracePoint, SchedClassifier, SkLookup, SkMsg,
-    SockOps,
+    CgroupSkb, CgroupSockAddr, CgroupSockopt, FEntry, FExit, Program, RawTracePoint, SchedClassifier,
+    SkLookup, SkMsg, SockOps,
 };
 use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
 use mesh_common::accel::{Carried, Offsets, Owner, OwnerKey};
@@ -24,6 +25,7 @@ use super::settings::Settings;
 pub(super) const CONNECT4: &str = "mesh_connect4";
 pub(super) const CONNECT6: &str = "mesh_connect6";
 pub(super) const SOCKOPS: &str = "mesh_sockops";
+pub(super) const HOLD: &str = "mesh_hold";
 pub(super) const SK_LOOKUP: &str = "mesh_sk_lookup";
 pub(super) const TC_STEER: &str = "mesh_tc_steer";
 pub(super) const TC_GUARD: &str = "mesh_tc_guard";
@@ -35,6 +37,7 @@ const FIONREAD: &str = "mesh_fionread";
 /// Who answers `FIONREAD`, by what the caller's own memory is written: the newer function first (Linux 6.5).
 const FIONREAD_ANSWERS: [&str; 2] = ["sk_ioctl", "tcp_ioctl"];
 const LOG_MAP: &str = "AYA_LOGS";
+const NEWS_MAP: &str = "NEWS";
 
 /// A longest-prefix key: the kernel wants the length of the prefix first.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +57,10 @@ pub(super) struct Maps {
     pub(super) heartbeat: Map<u32, u64>,
     pub(super) pods: Map<u32, Pod>,
     pub(super) namespaces: Map<u64, u32>,
+    /// Cookies of namespaces that are no enrolled pod's.
+    pub(super) strangers: Map<u64, u32>,
+    /// When a namespace that nobody knows first connected.
+    pub(super) newcomers: Map<u64, u64>,
     pub(super) interfaces: Map<u32, u32>,
     pub(super) pod_addresses: Map<PodAddress, u32>,
     pub(super) address_pods: Map<Address, u32>,
@@ -165,6 +172,21 @@ impl Programs {
         load_program(&mut self.node, name)?;
         let pin = self.link(name);
         attach(&mut self.node, name, &pin, &Target::Fd(cgroup.as_fd()), kind)
+    }
+
+    /// Detaches one of the cgroup programs that an earlier process may have attached.
+    pub(super) fn detach_cgroup(&self, name: &str) {
+        // Usually there is none.
+        let _ = std::fs::remove_file(self.link(name));
+    }
+
+    /// Where pods that nobody knows are told. Once.
+    ///
+    /// # Errors
+    /// With the reason, if it cannot be read.
+    pub(super) fn news(&mut self) -> Result<RingBuf<MapData>, String> {
+        let map = self.node.take_map(NEWS_MAP).ok_or_else(|| format!("{NEWS_MAP} is not in the object"))?;
+        RingBuf::try_from(map).map_err(|error| one_line(&error))
     }
 
     /// The pin of a map.
@@ -344,6 +366,8 @@ impl Maps {
             heartbeat: open(folder, "HEARTBEAT")?,
             pods: open(folder, "PODS")?,
             namespaces: open(folder, "NAMESPACES")?,
+            strangers: open(folder, "STRANGERS")?,
+            newcomers: open(folder, "NEWCOMERS")?,
             interfaces: open(folder, "INTERFACES")?,
             pod_addresses: open(folder, "POD_ADDRESSES")?,
             address_pods: open(folder, "ADDRESS_PODS")?,
@@ -394,6 +418,7 @@ fn load_program(object: &mut Ebpf, name: &str) -> Result<(), String> {
     let loaded = match program {
         Program::CgroupSockAddr(p) => CgroupSockAddr::load(p),
         Program::CgroupSockopt(p) => CgroupSockopt::load(p),
+        Program::CgroupSkb(p) => CgroupSkb::load(p),
         Program::SockOps(p) => SockOps::load(p),
         Program::SkLookup(p) => SkLookup::load(p),
         Program::SchedClassifier(p) => SchedClassifier::load(p),
@@ -465,7 +490,8 @@ fn read_object(configured: Option<&Path>) -> Result<(PathBuf, Vec<u8>), CaptureE
 
 /// Without these, every later step would fail with a less telling message.
 pub(super) fn check_capabilities() -> Result<(), CaptureError> {
-    const NEEDED: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"), (39, "CAP_BPF")];
+    // CAP_SYS_ADMIN, needed to enter pods, has CAP_BPF and CAP_PERFMON in it.
+    const NEEDED: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")];
     let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let Some(effective) = line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else {
@@ -475,7 +501,7 @@ pub(super) fn check_capabilities() -> Result<(), CaptureError> {
     if NEEDED.iter().all(|(bit, _)| has(*bit)) {
         return Ok(());
     }
-    Err(CaptureError::Capability("CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN"))
+    Err(CaptureError::Capability("CAP_NET_ADMIN and CAP_SYS_ADMIN"))
 }
 
 fn make_folder(bpffs: &Path, folder: &Path) -> Result<(), CaptureError> {

@@ -34,6 +34,9 @@ pub struct Settings {
     pub unsteered: Action,
     /// A packet of a connection whose beginning was not seen: it is older than the enrolment.
     pub older_connections: Action,
+    /// How long the first connections of a pod that is not known yet are held at most, milliseconds, where pods come
+    /// from the Kubernetes API; 0 lets them pass.
+    pub hold_new_pods_ms: u32,
     /// Steer by the cgroup `connect` hook, where the kernel and the host allow it.
     pub connect_hook: bool,
     /// Steer by TC what the connect hook does not reach.
@@ -88,6 +91,7 @@ impl Default for Settings {
             fail_mode: FailMode::Closed,
             unsteered: Action::Refuse,
             older_connections: Action::Pass,
+            hold_new_pods_ms: 5000,
             connect_hook: true,
             tc_steering: true,
             tc_guard: true,

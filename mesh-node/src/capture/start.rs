@@ -10,6 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use mesh_common::{LAYOUT, Settings as KernelSettings, SocketTag, action, settings_flags};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::accel::{self, Acceleration, Report, Traffic};
@@ -21,8 +22,9 @@ use super::kernel_log;
 use super::lock::InstanceLock;
 use super::manager::{Command, Manager, Roster};
 use super::netns::{self, Namespace};
-use super::pods::{self, PodSpec};
-use super::programs::{self, CONNECT4, CONNECT6, Maps, Programs};
+use super::newcomers;
+use super::pods::{self, Held, PodSpec};
+use super::programs::{self, CONNECT4, CONNECT6, HOLD, Maps, Programs};
 use super::record::Records;
 use super::settings::{Action, FailMode, Settings};
 use super::worker::WorkerCapture;
@@ -35,6 +37,7 @@ pub struct Capture {
     roster: Arc<Roster>,
     acceleration: Arc<Acceleration>,
     commands: mpsc::Sender<Command>,
+    newcomers: Arc<Notify>,
     manager: Option<JoinHandle<()>>,
     _watcher: Option<notify::RecommendedWatcher>,
     /// Held as long as this process acts for the instance.
@@ -51,6 +54,17 @@ impl Capture {
     pub fn set_pods(&self, pods: Vec<PodSpec>) {
         // Without a receiver the process ends.
         let _ = self.commands.send(Command::Pods(pods));
+    }
+
+    /// Returns when a pod that nobody knows has made a connection since the last call. For one caller.
+    pub async fn newcomer(&self) {
+        self.newcomers.notified().await;
+    }
+
+    /// These network namespaces are pods' that are not to be enrolled: what they connect to is not held.
+    pub fn strangers(&self, namespaces: Vec<Held>) {
+        // Without a receiver the process ends.
+        let _ = self.commands.send(Command::Strangers(namespaces));
     }
 
     /// Returns when pods may have come or gone since the last call. For one caller.
@@ -173,7 +187,16 @@ fn try_start(
     kernel_log::follow(programs.node());
     let cgroups = Cgroups::find(settings)?;
     let sockops = attach_node(settings, &mut programs, cgroups.as_ref())?;
-    write_settings(settings, &maps, &host, &tags, cgroups.as_ref(), sockops)?;
+    let newcomers = Arc::<Notify>::default();
+    let holds = lenient && hold(settings, &mut programs, cgroups.as_ref(), sockops, &newcomers);
+    if !holds {
+        programs.detach_cgroup(HOLD);
+    }
+    // An earlier process may have been away for long: the time begins anew.
+    for netns in maps.newcomers.keys().unwrap_or_default() {
+        let _ = maps.newcomers.remove(&netns);
+    }
+    write_settings(settings, &maps, &host, &tags, cgroups.as_ref(), (sockops, holds))?;
 
     let guard = settings.tc_guard && loaded("tc_guard", programs.load_guard());
     let (commands, inbox) = mpsc::channel();
@@ -235,6 +258,7 @@ fn try_start(
         roster,
         acceleration,
         commands,
+        newcomers,
         manager: Some(thread),
         _watcher: watcher,
         lock: None,
@@ -258,15 +282,14 @@ fn follow(
 /// The cgroups that hooks are attached to and told by.
 struct Cgroups {
     root: File,
-    /// Id and depth of the one that all pods are below.
-    kubepods: Option<(u64, u32)>,
+    /// Id of the one that all pods are below.
+    kubepods: Option<u64>,
 }
 
 impl Cgroups {
     /// None when the host has no cgroup2, which is said; an explicitly set folder must be good.
     fn find(settings: &Settings) -> Result<Option<Self>, CaptureError> {
-        let mount = cgroup2_mount();
-        let Some(path) = settings.cgroup_root.clone().or_else(|| mount.clone()) else {
+        let Some(path) = settings.cgroup_root.clone().or_else(cgroup2_mount) else {
             tracing::warn!(
                 "no cgroup2 file system is mounted: connections are steered by TC only, and probes of the \
                  kubelet are captured; mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`"
@@ -280,14 +303,13 @@ impl Cgroups {
         let root = File::open(&path).map_err(wrong(&path))?;
         let candidates = match &settings.kubepods_cgroup {
             Some(kubepods) => vec![kubepods.clone()],
-            None => vec![path.join("kubepods.slice"), path.join("kubepods")],
+            None => KUBEPODS.iter().map(|below| path.join(below)).collect(),
         };
         let mut kubepods = None;
         for candidate in candidates {
             match std::fs::metadata(&candidate) {
                 Ok(metadata) => {
-                    let depth = mount.as_ref().and_then(|mount| candidate.strip_prefix(mount).ok());
-                    kubepods = depth.map(|below| (metadata.ino(), below.components().count() as u32));
+                    kubepods = Some(metadata.ino());
                     break;
                 }
                 Err(error) if settings.kubepods_cgroup.is_some() => return Err(wrong(&candidate)(error)),
@@ -303,13 +325,55 @@ impl Cgroups {
     }
 }
 
-/// Where cgroup2 is mounted: the fifth field of a line of `mountinfo` whose type is `cgroup2`.
+/// Where the kubelet keeps the pods: with systemd and without, and below its own group as in nodes that are containers.
+const KUBEPODS: [&str; 4] =
+    ["kubepods.slice", "kubepods", "kubelet.slice/kubelet-kubepods.slice", "kubelet/kubepods"];
+
+/// Where the whole of cgroup2 is mounted.
 fn cgroup2_mount() -> Option<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    mounts.lines().find_map(|line| {
+    whole_cgroup2(&std::fs::read_to_string("/proc/self/mountinfo").ok()?)
+}
+
+/// Of the mounts of cgroup2 in a `mountinfo` the one that shows most: a container sees its own group too. The fourth
+/// field of a line is what of the file system is mounted, the fifth where, as seen from this process.
+fn whole_cgroup2(mounts: &str) -> Option<PathBuf> {
+    let found = mounts.lines().filter_map(|line| {
         let (fields, rest) = line.split_once(" - ")?;
-        (rest.split(' ').next() == Some("cgroup2")).then(|| fields.split(' ').nth(4).map(PathBuf::from))?
-    })
+        let mut fields = fields.split(' ').skip(3);
+        let (root, place) = (fields.next()?, fields.next()?);
+        let depth = root.split('/').filter(|part| !part.is_empty());
+        let depth: i32 = depth.map(|part| if part == ".." { -1 } else { 1 }).sum();
+        (rest.split(' ').next() == Some("cgroup2")).then_some((depth, place))
+    });
+    found.min_by_key(|(depth, _)| *depth).map(|(_, place)| PathBuf::from(place))
+}
+
+/// Whether connections of pods that nobody knows are held from now on. What is in the way is said.
+fn hold(
+    settings: &Settings,
+    programs: &mut Programs,
+    cgroups: Option<&Cgroups>,
+    sockops: bool,
+    came: &Arc<Notify>,
+) -> bool {
+    if settings.hold_new_pods_ms == 0 {
+        return false;
+    }
+    // Without a cgroup of pods they cannot be told from the host's processes; without sockops they would wait a second.
+    let Some(cgroups) =
+        cgroups.filter(|cgroups| cgroups.kubepods.is_some() && sockops && settings.tc_steering)
+    else {
+        tracing::warn!(
+            "first connections of new pods are not held, and may go by the proxy: that needs cgroup2 with the pods' \
+             group in it, sockops and tc_steering"
+        );
+        return false;
+    };
+    loaded(
+        "holding new pods",
+        newcomers::follow(programs, came.clone())
+            .and_then(|()| programs.attach_cgroup(HOLD, AttachType::CgroupEgress, &cgroups.root)),
+    )
 }
 
 /// Attaches the node-wide programs. Returns whether sockops notes flows. What cannot be attached is
@@ -363,7 +427,7 @@ fn write_settings(
     host: &Namespace,
     tags: &Map<i32, SocketTag>,
     cgroups: Option<&Cgroups>,
-    sockops: bool,
+    (sockops, holds): (bool, bool),
 ) -> Result<(), CaptureError> {
     let host_netns = match netns::cookie(host, host, tags) {
         Ok(cookie) => cookie,
@@ -372,7 +436,7 @@ fn write_settings(
             0
         }
     };
-    let (kubepods, kubepods_level) = cgroups.and_then(|c| c.kubepods).unwrap_or_default();
+    let kubepods = cgroups.and_then(|c| c.kubepods).unwrap_or_default();
     let mut flags = 0;
     if settings.fail_mode == FailMode::Open {
         flags |= settings_flags::FAIL_OPEN;
@@ -391,7 +455,7 @@ fn write_settings(
         host_netns,
         heartbeat_timeout_ns: settings.heartbeat_timeout_ms * 1_000_000,
         kubepods,
-        kubepods_level,
+        hold_ms: if holds { settings.hold_new_pods_ms } else { 0 },
         layout: LAYOUT,
         flags,
         mark: settings.mark,
@@ -401,4 +465,24 @@ fn write_settings(
         older: act(settings.older_connections),
     };
     maps.settings.insert(&0, &value).map_err(|source| CaptureError::Map { name: "SETTINGS", source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_containers_own_control_group_is_not_taken_for_the_nodes() {
+        let line = |root: &str, place: &str, kind: &str| {
+            format!("31 23 0:27 {root} {place} rw,nosuid - {kind} cgroup rw\n")
+        };
+        let own = line("/kubepods/pod1/c", "/sys/fs/cgroup", "cgroup2");
+        let whole = line("/", "/host/cgroup", "cgroup2");
+        assert_eq!(whole_cgroup2(&(own.clone() + &whole)), Some("/host/cgroup".into()));
+        // Seen from a cgroup namespace.
+        let (own, whole) =
+            (line("/", "/sys/fs/cgroup", "cgroup2"), line("/../../..", "/host/cgroup", "cgroup2"));
+        assert_eq!(whole_cgroup2(&(own + &whole)), Some("/host/cgroup".into()));
+        assert_eq!(whole_cgroup2(&line("/", "/sys/fs/cgroup/cpu", "cgroup")), None);
+    }
 }

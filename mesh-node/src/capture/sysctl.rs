@@ -2,8 +2,10 @@
 //! beforehand, so that it can be recorded and put back.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
+use nix::sys::statvfs::{FsFlags, statvfs};
 use serde::{Deserialize, Serialize};
 
 /// One setting, changed from `old` to `new`; `name` is its path below `/proc/sys/net`.
@@ -63,8 +65,17 @@ pub(super) fn restore(changes: &[Change]) -> Result<(), (String, io::Error)> {
     Ok(())
 }
 
+/// Where settings are written: in a container `/proc/sys` is read-only, and the node's is mounted beside it. Either way
+/// they are those of the network namespace that the calling thread is in.
+static ROOT: LazyLock<&Path> = LazyLock::new(|| {
+    let own = Path::new("/proc/sys/net");
+    let nodes = Path::new("/host/proc/sys/net");
+    let read_only = statvfs(own).is_ok_and(|of| of.flags().contains(FsFlags::ST_RDONLY));
+    if read_only && nodes.is_dir() { nodes } else { own }
+});
+
 fn path(name: &str) -> PathBuf {
-    PathBuf::from("/proc/sys/net").join(name)
+    ROOT.join(name)
 }
 
 /// The value of a setting in the namespace of the calling thread.

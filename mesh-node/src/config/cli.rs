@@ -58,6 +58,8 @@ pub struct Cli {
     pub settings: Option<PathBuf>,
     pub service_node: Option<String>,
     pub service_cluster: Option<String>,
+    /// Do not end after a cleanup before being told to.
+    pub stay: bool,
     /// Settings given as flags, by their name in the settings file.
     pub flags: BTreeMap<String, String>,
     /// Flags that were accepted and do nothing.
@@ -99,6 +101,7 @@ impl Cli {
             settings: matches.get_one::<PathBuf>("settings").cloned(),
             service_node: text("service-node"),
             service_cluster: text("service-cluster"),
+            stay: matches.subcommand_matches("cleanup").is_some_and(|cleanup| cleanup.get_flag("stay")),
             flags,
             ignored,
         }
@@ -163,7 +166,12 @@ fn command() -> Command {
         .subcommand(Command::new("run").about("Run the proxy (the default)"))
         .subcommand(Command::new("validate").about("Check the configuration and exit"))
         .subcommand(
-            Command::new("cleanup").about("Remove everything of an instance from the host and its pods"),
+            Command::new("cleanup").about("Remove everything of an instance from the host and its pods").arg(
+                Arg::new("stay")
+                    .long("stay")
+                    .action(ArgAction::SetTrue)
+                    .help("Afterwards do nothing until SIGTERM, as pods of a DaemonSet must"),
+            ),
         )
         .subcommand(
             Command::new("status")
@@ -226,6 +234,9 @@ fn help(name: &str) -> &'static str {
         "fail_mode" => "closed or open: what connections meet while no proxy runs",
         "unsteered" => "refuse or pass: a new connection that leaves a pod around the proxy",
         "older_connections" => "refuse or pass: connections older than the pod's enrolment",
+        "hold_new_pods_ms" => {
+            "Milliseconds that connections of a pod not known yet are held at most; 0 is not at all"
+        }
         "connect_hook" => "Steer by the connect hook: true or false",
         "tc_steering" => "Steer by TC what the connect hook does not reach: true or false",
         "tc_guard" => "Judge on the host side what leaves a pod: true or false",
@@ -275,6 +286,8 @@ mod tests {
         assert_eq!(parse("mesh-node status --instance a").unwrap().mode, Mode::Status);
         assert_eq!(parse("mesh-node cleanup --settings a").unwrap().settings, Some(PathBuf::from("a")));
         assert_eq!(parse("mesh-node --mode validate -c x").unwrap().mode, Mode::Validate);
+        assert!(parse("mesh-node cleanup --stay").unwrap().stay);
+        assert!(!parse("mesh-node cleanup").unwrap().stay);
         assert!(parse("mesh-node --fail-mod open").is_err());
     }
 

@@ -2,6 +2,7 @@
 //! remedy, and tried again with back-off.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -9,40 +10,43 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::WATCH_SECONDS;
 use super::pod::MODE;
 use super::registry::Registry;
-use super::resolve::Resolver;
-use crate::capture::pods::PodSpec;
+use super::resolve::{Missing, Resolver};
+use super::{Outbox, WATCH_SECONDS, tell};
 
 /// Changes that come close together are taken as one.
 const SETTLE: Duration = Duration::from_millis(10);
 /// A pod that has an address has a process within moments.
 const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// A pod that connects is in the API already; its event is on its way for this long at most.
+const WAITED_FOR: Duration = Duration::from_secs(5);
 /// Looks without success before that is said.
 const PATIENCE: u32 = 6;
 
 /// Follows until dropped.
 pub(super) async fn run(
     client: Client,
-    api: String,
-    node: String,
+    (api, node): (String, String),
     mut resolver: Resolver,
-    outbox: watch::Sender<Option<Vec<PodSpec>>>,
+    look: Arc<Notify>,
+    outbox: Outbox,
 ) {
     let config = watcher::Config::default().timeout(WATCH_SECONDS);
     let of_node = config.clone().fields(&format!("spec.nodeName={node}"));
     let mut pods = pin!(watcher(Api::<Pod>::all(client.clone()), of_node).default_backoff());
-    let labelled = Api::<PartialObjectMeta<Namespace>>::all(client);
+    let labelled = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
     let mut namespaces = pin!(watcher(labelled, config.labels(MODE)).default_backoff());
     let (mut of_pods, mut of_namespaces) = (Health::of("pods", &api), Health::of("namespaces", &api));
     let mut registry = Registry::default();
-    let mut missing = Missing::default();
+    let mut missing = Search::default();
     // When the list is to be made anew.
     let mut due: Option<Instant> = None;
+    // Until when strangers are told: somebody waits to be known, and the API may tell of it a moment later.
+    let mut waited_for: Option<Instant> = None;
     loop {
         let timer = async {
             match due {
@@ -56,12 +60,24 @@ pub(super) async fn run(
             Some(event) = namespaces.next() => {
                 of_namespaces.judge(event).is_some_and(|event| registry.take_namespace(event))
             }
+            () = look.notified() => {
+                waited_for = Some(Instant::now() + WAITED_FOR);
+                due = Some(Instant::now());
+                false
+            }
             () = timer => {
                 due = None;
-                if let Some(wanted) = registry.wanted() {
-                    let resolved = resolver.resolve(wanted);
+                if let Some(sorted) = registry.wanted() {
+                    for (candidate, barred) in &sorted.to_tell {
+                        tell::tell(&client, &node, candidate, barred);
+                    }
+                    if waited_for.is_some_and(|until| Instant::now() < until) {
+                        // Without a receiver the process ends.
+                        let _ = outbox.strangers.send(resolver.namespaces(&sorted.others));
+                    }
+                    let resolved = resolver.resolve(sorted.wanted);
                     due = missing.look_again(&resolved.missing).map(|wait| Instant::now() + wait);
-                    outbox.send_if_modified(|list| {
+                    outbox.lists.send_if_modified(|list| {
                         let differs = list.as_ref() != Some(&resolved.pods);
                         *list = Some(resolved.pods);
                         differs
@@ -79,14 +95,14 @@ pub(super) async fn run(
 
 /// Pods whose network was not found yet.
 #[derive(Debug, Default)]
-struct Missing {
-    pods: Vec<String>,
+struct Search {
+    pods: Vec<Missing>,
     looks: u32,
 }
 
-impl Missing {
+impl Search {
     /// When to look again, if at all. Says so when it takes long.
-    fn look_again(&mut self, missing: &[String]) -> Option<Duration> {
+    fn look_again(&mut self, missing: &[Missing]) -> Option<Duration> {
         if missing != self.pods {
             self.pods = missing.to_vec();
             self.looks = 0;
@@ -95,11 +111,14 @@ impl Missing {
             return None;
         }
         self.looks += 1;
-        if self.looks == PATIENCE {
+        // One without an address has not been started yet.
+        let running = missing.iter().filter(|pod| pod.has_address).map(|pod| pod.name.as_str());
+        let running: Vec<&str> = running.collect();
+        if self.looks == PATIENCE && !running.is_empty() {
             tracing::warn!(
                 "no process of {} is to be seen, so that their networks are not known and they are not served; \
                  mesh-node must see the host's processes (hostPID: true)",
-                missing.join(", ")
+                running.join(", ")
             );
         }
         Some(LOOK_AGAIN.1.min(LOOK_AGAIN.0 * 2u32.saturating_pow(self.looks - 1)))
@@ -196,8 +215,8 @@ mod tests {
 
     #[test]
     fn who_is_not_found_is_looked_for_less_and_less_often() {
-        let mut missing = Missing::default();
-        let pods = ["shop/a".to_owned()];
+        let mut missing = Search::default();
+        let pods = [Missing { name: "shop/a".to_owned(), has_address: true }];
         let waits: Vec<_> = (0..8).map(|_| missing.look_again(&pods).unwrap().as_millis()).collect();
         assert_eq!(waits, [50, 100, 200, 400, 800, 1600, 2000, 2000]);
         assert_eq!(missing.look_again(&[]), None);

@@ -1,12 +1,12 @@
 //! The pods of this node, from the Kubernetes API: which of them are enrolled, and where their networks are.
 //!
 //! Watches this node's pods and the namespaces that say something about enrolment, finds each enrolled pod's network
-//! namespace by its processes, and hands on whole lists of [`PodSpec`]. It never writes to the API, and it enters no
-//! pod: that is the business of capture. While the API is away what was enrolled stays; at start that is the list
+//! namespace by its processes, and hands on whole lists of [`PodSpec`]. All it writes to the API are Events that say why
+//! a pod is not enrolled; and it enters no pod: that is the business of capture. While the API is away what was enrolled stays; at start that is the list
 //! which an earlier process had written down.
 //!
 //! Reading order: `pod` (who is enrolled), `registry` (what is known), `processes` (where a pod's network is),
-//! `resolve` (the list), `follow` (the watches).
+//! `resolve` (the list), `follow` (the watches), `tell` (Events).
 
 mod error;
 mod follow;
@@ -14,15 +14,17 @@ mod pod;
 mod processes;
 mod registry;
 mod resolve;
+mod tell;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use tokio::sync::watch;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 
-use crate::capture::pods::PodSpec;
+use crate::capture::pods::{Held, PodSpec};
 pub use error::Error;
 use processes::Processes;
 use resolve::{Known, Resolver};
@@ -44,11 +46,28 @@ pub struct Options {
     pub known_pods: PathBuf,
 }
 
+/// What is new of pods.
+#[derive(Debug)]
+pub enum Heard {
+    /// [`Source::current`] has changed.
+    Listed,
+    /// Network namespaces of pods that are not to be enrolled, asked for by [`Source::look`].
+    Strangers(Vec<Held>),
+}
+
 /// The list of enrolled pods as it changes. Dropping it ends the watches.
 #[derive(Debug)]
 pub struct Source {
     lists: watch::Receiver<Option<Vec<PodSpec>>>,
+    strangers: mpsc::UnboundedReceiver<Vec<Held>>,
+    look: Arc<Notify>,
     task: AbortHandle,
+}
+
+/// What the following task hands out.
+struct Outbox {
+    lists: watch::Sender<Option<Vec<PodSpec>>>,
+    strangers: mpsc::UnboundedSender<Vec<Held>>,
 }
 
 impl Source {
@@ -67,10 +86,14 @@ impl Source {
         let api = config.cluster_url.to_string();
         let client = Client::try_from(config).map_err(|source| Error::Client(Box::new(source)))?;
         let mut resolver = Resolver::new(Processes::of_host(), Known::at(options.known_pods.clone()));
-        let (outbox, lists) = watch::channel(resolver.left_by_an_earlier_process());
+        let (listing, lists) = watch::channel(resolver.left_by_an_earlier_process());
+        let (telling, strangers) = mpsc::unbounded_channel();
+        let outbox = Outbox { lists: listing, strangers: telling };
+        let look = Arc::<Notify>::default();
         tracing::info!(%api, %node, "pods come from the Kubernetes API");
-        let task = tokio::spawn(follow::run(client, api, node, resolver, outbox)).abort_handle();
-        Ok(Self { lists, task })
+        let follower = follow::run(client, (api, node), resolver, look.clone(), outbox);
+        let task = tokio::spawn(follower).abort_handle();
+        Ok(Self { lists, strangers, look, task })
     }
 
     /// The pods that are to be enrolled now; `None` while that is not known.
@@ -78,11 +101,18 @@ impl Source {
         self.lists.borrow_and_update().clone()
     }
 
-    /// Returns when [`Self::current`] has changed since it was last asked.
-    pub async fn changed(&mut self) {
-        if self.lists.changed().await.is_err() {
+    /// Somebody whom nobody knows has connected: look for pods at once.
+    pub fn look(&self) {
+        self.look.notify_one();
+    }
+
+    /// What is new since this was last asked. Safe to cancel.
+    pub async fn next(&mut self) -> Heard {
+        tokio::select! {
+            Ok(()) = self.lists.changed() => Heard::Listed,
+            Some(namespaces) = self.strangers.recv() => Heard::Strangers(namespaces),
             // The task ends with this value only.
-            std::future::pending().await
+            else => std::future::pending().await,
         }
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct Candidate {
     /// Ids of its containers, as the runtime reports them.
     pub(super) container_ids: Vec<String>,
     mode: Option<String>,
+    /// All its containers have ended, for good.
+    finished: bool,
     /// Why it is never enrolled.
     barred: Option<Barred>,
 }
@@ -53,7 +55,7 @@ pub(super) enum Barred {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Enrol,
-    /// It has no address yet, or no need of one any more, or nobody asks for it.
+    /// It has ended, or nobody asks for it.
     Leave,
     /// Somebody asks for it and is to be told.
     Refuse(Barred),
@@ -71,7 +73,7 @@ impl Candidate {
         let reported = status.pod_ips.unwrap_or_default().into_iter().map(|ip| ip.ip).chain(status.pod_ip);
         let mut ips: Vec<IpAddr> = Vec::new();
         for ip in reported.filter_map(|ip| ip.parse().ok()) {
-            if !ips.contains(&ip) && !finished {
+            if !ips.contains(&ip) {
                 ips.push(ip);
             }
         }
@@ -119,20 +121,20 @@ impl Candidate {
             ips,
             ..PodSpec::default()
         };
-        // Without an address there is nothing to check yet.
-        if barred.is_none() && !spec.ips.is_empty() {
-            barred = spec.check().err().map(Barred::Invalid);
+        if barred.is_none() {
+            barred = spec.check_but_addresses().err().map(Barred::Invalid);
         }
-        Some(Self { spec, cgroup_uid, container_ids, mode, barred })
+        Some(Self { spec, cgroup_uid, container_ids, mode, finished, barred })
     }
 
     /// The pod's own label comes before its namespace's.
     pub(super) fn judge(&self, of_namespace: Option<&str>) -> Verdict {
         match self.mode.as_deref().or(of_namespace) {
             None | Some(NONE | AMBIENT) => Verdict::Leave,
+            Some(_) if self.finished => Verdict::Leave,
             Some(OURS) => match &self.barred {
                 Some(barred) => Verdict::Refuse(barred.clone()),
-                None if self.spec.ips.is_empty() => Verdict::Leave,
+                // Also before the API tells its addresses: its first connection may come earlier.
                 None => Verdict::Enrol,
             },
             // One line for the pod that says so; of a namespace, its pods do not.
@@ -211,7 +213,7 @@ mod tests {
     #[test]
     fn pods_that_others_serve_or_that_cannot_be_served_are_never_enrolled() {
         type Change = fn(&mut serde_json::Value);
-        let cases: [(Change, &str); 9] = [
+        let cases: [(Change, &str); 10] = [
             (|o| o["spec"]["hostNetwork"] = true.into(), "hostNetwork"),
             (|o| o["spec"]["containers"][0]["name"] = "istio-proxy".into(), "sidecar"),
             (|o| o["spec"]["initContainers"] = json!([{ "name": "istio-proxy" }]), "sidecar"),
@@ -226,7 +228,8 @@ mod tests {
             ),
             (|o| o["status"]["phase"] = "Succeeded".into(), "leave"),
             (|o| o["status"]["phase"] = "Failed".into(), "leave"),
-            (|o| o["status"] = json!({ "phase": "Pending" }), "leave"),
+            (|o| o["status"]["phase"] = "Unknown".into(), "enrol"),
+            (|o| o["status"] = json!({ "phase": "Pending" }), "enrol"),
         ];
         for (change, expected) in cases {
             let told = verdict(pod("a", change), Some("mesh"));

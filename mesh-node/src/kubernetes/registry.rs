@@ -57,6 +57,15 @@ impl<V> Table<V> {
     }
 }
 
+/// The pods of this node, sorted.
+#[derive(Debug, Default)]
+pub(super) struct Sorted<'a> {
+    pub(super) wanted: Vec<&'a Candidate>,
+    pub(super) others: Vec<&'a Candidate>,
+    /// Of the others, those that ask for the mesh and were not told yet why they are not part of it.
+    pub(super) to_tell: Vec<(&'a Candidate, Barred)>,
+}
+
 /// Pods by uid, and what namespaces say.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
@@ -84,29 +93,31 @@ impl Registry {
         })
     }
 
-    /// The pods that are to be enrolled; `None` until both lists were read once. Says why one that asks for it is
-    /// not, once for each pod and reason.
-    pub(super) fn wanted(&mut self) -> Option<Vec<&Candidate>> {
+    /// The pods that are to be enrolled, and the others; `None` until both lists were read once. Says why one that
+    /// asks for it is not, once for each pod and reason.
+    pub(super) fn wanted(&mut self) -> Option<Sorted<'_>> {
         if !(self.pods.listed && self.namespaces.listed) {
             return None;
         }
         let mut refused = BTreeMap::new();
-        let mut wanted = Vec::new();
+        let mut sorted = Sorted::default();
         for (uid, candidate) in &self.pods.current {
             let of_namespace = self.namespaces.current.get(&candidate.spec.namespace).map(String::as_str);
             match candidate.judge(of_namespace) {
-                Verdict::Enrol => wanted.push(candidate),
-                Verdict::Leave => {}
+                Verdict::Enrol => sorted.wanted.push(candidate),
+                Verdict::Leave => sorted.others.push(candidate),
                 Verdict::Refuse(barred) => {
+                    sorted.others.push(candidate);
                     if self.told.get(uid) != Some(&barred) {
                         tracing::warn!("pod {} is not enrolled: {barred}", candidate.spec.display_name());
+                        sorted.to_tell.push((candidate, barred.clone()));
                     }
                     refused.insert(uid.clone(), barred);
                 }
             }
         }
         self.told = refused;
-        Some(wanted)
+        Some(sorted)
     }
 }
 
@@ -121,7 +132,7 @@ mod tests {
     }
 
     fn names(registry: &mut Registry) -> Option<Vec<String>> {
-        let wanted = registry.wanted()?;
+        let wanted = registry.wanted()?.wanted;
         Some(wanted.into_iter().map(|candidate| candidate.spec.name.clone()).collect())
     }
 

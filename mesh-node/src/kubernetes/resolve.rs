@@ -81,7 +81,15 @@ pub(super) struct Resolver {
 #[derive(Debug)]
 pub(super) struct Resolved {
     pub(super) pods: Vec<PodSpec>,
-    pub(super) missing: Vec<String>,
+    pub(super) missing: Vec<Missing>,
+}
+
+/// A pod whose network was not found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Missing {
+    pub(super) name: String,
+    /// The API says that it has a network.
+    pub(super) has_address: bool,
 }
 
 impl Resolver {
@@ -113,6 +121,15 @@ impl Resolver {
         resolved
     }
 
+    /// The network namespaces of these, as far as they have a process.
+    pub(super) fn namespaces(&self, of: &[&Candidate]) -> Vec<Held> {
+        let sought: Vec<Sought<'_>> = of
+            .iter()
+            .map(|of| Sought { cgroup_uid: &of.cgroup_uid, container_ids: &of.container_ids })
+            .collect();
+        self.processes.namespaces(&sought).into_iter().flatten().map(|file| Held::new(file).0).collect()
+    }
+
     fn list(&mut self, entries: &[Entry]) -> Resolved {
         let sought: Vec<Sought<'_>> = entries
             .iter()
@@ -130,7 +147,8 @@ impl Resolver {
                 (None, None) => None,
             };
             let Some(found) = found else {
-                resolved.missing.push(entry.spec.display_name());
+                let (name, has_address) = (entry.spec.display_name(), !entry.spec.ips.is_empty());
+                resolved.missing.push(Missing { name, has_address });
                 continue;
             };
             let (netns, held) = (found.path.clone(), Some(found.held.clone()));

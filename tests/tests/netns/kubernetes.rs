@@ -8,8 +8,8 @@ use mesh_tests::kube_api::KubeApi;
 use mesh_tests::mesh::{MeshConfig, MeshNode};
 use mesh_tests::need_root;
 use mesh_tests::netns::Pod;
-use mesh_tests::peer::Place;
-use mesh_tests::process::Process;
+use mesh_tests::peer::{Call, Place};
+use mesh_tests::process::{Process, binary};
 use serde_json::{Value, json};
 
 use crate::stage::{Stage, Taken, Way, released, taken_during};
@@ -212,5 +212,47 @@ fn a_restart_without_the_api_serves_the_pods_of_before_that_still_run() -> Resul
     mesh.wait_metric("mesh_enrolled_pods", |pods| pods == 1.0)?;
     mesh.terminate()?;
     mesh.cleanup()?;
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_connects_before_anybody_knows_it_is_captured_or_let_go_as_its_labels_say() -> Result<()> {
+    need_root!();
+    let scene = Scene::new()?;
+    scene.enrol_namespace()?;
+    let client = &scene.stage.client;
+    scene.api.delete_pod("default", client.name());
+    let mut mesh = scene.mesh()?;
+    mesh.wait_metric("mesh_enrolled_pods", |pods| pods == 1.0)?;
+    // As the API has it while it starts: no address yet.
+    let starting = |label: &str| {
+        object(client, |pod| {
+            pod["status"] = json!({ "phase": "Pending" });
+            pod["metadata"]["labels"] = json!({ LABEL: label });
+        })
+    };
+    // Not of the mesh: it is not kept waiting for longer than it takes to find that out.
+    scene.api.set_pod(starting("none"))?;
+    ensure!(scene.steered(&mesh)? == Taken { outbound: 0, inbound: 1 });
+    scene.api.delete_pod("default", client.name());
+
+    let newcomer = scene.stage.node.pod("newcomer")?;
+    let _sandbox = sandbox(&newcomer)?;
+    let before = mesh.metric("mesh_enrolled_pods", "")?;
+    let (call, taken) = taken_during(&mesh, || {
+        let mut peer = Command::new(binary("mesh-peer")?);
+        peer.args(["call", "--to", &scene.stage.target(Way::V4).to_string()]);
+        let mut calling = newcomer.spawn(peer)?;
+        // The API tells of it while it waits.
+        scene.api.set_pod(object(&newcomer, |pod| pod["status"] = json!({ "phase": "Pending" })))?;
+        Ok(serde_json::from_str::<Call>(&calling.line()?)?)
+    })?;
+    call.ok()?;
+    ensure!(before == 1.0 && taken == BOTH, "{taken:?}");
+    // What the API says of its address later changes nothing.
+    scene.api.set_pod(object(&newcomer, |_| {}))?;
+    mesh.wait_metric("mesh_enrolled_pods", |pods| pods == 2.0)?;
+    let told = mesh.process()?.errors();
+    ensure!(!told.contains("released pod=default/newcomer"), "{told}");
     Ok(())
 }

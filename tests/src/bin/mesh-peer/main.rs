@@ -11,6 +11,7 @@ mod puppet;
 mod server;
 mod sockets;
 mod streams;
+mod visit;
 
 use std::io::Read;
 use std::net::SocketAddr;
@@ -121,6 +122,8 @@ enum Command {
         #[arg(long)]
         count: u64,
     },
+    /// Visit an HTTP server, one new connection for each request; prints a tally.
+    Visit(visit::VisitArgs),
     /// Do with sockets what the lines of standard input say, one answer for each.
     Puppet,
     /// Wait for the end of standard input, then remove what dead runs left behind.
@@ -164,6 +167,7 @@ fn main() -> ExitCode {
         Command::Kinds { to, kind, count } => {
             Kind::named(&kind).context("no such kind").and_then(|kind| kinds::call(to, kind, count))
         }
+        Command::Visit(args) => visit::visit(&args),
         Command::Puppet => puppet::run(),
         Command::Janitor { of } => {
             std::io::stdin().read_to_end(&mut Vec::new()).ok();

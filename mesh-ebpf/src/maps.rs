@@ -14,8 +14,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SockHash, SockMap},
 };
 use mesh_common::{
-    Address, CidrKey, CounterKey, FlowKey, MAX_FLOWS, MAX_NAMESPACES, MAX_PODS, MAX_WORKERS, Pod, PodAddress, PortKey,
-    Settings, SocketTag,
+    Address, CidrKey, CounterKey, FlowKey, MAX_FLOWS, MAX_NAMESPACES, MAX_PODS, MAX_WORKERS, Pod, PodAddress,
+    PortKey, Settings, SocketTag,
     accel::{Carried, End, MAX_ENDS, MAX_OWNERS, Offsets, Owner, OwnerKey, Pair, PairKey},
     direction,
     hand_off::{Direction, MAX_DIRECTIONS},

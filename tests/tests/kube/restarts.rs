@@ -7,7 +7,7 @@ use crate::cluster::{Cluster, NAMESPACE};
 use crate::workloads::{self, MARK, MARKING, PORT, visit_pages};
 
 /// Restarts in each mode; `MESH_KUBE_ROUNDS` for more.
-const ROUNDS: usize = 2;
+const ROUNDS: usize = 1;
 
 #[test]
 fn a_restart_or_update_under_load_fails_what_the_mode_says_and_new_connections_are_served_after_it()
@@ -19,7 +19,7 @@ fn a_restart_or_update_under_load_fails_what_the_mode_says_and_new_connections_a
     cluster.kubectl("label namespace default istio.io/dataplane-mode=mesh")?;
     served(&cluster)?;
     for mode in ["closed", "open"] {
-        let settings = format!("pods_from: kubernetes\nfail_mode: {mode}\ndrain_time_s: 5\n");
+        let settings = format!("pods_from: kubernetes\nfail_mode: {mode}\ndrain_time_s: 2\n");
         cluster.configure("settings.yaml", &settings)?;
         restart(&cluster)?;
         served(&cluster)?;

@@ -22,6 +22,12 @@ pub(super) fn plan(interfaces: &[String]) -> Result<Vec<Change>, (String, io::Er
     let mut changes = Vec::new();
     // Answers of an application carry the mark of the connection they belong to.
     want(&mut changes, "ipv4/tcp_fwmark_accept", "1")?;
+    // So do those of the kernel itself to what comes for a connection that an application has no longer: else the
+    // proxy would never hear of an end that got lost.
+    want(&mut changes, "ipv4/fwmark_reflect", "1")?;
+    if path("ipv6/fwmark_reflect").exists() {
+        want(&mut changes, "ipv6/fwmark_reflect", "1")?;
+    }
     // Connections to the application come from few addresses and end often; their ports may be used
     // again after a second instead of a minute.
     want(&mut changes, "ipv4/tcp_tw_reuse", "1")?;

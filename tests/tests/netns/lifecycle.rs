@@ -19,7 +19,14 @@ fn traces(pod: &Pod) -> Result<String> {
     for args in ["-4 rule show", "-6 rule show", "-4 route show table all", "-6 route show table all"] {
         text += &netns.ip_output(args)?;
     }
-    for key in ["net/ipv4/tcp_fwmark_accept", "net/ipv4/conf/all/rp_filter", "net/ipv4/conf/lo/rp_filter"] {
+    let sysctls = [
+        "net/ipv4/tcp_fwmark_accept",
+        "net/ipv4/fwmark_reflect",
+        "net/ipv6/fwmark_reflect",
+        "net/ipv4/conf/all/rp_filter",
+        "net/ipv4/conf/lo/rp_filter",
+    ];
+    for key in sysctls {
         text += &format!("{key} {}\n", netns.read_sysctl(key)?);
     }
     text += &netns.tool(tc("eth0"), None)?;

@@ -100,6 +100,24 @@ fn a_reset_reaches_the_other_side_after_what_it_could_read() -> Result<()> {
     )
 }
 
+/// Whose end got lost on its way, as resets may: the next byte is answered by the kernel, for the connection that is
+/// no more.
+#[test]
+fn a_side_that_is_gone_without_a_word_is_noticed_when_something_is_sent_to_it() -> Result<()> {
+    same_as_tcp(
+        |scene| {
+            scene.open("a")?;
+            scene.both("exchange a 100 100", "exchange a 100 100")?;
+            scene.server("silent a 1")?;
+            scene.server("close a")?;
+            scene.client("send a 1")?;
+            scene.client("recv a 1")?;
+            scene.client("close a")
+        },
+        &SAME,
+    )
+}
+
 #[test]
 fn a_close_that_lingers_loses_nothing() -> Result<()> {
     same_as_tcp(

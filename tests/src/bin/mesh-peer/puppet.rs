@@ -202,8 +202,10 @@ impl Connection {
             "inline" => socket.set_out_of_band_inline(value != 0)?,
             "receive_buffer" => socket.set_recv_buffer_size(value as usize)?,
             "receive_timeout_ms" => socket.set_read_timeout(Some(Duration::from_millis(value)))?,
-            "low_watermark" => set_int(&self.stream, libc::SO_RCVLOWAT, value as i32)?,
-            "zerocopy" => set_int(&self.stream, libc::SO_ZEROCOPY, value as i32)?,
+            "low_watermark" => set_int(&self.stream, libc::SOL_SOCKET, libc::SO_RCVLOWAT, value as i32)?,
+            "zerocopy" => set_int(&self.stream, libc::SOL_SOCKET, libc::SO_ZEROCOPY, value as i32)?,
+            // Closed then, it says nothing to the other side.
+            "silent" => set_int(&self.stream, libc::SOL_TCP, libc::TCP_REPAIR, value as i32)?,
             _ => bail!("no such step: {option}"),
         }
         Ok("set".to_owned())

@@ -78,12 +78,12 @@ pub fn splice(stream: &TcpStream, data: &[u8]) -> io::Result<usize> {
 }
 
 /// Sets an option of the socket level.
-pub fn set_int(stream: &TcpStream, option: i32, value: i32) -> io::Result<()> {
+pub fn set_int(stream: &TcpStream, level: i32, option: i32, value: i32) -> io::Result<()> {
     // SAFETY: the kernel reads one int.
     let result = unsafe {
         libc::setsockopt(
             stream.as_raw_fd(),
-            libc::SOL_SOCKET,
+            level,
             option,
             (&raw const value).cast(),
             size_of::<i32>() as libc::socklen_t,

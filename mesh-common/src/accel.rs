@@ -170,6 +170,14 @@ pub struct Offsets {
     pub net_cookie: u32,
     pub task_memory: u32,
     pub memory_executable: u32,
+    pub task_flags: u32,
+    /// Of the number of the system call among the registers that a task came into the kernel with; 0: not known for
+    /// this processor.
+    pub registers_call: u32,
+    /// The number of `splice(2)`.
+    pub splice_call: u32,
+    /// The proxy's process, as the kernel numbers it.
+    pub own_process: u32,
     /// Number of the bit in the socket's flags that asks for completions of sends without copy.
     pub zerocopy_bit: u32,
     /// 1: filled.

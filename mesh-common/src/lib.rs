@@ -9,7 +9,7 @@ pub mod hand_off;
 
 /// Changes whenever a type below does. User space compares it with what a pinned map holds, and
 /// replaces maps of another layout instead of reading them.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;
 
 /// Pods of one node that can be enrolled at a time; slots are `1..MAX_PODS`.
 pub const MAX_PODS: u32 = 1024;
@@ -257,6 +257,8 @@ pub mod settings_flags {
     pub const ACCELERATE: u32 = 1 << 4;
     /// What was handed off goes straight; without it, through the proxy.
     pub const HAND_OFF: u32 = 1 << 5;
+    /// Applications' sockets too; without it only flows between two of the proxy's own are accelerated.
+    pub const APPLICATIONS: u32 = 1 << 6;
 }
 
 pub mod action {
@@ -347,7 +349,9 @@ pub mod reason {
     pub const KEPT_FULL: u16 = 32;
     /// Steered to the inbound listener of the worker that connects, from another pod of the node.
     pub const STEERED_SIBLING: u16 = 33;
-    pub const NAMES: [&str; 34] = [
+    /// A flow on TCP: the kernel does not show who splices, and its application might.
+    pub const TCP_SPLICE_UNSEEN: u16 = 34;
+    pub const NAMES: [&str; 35] = [
         "steered_outbound",
         "steered_inbound",
         "passed_excluded",
@@ -382,6 +386,7 @@ pub mod reason {
         "kept_tls",
         "kept_full",
         "steered_sibling",
+        "tcp_splice_unseen",
     ];
 }
 

@@ -42,6 +42,10 @@ pub fn connecting(settings: &Settings, pod: &Pod, slot: u32, sk: *mut bpf_sock) 
     if settings.flags & settings_flags::ACCELERATE == 0 || pod.flags & pod_flags::ACCELERATE == 0 {
         return;
     }
+    if settings.flags & settings_flags::APPLICATIONS == 0 {
+        count(slot, hook::ACCEL, reason::TCP_SPLICE_UNSEEN);
+        return;
+    }
     let Some(offsets) = kernel::offsets() else { return };
     let owner = OwnerKey { id: kernel::executable(offsets), slot, role: role::CLIENT };
     // SAFETY: the connecting socket, never null in that hook.
@@ -86,6 +90,10 @@ pub fn connected(ctx: &SockOpsContext, sk: *mut bpf_sock, tag: Option<&SocketTag
         _ if !on => return,
         Some(tag) if tag.kind == kind::APPLICATION => {
             if !accelerates(tag.slot) {
+                return;
+            }
+            if settings.flags & settings_flags::APPLICATIONS == 0 {
+                count(tag.slot, hook::ACCEL, reason::TCP_SPLICE_UNSEEN);
                 return;
             }
             let port = u64::from(remote_port(ctx));
@@ -149,6 +157,16 @@ pub fn connected(ctx: &SockOpsContext, sk: *mut bpf_sock, tag: Option<&SocketTag
             count(slot, hook::ACCEL, reason::FAILED);
             return;
         }
+    } else {
+        // Nothing but its numbers is of interest, when it is closed before its other end is found.
+        let new = End {
+            connecting_seq: key.connecting_seq,
+            accepting_seq: key.accepting_seq,
+            ..end(owner, state::TCP, way)
+        };
+        // SAFETY: checked for null by the caller.
+        unsafe { ENDS.set(sk, new) };
+        let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
     }
     let pair = Pair { owner, flow, socket: address, cookie: flow >> 1, way, reserved: 0 };
     let _ = PAIRS.insert(&key, &pair, 0);

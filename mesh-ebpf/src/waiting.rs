@@ -3,11 +3,18 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::programs::RawTracePointContext;
+use aya_ebpf::{helpers::bpf_get_current_pid_tgid, programs::RawTracePointContext};
 
 use mesh_common::accel::waits;
 
 use crate::kernel;
+
+/// The number of the process that runs it, which may be in a namespace where it has another. Written as the next.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tp/sys_enter")]
+pub extern "C" fn mesh_process(_: *mut c_void) -> i32 {
+    (bpf_get_current_pid_tgid() >> 32) as i32
+}
 
 /// One of [`waits`]. Arguments: the kernel address and the cookie of the socket.
 ///

@@ -35,8 +35,10 @@ pub struct PastTcpView {
 /// What is known of the sockets of one listening port, or of an executable that connects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownView {
-    /// `None`: clients of the pod, or the whole of it.
+    /// A listening port; `None`: an executable that connects, or the pod as a whole.
     pub port: Option<u16>,
+    /// Of the executable, if a process of it runs.
+    pub program: Option<String>,
     /// Connections seen that were fit for acceleration.
     pub seen: u32,
     /// So many are enough for the next one to be accelerated.
@@ -96,8 +98,12 @@ pub fn pod_text(pod: &str, counters: &[KernelCount], past: &PastTcpView, node: b
         let _ = writeln!(out, "{pod}::{what}.{reason}::{value}::{}", meaning(reason));
     }
     let _ = writeln!(out, "{pod}::past_tcp::{} messages, {} bytes", past.messages, past.bytes);
-    for KnownView { port, seen, enough, never } in &past.known {
-        let whose = port.map_or_else(|| "clients".to_owned(), |port| format!("port {port}"));
+    for KnownView { port, program, seen, enough, never } in &past.known {
+        let whose = match (port, program) {
+            (Some(port), _) => format!("port {port}"),
+            (None, Some(program)) => format!("client {program}"),
+            (None, None) => "clients".to_owned(),
+        };
         let _ = match never {
             Some(reason) => writeln!(out, "{pod}::{whose}::{reason}::{}", meaning(reason)),
             None if seen >= enough => {
@@ -112,19 +118,19 @@ pub fn pod_text(pod: &str, counters: &[KernelCount], past: &PastTcpView, node: b
     out
 }
 
-/// The pod's flows by where their bytes went: each is counted once. A steered connection is one flow from the
+/// The pod's flows since its enrolment by where their bytes went. A steered connection is one flow from the
 /// application to the proxy or from the proxy to it, and one more where the other pod is on this node.
 pub fn flows(counters: &[KernelCount]) -> String {
-    let mut sums = [("accelerated", 0), ("handed off", 0), ("on TCP", 0)];
+    let (mut accelerated, mut handed_off, mut on_tcp) = (0, 0, 0);
     for KernelCount { reason, value, .. } in counters.iter().filter(|c| c.hook == "accel") {
         match *reason {
-            "accelerated" => sums[0].1 += value,
-            reason if reason.starts_with("handed_off") => sums[1].1 += value,
-            reason if reason == "failed" || reason.starts_with("tcp_") => sums[2].1 += value,
+            "accelerated" => accelerated += value,
+            "handed_off" => handed_off += value,
+            reason if reason == "failed" || reason.starts_with("tcp_") => on_tcp += value,
             _ => {}
         }
     }
-    sums.map(|(what, value)| format!("{value} {what}")).join(", ")
+    format!("{accelerated} accelerated ({handed_off} of them handed off), {on_tcp} on TCP")
 }
 
 /// A reason of the kernel programs, in words.
@@ -140,6 +146,9 @@ fn meaning(reason: &str) -> &'static str {
         "tcp_zerocopy" => "on TCP: the application sends without copying (SO_ZEROCOPY)",
         "tcp_low_watermark" => "on TCP: the application waits for more than one byte (SO_RCVLOWAT)",
         "tcp_splice" => "on TCP: the pod splices from sockets, which needs bytes that came by TCP",
+        "tcp_splice_unseen" => {
+            "on TCP: the kernel does not show whether it splices from sockets (acceleration_unseen_splice)"
+        }
         "left_stream" => "went to TCP: so much waited at its reader that it is a stream",
         "left_no_peer" => "went to TCP: the other end was not there to take it, or had gone to TCP",
         "left_reader" => "went to TCP: its reader has become what is never accelerated",

@@ -107,9 +107,16 @@ impl AdminState for Fake {
                 messages: 5,
                 bytes: 70,
                 known: vec![
-                    KnownView { port: Some(80), seen: 4, enough: 3, never: None },
-                    KnownView { port: Some(81), seen: 1, enough: 3, never: None },
-                    KnownView { port: None, seen: 0, enough: 3, never: Some("tcp_blocking") },
+                    KnownView { port: Some(80), program: None, seen: 4, enough: 3, never: None },
+                    KnownView { port: Some(81), program: None, seen: 1, enough: 3, never: None },
+                    KnownView { port: None, program: None, seen: 0, enough: 3, never: Some("tcp_blocking") },
+                    KnownView {
+                        port: None,
+                        program: Some("/bin/curl".into()),
+                        seen: 3,
+                        enough: 3,
+                        never: None,
+                    },
                 ],
             },
         }]
@@ -299,7 +306,7 @@ fn workloads_and_server_info() {
          ns/pod::max_connections::0\nns/pod::buffered_bytes::4096\nns/pod::max_buffered_bytes::1048576\n\
          ns/pod::cx_refused_by_max_connections::0\nns/pod::cx_refused_by_max_buffered_bytes::2\n\
          ns/pod::rq_refused_by_max_buffered_bytes::0\nns/pod::retries_given_up::0\n\
-         ns/pod::buffers_pressed::1\nns/pod::flows::2 accelerated, 0 handed off, 0 on TCP\n\
+         ns/pod::buffers_pressed::1\nns/pod::flows::2 accelerated (0 of them handed off), 0 on TCP\n\
          ns/pod::connect.steered_outbound::3\n\
          ns/pod::accel.accelerated::2\nns/pod::accel.kept_peer::4\nns/pod::accel.left_stream::1\n"
     );
@@ -315,7 +322,7 @@ fn the_acceleration_page_says_for_every_pod_what_goes_past_tcp_and_why_the_rest_
         get(&state, "/acceleration").body,
         "acceleration::on\nhand_off::on\ntest::fionread::as TCP\ntest::splice::cannot\n\
          ns/pod::acceleration::on\nns/pod::hand_off::off\nns/pod::steered::3 outbound, 0 inbound\n\
-         ns/pod::flows::2 accelerated, 0 handed off, 0 on TCP\n\
+         ns/pod::flows::2 accelerated (0 of them handed off), 0 on TCP\n\
          ns/pod::flows.accelerated::2::bytes go past TCP\n\
          ns/pod::halves.kept_peer::4::not handed off: its other end is no pod of this node, or the way there is \
          not accelerated\n\
@@ -324,7 +331,8 @@ fn the_acceleration_page_says_for_every_pod_what_goes_past_tcp_and_why_the_rest_
          ns/pod::port 80::fit::4 connections were seen, none with anything against it\n\
          ns/pod::port 81::learning::1 of 3 connections were seen\n\
          ns/pod::clients::tcp_blocking::on TCP: the application's sockets block, and would see errors that \
-         TCP does not give\n"
+         TCP does not give\n\
+         ns/pod::client /bin/curl::fit::3 connections were seen, none with anything against it\n"
     );
     let bytes = "# TYPE mesh_accelerated_bytes_total counter\n\
                  mesh_accelerated_bytes_total{namespace=\"ns\",pod=\"pod\"} 70\n";

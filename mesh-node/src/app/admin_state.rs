@@ -265,5 +265,11 @@ pub fn past_tcp(traffic: &Traffic) -> PastTcpView {
 }
 
 fn known(known: &Known) -> KnownView {
-    KnownView { port: known.port, seen: known.seen, enough: known.enough, never: known.never }
+    KnownView {
+        port: known.port,
+        program: known.program.clone(),
+        seen: known.seen,
+        enough: known.enough,
+        never: known.never,
+    }
 }

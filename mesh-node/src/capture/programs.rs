@@ -31,7 +31,10 @@ pub(super) const TC_STEER: &str = "mesh_tc_steer";
 pub(super) const TC_GUARD: &str = "mesh_tc_guard";
 const SK_MSG: &str = "mesh_sk_msg";
 const SPLICE: &str = "mesh_splice";
+const SPLICE_CALL: &str = "mesh_splice_call";
+const SPLICE_TRACEPOINT: &str = "tcp_rcv_space_adjust";
 const WAITING: &str = "mesh_waiting";
+const PROCESS: &str = "mesh_process";
 const SETSOCKOPT: &str = "mesh_setsockopt";
 const FIONREAD: &str = "mesh_fionread";
 /// Who answers `FIONREAD`, by what the caller's own memory is written: the newer function first (Linux 6.5).
@@ -202,7 +205,7 @@ impl Programs {
         if let Some(reason) = &self.not_accelerated {
             return Err(reason.clone());
         }
-        for name in [SK_MSG, WAITING] {
+        for name in [SK_MSG, WAITING, PROCESS] {
             load_program(&mut self.node, name).map_err(|reason| format!("{name}: {reason}"))?;
         }
         let sockets =
@@ -212,7 +215,10 @@ impl Programs {
             Some(Ok(cgroup)) => self.attach_cgroup(SETSOCKOPT, AttachType::SetSockOpt, &cgroup),
             _ => Err("there is no cgroup to attach it to".to_owned()),
         };
-        let splice_watched = load_program(&mut self.node, SPLICE).and_then(|()| self.watch_splice());
+        let splice_watched = self.watch_splice().or_else(|reason| {
+            let other = self.watch_splice_calls();
+            other.map_err(|other| format!("{SPLICE}: {reason}; {SPLICE_CALL}: {other}"))
+        });
         let fd = |object: &Ebpf, name: &str| {
             let program = object.program(name).ok_or_else(|| format!("{name} is not in the object"))?;
             let fd = program.fd().map_err(|e| one_line(&e))?;
@@ -221,6 +227,7 @@ impl Programs {
         Ok(AccelerationPrograms {
             message: fd(&self.node, SK_MSG)?,
             waiting: fd(&self.node, WAITING)?,
+            process: fd(&self.node, PROCESS)?,
             sockets,
             splice_watched,
             options_guarded,
@@ -229,11 +236,22 @@ impl Programs {
 
     /// For as long as this process lives: without it nothing new is accelerated.
     fn watch_splice(&mut self) -> Result<(), String> {
+        load_program(&mut self.node, SPLICE)?;
         let program =
             self.node.program_mut(SPLICE).ok_or_else(|| format!("{SPLICE} is not in the object"))?;
         let program: &mut FEntry =
             program.try_into().map_err(|e: aya::programs::ProgramError| one_line(&e))?;
         program.attach().map(drop).map_err(|e| one_line(&e))
+    }
+
+    /// The same where no program can be attached to a function.
+    fn watch_splice_calls(&mut self) -> Result<(), String> {
+        load_program(&mut self.node, SPLICE_CALL)?;
+        let program = self.node.program_mut(SPLICE_CALL);
+        let program = program.ok_or_else(|| format!("{SPLICE_CALL} is not in the object"))?;
+        let program: &mut RawTracePoint =
+            program.try_into().map_err(|e: aya::programs::ProgramError| one_line(&e))?;
+        program.attach(SPLICE_TRACEPOINT).map(drop).map_err(|e| one_line(&e))
     }
 
     /// Lets `FIONREAD` count what came past TCP where the kernel leaves it out, for as long as this process lives.
@@ -281,6 +299,7 @@ impl Programs {
 pub(super) struct AccelerationPrograms {
     pub(super) message: OwnedFd,
     pub(super) waiting: OwnedFd,
+    pub(super) process: OwnedFd,
     /// The map of the sockets whose messages are judged.
     pub(super) sockets: OwnedFd,
     /// Or why pods that splice cannot be told.

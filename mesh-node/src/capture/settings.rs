@@ -46,6 +46,9 @@ pub struct Settings {
     /// New connections between pods and the proxy go past TCP, where the kernel and the application allow
     /// it. A pod can be left out in the pods file.
     pub acceleration: bool,
+    /// Accelerate the sockets of applications also where the kernel does not show who splices from them; a pod that
+    /// does would wait for ever. Without it such a kernel accelerates only what is between two of the proxy's own.
+    pub acceleration_unseen_splice: bool,
     /// Accelerated TCP connections between two applications of this node, plaintext all the way, are handed off:
     /// bytes go from one application straight to the other, while the proxy looks on. Needs `acceleration`. A
     /// pod can be left out in the pods file.
@@ -96,6 +99,7 @@ impl Default for Settings {
             tc_steering: true,
             tc_guard: true,
             acceleration: false,
+            acceleration_unseen_splice: false,
             hand_off: false,
             in_memory: false,
             outbound_port: 15001,

@@ -241,6 +241,9 @@ fn help(name: &str) -> &'static str {
         "tc_steering" => "Steer by TC what the connect hook does not reach: true or false",
         "tc_guard" => "Judge on the host side what leaves a pod: true or false",
         "acceleration" => "Let bytes between pods and proxy go past TCP: true or false",
+        "acceleration_unseen_splice" => {
+            "Also where the kernel does not show which pods splice from sockets, if none does: true or false"
+        }
         "in_memory" => "Hand connections between two pods of this node over in memory: true or false",
         "hand_off" => "Let bytes between two applications of this node skip the proxy: true or false",
         "outbound_port" => "Port of the outbound listener inside each pod",

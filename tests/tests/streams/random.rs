@@ -63,6 +63,11 @@ fn accelerated_streams_are_byte_for_byte_those_of_tcp() -> Result<()> {
     // them go by TCP.
     ensure!(flows >= 1.5 * count as f64, "only {flows} flows of {count} transfers were accelerated");
     ensure!(mesh.metric("mesh_accelerated_bytes_total", "")? > 1e6, "the bytes are counted");
+    // The proxy does, inside the pods.
+    ensure!(
+        mesh.count("accel", "tcp_splice")? == 0.0,
+        "a pod that splices nothing was taken for one that does"
+    );
     let six = SocketAddr::new(stage.server.v6().into(), STREAMS);
     streams(5, 40).call(&stage.client, six)?.all_ok()?;
     Ok(())

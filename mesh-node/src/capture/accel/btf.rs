@@ -54,6 +54,10 @@ pub(super) fn offsets() -> Result<Offsets, BtfError> {
         net_cookie: at("net.net_cookie")?,
         task_memory: at("task_struct.mm")?,
         memory_executable: at("mm_struct.exe_file")?,
+        task_flags: at("task_struct.flags")?,
+        registers_call: at("pt_regs.orig_ax").or_else(|_| at("pt_regs.syscallno")).unwrap_or_default(),
+        splice_call: libc::SYS_splice as u32,
+        own_process: 0,
         zerocopy_bit: types.enumerator("sock_flags", "SOCK_ZEROCOPY")?,
         known: 1,
     })

@@ -10,6 +10,7 @@ mod gauge;
 mod hand_off;
 mod self_test;
 
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -82,11 +83,12 @@ impl Acceleration {
     }
 
     /// Switches acceleration of new flows; prepares it when it is first asked for. What is refused is
-    /// logged, and goes by TCP.
+    /// logged, and goes by TCP. `unseen_splice`: applications' sockets too where the kernel does not show who splices.
     pub(super) fn switch(
         &self,
         on: bool,
         sockops: bool,
+        unseen_splice: bool,
         programs: &mut Programs,
         maps: &Arc<Maps>,
         tags: &Map<i32, SocketTag>,
@@ -119,6 +121,17 @@ impl Acceleration {
             }
         }
         let on = on && refused.is_none();
+        let seen =
+            self.report().tests.iter().all(|test| test.name != self_test::SPLICE || test.problem.is_none());
+        if let Err(error) = maps.set_flag(settings_flags::APPLICATIONS, seen || unseen_splice) {
+            refused = Some(format!("SETTINGS map: {error}"));
+        }
+        if on && !seen && !unseen_splice {
+            tracing::warn!(
+                "applications' sockets stay on TCP, only the proxy's own are accelerated: a pod that splices would be \
+                 cut off, and the kernel does not show which do; if none does, set acceleration_unseen_splice"
+            );
+        }
         if let Err(error) = maps.set_flag(settings_flags::ACCELERATE, on) {
             refused = Some(format!("SETTINGS map: {error}"));
         }
@@ -174,10 +187,12 @@ fn prepare(
     maps: &Maps,
     tags: &Map<i32, SocketTag>,
 ) -> Result<(KernelGauge, Vec<Tested>), String> {
-    let offsets = btf::offsets().map_err(|error| error.to_string())?;
+    let mut offsets = btf::offsets().map_err(|error| error.to_string())?;
     let loaded = programs.load_acceleration()?;
     bpf::attach_to_map(loaded.message.as_fd(), loaded.sockets.as_fd())
         .map_err(|error| format!("sk_msg: {error}"))?;
+    offsets.own_process =
+        bpf::run(loaded.process.as_fd(), &[0, 0]).map_err(|error| format!("its own process: {error}"))?;
     maps.offsets.insert(&0, &offsets).map_err(|error| format!("OFFSETS map: {error}"))?;
     let ends = Map::open(&programs.pin("ENDS")).map_err(|error| format!("ENDS map: {error}"))?;
     let switched =
@@ -224,6 +239,8 @@ pub(super) fn traffic(maps: &Maps, slot: u32, known: &mut Vec<(u32, Known)>) -> 
 pub struct Known {
     /// A port of the pod; `None`: an executable that connects from it, or the pod as a whole.
     pub port: Option<u16>,
+    /// Path of the executable, as its own process sees it, if one runs.
+    pub program: Option<String>,
     /// Connections seen so far, all fit for acceleration.
     pub seen: u32,
     /// So many are enough for the next one to be accelerated.
@@ -234,15 +251,35 @@ pub struct Known {
 
 /// All that is known, by the slot of the pod.
 pub(super) fn known(maps: &Maps) -> std::io::Result<Vec<(u32, Known)>> {
-    let mut all = Vec::new();
+    let (mut all, mut programs) = (Vec::new(), None);
     for key in maps.owners.keys()? {
         let Some(owner) = maps.owners.get(&key)? else { continue };
         let never = (owner.never != 0).then(|| reason::NAMES.get(owner.never as usize).copied()).flatten();
         let port = (key.role == role::SERVER).then_some(key.id as u16);
-        all.push((key.slot, Known { port, seen: owner.seen, enough: ENOUGH_SEEN, never }));
+        let program = (key.role == role::CLIENT)
+            .then(|| programs.get_or_insert_with(running_programs).get(&key.id).cloned())
+            .flatten();
+        all.push((key.slot, Known { port, program, seen: owner.seen, enough: ENOUGH_SEEN, never }));
     }
-    all.sort_by_key(|(slot, known)| (*slot, known.port, known.seen));
+    all.sort_by(|(a, x), (b, y)| (a, x.port, &x.program, x.seen).cmp(&(b, y.port, &y.program, y.seen)));
     Ok(all)
+}
+
+/// The executables of the processes that run, by the number that the programs know them by.
+fn running_programs() -> HashMap<u64, String> {
+    use std::os::unix::fs::MetadataExt;
+    let mut programs = HashMap::new();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let link = process.path().join("exe");
+        // Not a process, one of the kernel's, or gone.
+        let (Ok(path), Ok(metadata)) = (std::fs::read_link(&link), std::fs::metadata(&link)) else {
+            continue;
+        };
+        let device = metadata.dev();
+        let device = u64::from(libc::major(device)) << 20 | u64::from(libc::minor(device));
+        programs.insert(metadata.ino() ^ device << 40, path.to_string_lossy().into_owned());
+    }
+    programs
 }
 
 /// A slot begins anew.

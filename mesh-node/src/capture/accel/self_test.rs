@@ -33,6 +33,9 @@ pub struct Tested {
     pub needed: bool,
 }
 
+/// The name of the test whose failure leaves applications' sockets on TCP.
+pub(super) const SPLICE: &str = "splice";
+
 type Check = fn(&mut Ends) -> Result<(), String>;
 
 const CHECKS: [(&str, Check); 12] = [
@@ -93,13 +96,13 @@ pub(super) fn run(
             return tests;
         }
     }
-    // One of the two is enough. With neither, the operator has to leave out the pods that splice.
+    // One of the two is enough.
     let spliced = connect(gauge, tags).and_then(|mut ends| splice(&mut ends));
     let problem = match (spliced, watched.splice) {
         (Ok(()), _) | (Err(_), Ok(())) => None,
-        (Err(cannot), Err(unseen)) => Some(format!(
-            "{cannot}, and pods that splice cannot be told from others ({unseen}): turn acceleration off for them"
-        )),
+        (Err(cannot), Err(unseen)) => {
+            Some(format!("{cannot}, and pods that splice cannot be told from others ({unseen})"))
+        }
     };
     let options = watched.options.map_err(|reason| format!("options cannot be refused: {reason}"));
     let options = options.and_then(|()| connect(gauge, tags).and_then(|mut ends| late_options(&mut ends)));
@@ -109,7 +112,7 @@ pub(super) fn run(
         mended: None,
         needed: false,
     });
-    tests.push(Tested { name: "splice".to_owned(), problem, mended: None, needed: false });
+    tests.push(Tested { name: SPLICE.to_owned(), problem, mended: None, needed: false });
     tests
 }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, TcpListener};
 use std::sync::atomic::AtomicU16;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Weak, mpsc};
 
 use mesh_common::{
     CidrKey, MAX_WORKERS, Pod, PodAddress, PortKey, SocketTag, direction, kind, listener_index, pod_flags,
@@ -54,12 +54,17 @@ pub(super) struct Enrolled {
     /// Device and inode of the namespace.
     pub(super) netns_id: (u64, u64),
     pub(super) workload: Arc<Workload>,
+    pub(super) sockets: Weak<PodSockets>,
+    /// Alive while any worker has a listener of the pod open.
+    pub(super) open: Weak<()>,
 }
 
 /// The two listeners of one worker.
 pub(super) struct Listeners {
     pub(super) outbound: TcpListener,
     pub(super) inbound: TcpListener,
+    /// Dropped with the listeners, whoever has them.
+    pub(super) open: Arc<()>,
 }
 
 /// Enrols `spec` in `slot`; `before` is the record of an earlier process that enrolled the same
@@ -166,8 +171,15 @@ fn try_enrol(
         buffers: Arc::new(Budget::new(&spec.display_name(), settings.max_buffered_bytes)),
         ..WorkloadLimits::default()
     };
+    let (sockets_left, open) = (Arc::downgrade(&sockets), open_of(&listeners));
     let workload = workload(settings, spec, sockets, Arc::new(limits), Arc::default());
-    Ok((Enrolled { spec: spec.clone(), cookie, netns_id: namespace.id, workload }, listeners))
+    let netns_id = namespace.id;
+    Ok((Enrolled { spec: spec.clone(), cookie, netns_id, workload, sockets: sockets_left, open }, listeners))
+}
+
+/// What tells when these are closed.
+pub(super) fn open_of(listeners: &[Listeners]) -> Weak<()> {
+    listeners.first().map(|listeners| Arc::downgrade(&listeners.open)).unwrap_or_default()
 }
 
 /// The pod with its addresses: where they were not told, those that its network namespace has.
@@ -251,10 +263,15 @@ fn host_ends(spec: &PodSpec, pod: &[Link], host: &[Link]) -> Vec<Interface> {
         .collect()
 }
 
-fn listen(context: &Context<'_>, slot: u32, sockets: &Arc<PodSockets>) -> Result<Vec<Listeners>, PodProblem> {
+pub(super) fn listen(
+    context: &Context<'_>,
+    slot: u32,
+    sockets: &Arc<PodSockets>,
+) -> Result<Vec<Listeners>, PodProblem> {
     use std::os::fd::AsFd;
     let settings = context.settings;
     let mut listeners = Vec::new();
+    let all_open = Arc::new(());
     for _ in 0..context.workers {
         let open = |port, kind| {
             sockets
@@ -264,6 +281,7 @@ fn listen(context: &Context<'_>, slot: u32, sockets: &Arc<PodSockets>) -> Result
         listeners.push(Listeners {
             outbound: open(settings.outbound_port, kind::OUTBOUND)?,
             inbound: open(settings.inbound_port, kind::INBOUND)?,
+            open: all_open.clone(),
         });
     }
     // One socket stands for its whole group; the kernel spreads connections over the group.
@@ -312,7 +330,11 @@ fn prepare_namespace(
     context.host.enter(namespace, work).map_err(PodProblem::setup("entering the network namespace"))?
 }
 
-fn attach(context: &mut Context<'_>, namespace: &Namespace, record: &mut Record) -> Result<(), PodProblem> {
+pub(super) fn attach(
+    context: &mut Context<'_>,
+    namespace: &Namespace,
+    record: &mut Record,
+) -> Result<(), PodProblem> {
     let failed = |program| move |reason| PodProblem::Program { program, reason };
     let mut own = context.programs.for_pod(record.slot).map_err(failed("kernel programs"))?;
     own.attach_sk_lookup(namespace.fd()).map_err(failed("sk_lookup"))?;

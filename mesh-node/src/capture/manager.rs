@@ -15,9 +15,10 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::accel::Acceleration;
 use super::addresses::Addresses;
 use super::bpf::Map;
-use super::enrol::{self, Context, Enrolled};
+use super::enrol::{self, Context, Enrolled, Listeners};
 use super::error::CaptureError;
-use super::netns::{self, Namespace};
+use super::leaving::{Leaving, Step};
+use super::netns::{self, Namespace, PodSockets};
 use super::pods::{Held, PodSpec};
 use super::programs::{Maps, Programs};
 use super::record::{Record, Records};
@@ -25,11 +26,6 @@ use super::settings::Settings;
 use super::worker::Assignment;
 use crate::model::workload::Workload;
 
-/// How long a released pod's listeners stay, for handshakes that were under way.
-const LINGER: Duration = Duration::from_secs(1);
-/// How much longer they are served than connections are brought to them: a connection that was on its way must not
-/// find the listener closed.
-const OUTLAST: Duration = Duration::from_millis(600);
 const HEARTBEAT: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
@@ -93,10 +89,8 @@ pub(super) struct Manager {
     pub(super) acceleration: Arc<Acceleration>,
     pub(super) roster: Arc<Roster>,
     pub(super) enrolled: BTreeMap<u32, Enrolled>,
-    /// Released pods whose listeners stay until then.
-    pub(super) lingering: Vec<(Instant, u32)>,
-    /// Slots of pods that this process released and that still have connections.
-    pub(super) released: BTreeSet<u32>,
+    /// Pods that this process released and that are still served, by slot.
+    pub(super) leaving: BTreeMap<u32, Leaving>,
     /// Records of pods that are enrolled, released, or were enrolled by an earlier process.
     pub(super) kept: BTreeMap<u32, Record>,
     pub(super) last_slot: u32,
@@ -129,14 +123,16 @@ impl Manager {
                 Ok(Command::HandOff(on)) => self.acceleration.switch_hand_off(on, &self.maps),
                 Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => {
                     // Pods that were let go must not meet what waits for the next process.
-                    for (_, slot) in std::mem::take(&mut self.lingering) {
-                        enrol::stop_lookup(&self.programs, &self.maps, slot);
+                    for (slot, leaving) in &self.leaving {
+                        if let Step::Brought { .. } = leaving.step {
+                            enrol::stop_lookup(&self.programs, &self.maps, *slot);
+                        }
                     }
                     return;
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
-            self.end_lingering();
+            self.go_on_leaving(Instant::now());
             if pulses.all_alive(&self.pulses) {
                 self.beat();
             }
@@ -156,7 +152,8 @@ impl Manager {
     }
 
     pub(super) fn accelerate(&mut self, on: bool) {
-        self.acceleration.switch(on, self.sockops, &mut self.programs, &self.maps, &self.tags);
+        let unseen = self.settings.acceleration_unseen_splice;
+        self.acceleration.switch(on, self.sockops, unseen, &mut self.programs, &self.maps, &self.tags);
         self.records.write_acceleration(&self.acceleration.report());
     }
 
@@ -210,16 +207,14 @@ impl Manager {
 
     /// Undoes records of an earlier process whose pods are not wanted now.
     fn discard_left_behind(&mut self, wanted: &BTreeMap<&str, &PodSpec>) {
-        let alive =
-            |slot: &u32| self.enrolled.contains_key(slot) || self.lingering.iter().any(|(_, s)| s == slot);
+        // Connections of a pod that this process released keep its record.
+        let alive = |slot: &u32| self.enrolled.contains_key(slot) || self.leaving.contains_key(slot);
         let stale: Vec<u32> = self
             .kept
             .iter()
             .filter(|(slot, record)| {
-                // Connections of a pod that this process released keep its record.
-                let released = self.released.contains(slot);
                 let wanted = wanted.get(record.uid.as_str()).and_then(|spec| netns_id(spec));
-                !alive(slot) && !released && wanted != Some(record.netns_id)
+                !alive(slot) && wanted != Some(record.netns_id)
             })
             .map(|(slot, _)| *slot)
             .collect();
@@ -230,6 +225,9 @@ impl Manager {
     }
 
     fn enrol(&mut self, spec: &PodSpec) -> Result<(), CaptureError> {
+        if let Some((slot, sockets)) = self.still_here(spec) {
+            return self.take_back(slot, spec, &sockets);
+        }
         // The slot of an earlier process's enrolment of the same pod in the same namespace goes on.
         let adopted = self.adoptable(spec);
         let slot = match &adopted {
@@ -237,7 +235,29 @@ impl Manager {
             None => self.free_slot().ok_or(CaptureError::TooManyPods(MAX_PODS - 1))?,
         };
         self.last_slot = slot;
-        let mut context = Context {
+        // What was changed in the namespace by an enrolment whose connections still run is not changed
+        // twice, but must be put back by whoever leaves last.
+        let id = netns_id(spec);
+        let before =
+            adopted.or_else(|| self.kept.values().find(|record| Some(record.netns_id) == id).cloned());
+        let result = enrol::enrol(&mut self.context(), slot, spec, before.as_ref());
+        let (pod, listeners) = match result {
+            Ok(done) => done,
+            Err(error) => {
+                self.kept.remove(&slot);
+                return Err(error);
+            }
+        };
+        if let Some(record) = self.records.all().into_iter().find(|record| record.slot == slot) {
+            self.kept.insert(slot, record);
+        }
+        self.supersede(slot);
+        self.serve(slot, pod, Some(listeners));
+        Ok(())
+    }
+
+    fn context(&mut self) -> Context<'_> {
+        Context {
             settings: &self.settings,
             host: &self.host,
             programs: &mut self.programs,
@@ -250,49 +270,76 @@ impl Manager {
             tc_steering: self.tc_steering,
             sockops: self.sockops,
             acceleration: &self.acceleration,
-        };
-        // What was changed in the namespace by an enrolment whose connections still run is not changed
-        // twice, but must be put back by whoever leaves last.
-        let id = netns_id(spec);
-        let before =
-            adopted.or_else(|| self.kept.values().find(|record| Some(record.netns_id) == id).cloned());
-        let result = enrol::enrol(&mut context, slot, spec, before.as_ref());
-        let (pod, listeners) = match result {
-            Ok(done) => done,
+        }
+    }
+
+    /// The workers accept for `pod` from now on, by `listeners` or by those that they have.
+    fn serve(&mut self, slot: u32, pod: Enrolled, listeners: Option<Vec<Listeners>>) {
+        let workload = || pod.workload.clone();
+        // A worker that has ended accepts nothing more.
+        match listeners {
+            Some(listeners) => {
+                for (worker, listeners) in self.workers.iter().zip(listeners) {
+                    let _ = worker.send(Assignment::Add { slot, workload: workload(), listeners });
+                }
+            }
+            None => {
+                for worker in &self.workers {
+                    let _ = worker.send(Assignment::Update { slot, workload: workload() });
+                }
+            }
+        }
+        tracing::info!(pod = %pod.spec.display_name(), uid = %pod.spec.uid, slot, "enrolled");
+        self.roster.set(slot, Some(workload()));
+        self.enrolled.insert(slot, pod);
+    }
+
+    /// The slot in which a pod is still served that was released, with its sockets.
+    fn still_here(&self, spec: &PodSpec) -> Option<(u32, Arc<PodSockets>)> {
+        let id = netns_id(spec)?;
+        let same =
+            |pod: &Leaving| pod.spec.uid == spec.uid && pod.netns_id == id && same_place(&pod.spec, spec);
+        let (slot, leaving) = self.leaving.iter().find(|(_, leaving)| same(leaving))?;
+        Some((*slot, leaving.sockets.upgrade()?))
+    }
+
+    /// Enrols a pod in the slot that it is leaving.
+    fn take_back(
+        &mut self,
+        slot: u32,
+        spec: &PodSpec,
+        sockets: &Arc<PodSockets>,
+    ) -> Result<(), CaptureError> {
+        let Some(mut leaving) = self.leaving.remove(&slot) else { return Ok(()) };
+        let record = self.kept.get(&slot).cloned();
+        match leaving.return_to(&mut self.context(), slot, spec, sockets, record) {
+            Ok((pod, listeners)) => self.serve(slot, pod, listeners),
             Err(error) => {
-                self.kept.remove(&slot);
+                // What was attached again goes in its turn.
+                leaving.step = Step::first(Instant::now());
+                self.leaving.insert(slot, leaving);
                 return Err(error);
             }
-        };
-        if let Some(record) = self.records.all().into_iter().find(|record| record.slot == slot) {
-            self.kept.insert(slot, record);
         }
-        self.supersede(slot);
-        for (worker, listeners) in self.workers.iter().zip(listeners) {
-            let workload = pod.workload.clone();
-            // A worker that has ended accepts nothing more.
-            let _ = worker.send(Assignment::Add { slot, workload, listeners });
-        }
-        tracing::info!(pod = %spec.display_name(), uid = %spec.uid, slot, "enrolled");
-        self.roster.set(slot, Some(pod.workload.clone()));
-        self.enrolled.insert(slot, pod);
         Ok(())
     }
 
-    /// New connections of this slot's namespace are its own from now on, though an earlier enrolment lingers there.
+    /// New connections of this slot's namespace are its own from now on, though an earlier enrolment is still leaving
+    /// it.
     fn supersede(&mut self, slot: u32) {
         let Some(netns) = self.kept.get(&slot).map(|record| record.netns_id) else { return };
-        let same = |other: u32| self.kept.get(&other).is_some_and(|record| record.netns_id == netns);
-        let over: Vec<u32> =
-            self.lingering.iter().map(|(_, other)| *other).filter(|other| same(*other)).collect();
-        self.lingering.retain(|(_, other)| !over.contains(other));
-        over.into_iter().for_each(|other| enrol::stop_lookup(&self.programs, &self.maps, other));
+        for (other, leaving) in &mut self.leaving {
+            if leaving.netns_id == netns && matches!(leaving.step, Step::Brought { .. }) {
+                leaving.step = leaving.step.next(Instant::now());
+                enrol::stop_lookup(&self.programs, &self.maps, *other);
+            }
+        }
     }
 
     /// The record by which an earlier process enrolled `spec`, if its namespace is still the same.
     fn adoptable(&self, spec: &PodSpec) -> Option<Record> {
         let id = netns_id(spec)?;
-        let free = |slot| !self.enrolled.contains_key(slot) && !self.released.contains(slot);
+        let free = |slot| !self.enrolled.contains_key(slot) && !self.leaving.contains_key(slot);
         self.kept.values().find(|r| r.uid == spec.uid && r.netns_id == id && free(&r.slot)).cloned()
     }
 
@@ -329,28 +376,30 @@ impl Manager {
         enrol::stop_steering(&self.maps, slot, Some(pod.cookie), &pod.spec.ips);
         // At once: the pod's network may be gone soon, and then nobody can be told any more.
         pod.workload.drain.start();
-        self.lingering.push((Instant::now() + LINGER, slot));
-        self.released.insert(slot);
-        for worker in &self.workers {
-            let _ = worker.send(Assignment::Remove { slot, linger: LINGER + OUTLAST });
-        }
         self.roster.set(slot, None);
         tracing::info!(pod = %pod.spec.display_name(), uid = %pod.spec.uid, slot, "released");
+        self.leaving.insert(slot, Leaving::begin(pod, Instant::now()));
     }
 
-    fn end_lingering(&mut self) {
-        let now = Instant::now();
-        let (over, rest) =
-            std::mem::take(&mut self.lingering).into_iter().partition(|(until, _)| *until <= now);
-        self.lingering = rest;
-        for (_, slot) in over {
-            enrol::stop_lookup(&self.programs, &self.maps, slot);
+    /// Takes each pod that leaves a step further whose time has come.
+    fn go_on_leaving(&mut self, now: Instant) {
+        for (slot, leaving) in &mut self.leaving {
+            if !leaving.step.is_over(now) {
+                continue;
+            }
+            if let Step::Brought { .. } = leaving.step {
+                enrol::stop_lookup(&self.programs, &self.maps, *slot);
+            } else {
+                for worker in &self.workers {
+                    let _ = worker.send(Assignment::Remove { slot: *slot });
+                }
+            }
+            leaving.step = leaving.step.next(now);
         }
     }
 
     fn finish(&mut self, slot: u32) {
-        self.lingering.retain(|(_, lingering)| *lingering != slot);
-        self.released.remove(&slot);
+        self.leaving.remove(&slot);
         if let Some(record) = self.kept.remove(&slot) {
             enrol::undo_inside_maps(&self.programs, &self.maps, &record);
             // The pod may be enrolled again already; then its namespace stays prepared.

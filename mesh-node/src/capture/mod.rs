@@ -18,6 +18,7 @@ mod counters;
 mod enrol;
 mod error;
 mod kernel_log;
+mod leaving;
 mod lock;
 mod manager;
 mod memory;

@@ -233,8 +233,7 @@ fn try_start(
         acceleration: acceleration.clone(),
         roster: roster.clone(),
         enrolled: BTreeMap::new(),
-        lingering: Vec::new(),
-        released: Default::default(),
+        leaving: BTreeMap::new(),
         kept: BTreeMap::new(),
         last_slot: 0,
     };

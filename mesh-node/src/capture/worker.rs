@@ -49,10 +49,9 @@ pub(super) enum Assignment {
         slot: u32,
         workload: Arc<Workload>,
     },
-    /// Accept for `linger` more, then close.
+    /// Close the listeners; what the kernel holds for them is served.
     Remove {
         slot: u32,
-        linger: Duration,
     },
 }
 
@@ -71,7 +70,8 @@ pub struct WorkerCapture {
 
 /// An enrolled pod, as its two accepting tasks see it.
 struct Pod {
-    stop: watch::Sender<Option<Duration>>,
+    /// Dropped when they are to close their listeners.
+    _open: watch::Sender<()>,
     workload: Arc<ArcSwap<Workload>>,
 }
 
@@ -111,10 +111,10 @@ impl WorkerCapture {
     fn apply(&mut self, assignment: Assignment) {
         match assignment {
             Assignment::Add { slot, workload, listeners } => {
-                let (stop, stopped) = watch::channel(None);
+                let (open, stopped) = watch::channel(());
                 let workload = Arc::new(ArcSwap::new(workload));
-                let pairs =
-                    [(listeners.outbound, Direction::Outbound), (listeners.inbound, Direction::Inbound)];
+                let Listeners { outbound, inbound, open: token } = listeners;
+                let pairs = [(outbound, Direction::Outbound), (inbound, Direction::Inbound)];
                 for (listener, direction) in pairs {
                     let listener = match TcpListener::from_std(listener) {
                         Ok(listener) => listener,
@@ -128,22 +128,18 @@ impl WorkerCapture {
                         direction,
                         workload: workload.clone(),
                         failing: Cell::new(false),
+                        _open: token.clone(),
                     };
                     tokio::task::spawn_local(accepting.run(self.sender.clone(), stopped.clone()));
                 }
-                self.pods.insert(slot, Pod { stop, workload });
+                self.pods.insert(slot, Pod { _open: open, workload });
             }
             Assignment::Update { slot, workload } => {
                 if let Some(pod) = self.pods.get(&slot) {
                     pod.workload.store(workload);
                 }
             }
-            Assignment::Remove { slot, linger } => {
-                if let Some(pod) = self.pods.remove(&slot) {
-                    // Received by the tasks even though the sender goes.
-                    let _ = pod.stop.send(Some(linger));
-                }
-            }
+            Assignment::Remove { slot } => drop(self.pods.remove(&slot)),
         }
     }
 }
@@ -165,23 +161,19 @@ struct Accepting {
     direction: Direction,
     workload: Arc<ArcSwap<Workload>>,
     failing: Cell<bool>,
+    /// By which the manager knows when all of the pod's listeners are closed.
+    _open: Arc<()>,
 }
 
 impl Accepting {
-    async fn run(self, sender: mpsc::Sender<Captured>, mut stopped: watch::Receiver<Option<Duration>>) {
-        let end = async {
-            // An error is a worker that ends: no linger.
-            let linger = match stopped.wait_for(Option::is_some).await {
-                Ok(linger) => linger.unwrap_or_default(),
-                Err(_) => Duration::ZERO,
-            };
-            tokio::time::sleep(linger).await;
-        };
+    async fn run(self, sender: mpsc::Sender<Captured>, mut stopped: watch::Receiver<()>) {
+        // Nothing is ever sent.
+        let end = stopped.changed();
         tokio::pin!(end);
         loop {
             let accepted = tokio::select! {
                 accepted = self.accept() => accepted,
-                () = &mut end => break,
+                _ = &mut end => break,
             };
             // Not cut short by the end: what was accepted is served. Meanwhile the kernel's queue holds the
             // others. (A place must not be taken before there is a connection for it: the listeners of some
@@ -262,7 +254,7 @@ mod tests {
                 addresses.push(listener.local_addr().unwrap());
                 listener
             };
-            let listeners = Listeners { outbound: listener(), inbound: listener() };
+            let listeners = Listeners { outbound: listener(), inbound: listener(), open: Arc::default() };
             let sent = assign.send(Assignment::Add { slot, workload: local_workload("pod"), listeners });
             assert!(sent.is_ok());
         }

@@ -4,8 +4,10 @@
 //! A drained connection finishes what it is doing: HTTP answers with `Connection: close` or GOAWAY, TCP runs
 //! to its end or to the drain time.
 
-use std::sync::Arc;
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use tokio::sync::Notify;
 
@@ -19,9 +21,23 @@ pub struct Signal {
 }
 
 impl Signal {
-    /// Starts when one of the two does.
-    pub fn either(one: Arc<Signal>, other: Arc<Signal>) -> Self {
-        Self { also: [Some(one), Some(other)], ..Self::default() }
+    /// Starts when one of the two does. The connections of one thread share it.
+    pub fn either(one: &Arc<Signal>, other: &Arc<Signal>) -> Arc<Self> {
+        type Shared = HashMap<[*const Signal; 2], Weak<Signal>, ahash::RandomState>;
+        thread_local! {
+            static SHARED: RefCell<Shared> = RefCell::default();
+        }
+        // One that lives keeps both alive, so that no other can have their addresses.
+        let both = [Arc::as_ptr(one), Arc::as_ptr(other)];
+        SHARED.with_borrow_mut(|shared| {
+            if let Some(signal) = shared.get(&both).and_then(Weak::upgrade) {
+                return signal;
+            }
+            shared.retain(|_, signal| signal.strong_count() > 0);
+            let signal = Arc::new(Self { also: [Some(one.clone()), Some(other.clone())], ..Self::default() });
+            shared.insert(both, Arc::downgrade(&signal));
+            signal
+        })
     }
 
     /// Starts the drain; again is the same.
@@ -90,7 +106,9 @@ mod tests {
     async fn a_connection_drains_with_its_listener_and_with_its_pod() {
         for first in [true, false] {
             let [listener, pod] = [(); 2].map(|()| Arc::new(Signal::default()));
-            let connection = Arc::new(Signal::either(listener.clone(), pod.clone()));
+            let connection = Signal::either(&listener, &pod);
+            assert!(Arc::ptr_eq(&connection, &Signal::either(&listener, &pod)));
+            assert!(!Arc::ptr_eq(&connection, &Signal::either(&pod, &listener)));
             let waiting = tokio::spawn({
                 let connection = connection.clone();
                 async move { connection.wait().await }

@@ -17,7 +17,7 @@ use tokio::task::{AbortHandle, LocalSet};
 use super::sidecars::{Serving, Servings};
 use crate::capture::{Addresses, CaptureSource, Captured, WorkerCapture};
 use crate::filter::WorkerContext;
-use crate::listener::{self, Accepted, Incoming};
+use crate::listener::{self, Accepted, Incoming, Rest};
 use crate::model::Str;
 use crate::model::listener::Direction;
 use crate::model::workload::Workload;
@@ -168,11 +168,8 @@ async fn accept_bound(
             direction: listener.direction,
             workload: None,
         };
-        let (ctx, open) = (ctx.clone(), Open::new(&count));
-        tokio::task::spawn_local(async move {
-            let _open = open;
-            listener::serve_bound(accepted, &listener, ctx).await;
-        });
+        let ctx = ctx.clone();
+        serve(async move { listener::serve_bound(accepted, &listener, ctx).await }, &count);
     }
 }
 
@@ -208,16 +205,30 @@ async fn accept_captured(
         }
         let io = Incoming::Socket(io);
         let accepted = Accepted { io, source, original_dst, direction, workload: Some(workload) };
-        tokio::task::spawn_local(serve_captured(accepted, contexts.clone(), Open::new(&count)));
+        serve(serve_captured(accepted, contexts.clone()), &count);
     }
 }
 
-async fn serve_captured(accepted: Accepted, contexts: Rc<Contexts>, open: Open) {
+async fn serve_captured(accepted: Accepted, contexts: Rc<Contexts>) -> Option<Rest> {
     match contexts.of(&accepted).await {
         Some(ctx) => listener::serve_captured(accepted, ctx).await,
-        None => tracing::warn!("connection closed: its pod has no configuration yet"),
+        None => {
+            tracing::warn!("connection closed: its pod has no configuration yet");
+            None
+        }
     }
-    drop(open);
+}
+
+/// Serves a connection by a task of its own, which is small once only bytes are to be copied.
+fn serve(deciding: impl Future<Output = Option<Rest>> + 'static, count: &Arc<AtomicUsize>) {
+    let (deciding, open) = (Box::pin(deciding), Open::new(count));
+    tokio::task::spawn_local(async move {
+        let rest = deciding.await;
+        if let Some(rest) = rest {
+            rest.await;
+        }
+        drop(open);
+    });
 }
 
 /// The pods of this node, for connections between them that need no socket. They stay on the worker that makes
@@ -246,7 +257,7 @@ impl Neighbours for Pods {
             direction: Direction::Inbound,
             workload: Some(workload),
         };
-        tokio::task::spawn_local(serve_captured(accepted, self.contexts.clone(), Open::new(&self.count)));
+        serve(serve_captured(accepted, self.contexts.clone()), &self.count);
     }
 }
 

@@ -40,7 +40,7 @@ pub fn peer_labels(reporter: Reporter, ends: &Ends<'_>) -> (Labels, &'static str
     let server_side = reporter != Reporter::Source;
     let peer = ends.peer.or(ends.endpoint.filter(|_| !server_side)).unwrap_or(&nobody);
     let (peer_principal, own_principal) = if server_side {
-        let tls = ends.connection.tls.as_ref();
+        let tls = ends.connection.tls.as_deref();
         let peer = tls.and_then(|tls| tls.peer_uri_sans.first()).map_or("", String::as_str);
         (peer, tls.and_then(|tls| tls.local_uri_sans.first()).map_or("", |san| &**san))
     } else {

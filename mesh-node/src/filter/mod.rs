@@ -7,6 +7,7 @@ mod istio_tcp;
 mod network;
 mod rbac;
 pub mod tcp_proxy;
+mod tcp_relay;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
@@ -24,6 +25,7 @@ use crate::stream::{Bare, Stream};
 use crate::telemetry::peer::LocalPeer;
 use crate::telemetry::stream_info::ConnectionInfo;
 use crate::upstream::Upstreams;
+pub use tcp_relay::Copying;
 
 /// What the streams of one worker share.
 #[derive(Debug)]
@@ -88,17 +90,17 @@ pub trait Downstream: AsyncRead + AsyncWrite + Bare + Unpin + 'static {
     fn is_plain(&self) -> bool;
 }
 
-/// Runs the network filters of `chain` to the end of the connection. `offer`: its client, the other half of this
-/// proxy, would rather hand over HTTP messages.
+/// Runs the network filters of `chain`, to the end of the connection or until there is nothing left to do but what
+/// is returned. `offer`: its client, the other half of this proxy, would rather hand over HTTP messages.
 pub async fn run<I: Downstream>(
     chain: &FilterChain,
     info: Arc<ConnectionInfo>,
     mut io: I,
     ctx: Rc<WorkerContext>,
     offer: Option<Offer>,
-) {
+) -> Option<Copying> {
     // Envoy: a chain without filters closes its connections.
-    let Some((last, before)) = chain.filters.split_last() else { return };
+    let (last, before) = chain.filters.split_last()?;
     // Dropped where bytes are needed: the client waits to know.
     let exchanges = network::exchange_of(before, &info).is_some();
     let takes = matches!(last, NetworkFilter::HttpConnectionManager(_)) && !exchanges;
@@ -114,7 +116,7 @@ pub async fn run<I: Downstream>(
             if let NetworkFilter::TcpProxy(config) = last {
                 tcp_proxy::refused(config, info, &refused, &ctx);
             }
-            return;
+            return None;
         }
     };
     if exchanges {
@@ -122,7 +124,8 @@ pub async fn run<I: Downstream>(
         match Box::pin(network::exchange(&mut io, &local)).await {
             Ok(peer) => admitted.peer = peer,
             Err(error) => {
-                return tracing::debug!(source = %info.remote, %error, "metadata exchange failed");
+                tracing::debug!(source = %info.remote, %error, "metadata exchange failed");
+                return None;
             }
         }
     }
@@ -130,15 +133,16 @@ pub async fn run<I: Downstream>(
         NetworkFilter::TcpProxy(config) => {
             config.stats.downstream_cx_total.inc();
             let dialed = Box::pin(tcp_proxy::open(config, info, admitted, &ctx)).await;
-            tcp_proxy::serve(config, dialed, io).await;
+            tcp_proxy::serve(config.clone(), dialed, io)
         }
         NetworkFilter::HttpConnectionManager(hcm) => {
             // Apart, as all that is large: else a connection that only copies bytes would hold as much.
             Box::pin(http::serve(hcm.clone(), info, io, ctx, offer)).await;
             drop(admitted);
+            None
         }
         // The converter ends every chain with one of the two.
-        _ => {}
+        _ => None,
     }
 }
 

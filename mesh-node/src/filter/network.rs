@@ -5,7 +5,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::rbac::Subject;
@@ -28,9 +27,13 @@ pub struct Admitted {
     pub cluster: Option<Str>,
     /// The client, as it told itself.
     pub peer: Option<Arc<Peer>>,
-    /// Counted for as long as the connection lives.
-    _counted: SmallVec<[Counted; 1]>,
+    /// To be kept for as long as the connection lives.
+    pub counted: Counts,
 }
+
+/// One connection in each limit that counts it.
+#[derive(Debug, Default)]
+pub struct Counts(Vec<Counted>);
 
 /// A connection that is closed, and why.
 #[derive(Debug)]
@@ -82,7 +85,7 @@ pub fn admit(filters: &[NetworkFilter], info: &ConnectionInfo) -> Result<Admitte
                     return refuse("connection_limit_close".into(), limit.delay);
                 }
                 limit.active.inc();
-                admitted._counted.push(Counted(limit.clone()));
+                admitted.counted.0.push(Counted(limit.clone()));
             }
             NetworkFilter::SniCluster => {
                 admitted.cluster =

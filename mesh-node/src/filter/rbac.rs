@@ -84,10 +84,10 @@ impl Matcher {
             }
             Self::Metadata(of) => of.matches(subject.metadata),
             Self::Authenticated(None) => {
-                connection.tls.as_ref().is_some_and(|tls| !tls.peer_chain.is_empty())
+                connection.tls.as_deref().is_some_and(|tls| !tls.peer_chain.is_empty())
             }
             Self::Authenticated(Some(of)) => {
-                connection.tls.as_ref().is_some_and(|tls| is_named(tls, |name| of.matches(name)))
+                connection.tls.as_deref().is_some_and(|tls| is_named(tls, |name| of.matches(name)))
             }
             Self::DirectRemoteIp(of) => of.contains(connection.remote.ip()),
             Self::RemoteIp(of) => of.contains(subject.remote),
@@ -127,12 +127,12 @@ mod tests {
             original_dst: None,
             direction: Direction::Inbound,
             workload: None,
-            tls: Some(TlsInfo {
+            tls: Some(Box::new(TlsInfo {
                 peer_uri_sans: vec!["spiffe://td/ns/a/sa/b".into()],
                 peer_subject: Some("CN=b".into()),
                 peer_chain: vec![Vec::new()],
                 ..TlsInfo::default()
-            }),
+            })),
             requested_server_name: Some("web.example".into()),
             drain: Arc::default(),
             listener_log: Vec::new(),

@@ -1,26 +1,20 @@
 //! TCP proxy (`envoy.extensions.filters.network.tcp_proxy.v3`): one upstream connection per client connection.
 
 use std::io;
-use std::os::fd::AsFd;
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::istio_tcp::Series;
 use super::network::{self, Admitted, Refused};
+use super::tcp_relay::{Copying, Relay};
 use super::{Downstream, WorkerContext};
-use crate::budget::Purse;
 use crate::cluster::{ClusterState, Host, LbContext, Report, RoutingPriority};
 use crate::model::Str;
 use crate::model::listener::Direction;
 use crate::model::network::{TcpClusters, TcpProxy};
-use crate::model::workload::{HalfOfConnection, HandOff};
 use crate::router::address_hash;
-use crate::stream::Stream;
 use crate::telemetry::peer::LocalPeer;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
-use crate::upstream::copy::{End, Meters, Moved, copy};
-use crate::upstream::{Beside, Connection, ErrorKind, Target, UpstreamPath};
+use crate::upstream::{Connection, ErrorKind, Target, UpstreamPath};
 
 /// A client's connection for which the upstream side has been opened, or could not be.
 #[derive(Debug)]
@@ -59,16 +53,22 @@ pub async fn open(
     dialed
 }
 
-/// Moves bytes to the end of the connection and logs it.
-pub async fn serve<I: Downstream>(config: &TcpProxy, dialed: Dialed, mut io: I) {
+/// What moves the bytes to the end of the connection and logs it; `None`: there is nothing to move, and that is logged.
+pub fn serve<I: Downstream>(config: Arc<TcpProxy>, dialed: Dialed, io: I) -> Option<Copying> {
     let Dialed { mut stream, connection, admitted, local, target } = dialed;
     let stats = admitted.stats.as_ref();
     let series = stats.map(|stats| Series::open(stats, &local, &stream, target.as_ref()));
-    if let Some(connection) = connection {
-        relay(config, &mut stream, &mut io, connection, series.as_ref()).await;
+    match connection {
+        Some(connection) => {
+            let counts = admitted.counted;
+            Some(Box::pin(Relay::new(config, stream, io, connection, series, counts)))
+        }
+        None => {
+            drop(series);
+            log(&config, &mut stream);
+            None
+        }
     }
-    drop(series);
-    log(config, &mut stream);
 }
 
 /// Logs and counts a connection that a filter before closed.
@@ -82,7 +82,7 @@ pub fn refused(config: &TcpProxy, info: Arc<ConnectionInfo>, refused: &Refused, 
     log(config, &mut stream);
 }
 
-fn log(config: &TcpProxy, stream: &mut StreamInfo) {
+pub(super) fn log(config: &TcpProxy, stream: &mut StreamInfo) {
     stream.end = Some(stream.start.elapsed());
     for log in config.access_log.iter().chain(&stream.connection.listener_log) {
         log.log(stream, None, None, None);
@@ -197,88 +197,6 @@ async fn attempt_once(
             stream.upstream.transport_failure = error.details;
             Err(worth)
         }
-    }
-}
-
-/// Moves bytes until the connection ends, and lets each side know how the other ended.
-async fn relay<I: Downstream>(
-    config: &TcpProxy,
-    stream: &mut StreamInfo,
-    io: &mut I,
-    mut connection: Connection,
-    series: Option<&Series>,
-) {
-    let stats = &config.stats;
-    let meters = Meters {
-        received: [Some(&stats.downstream_cx_rx_bytes_total), series.and_then(|s| s.received.as_deref())],
-        sent: [Some(&stats.downstream_cx_tx_bytes_total), series.and_then(|s| s.sent.as_deref())],
-    };
-    let mut moved = Moved::default();
-    let purse = stream.connection.workload.as_ref().map(|workload| Purse::of(&workload.limits.buffers));
-    let drain = &stream.connection.drain;
-    let mut beside = hand_off(stream, io, &connection).map(|hand_off| Beside::new(hand_off, drain.clone()));
-    let end = {
-        let (idle, upstream) = (config.idle_timeout, &mut connection.stream);
-        let copying = pin!(copy(io, upstream, idle, meters, &mut moved, purse.as_deref(), beside.as_mut()));
-        within(config.max_downstream_connection_duration, copying).await
-    };
-    if let Some(mut beside) = beside {
-        let last = beside.finish();
-        meters.count(last);
-        moved.received += last.received;
-        moved.sent += last.sent;
-    }
-    stream.bytes_received = moved.received;
-    stream.bytes_sent = moved.sent;
-    match end {
-        Some(End::Finished) => {}
-        Some(End::Idle) => {
-            stats.idle_timeout.inc();
-            stream.flags.set(ResponseFlags::STREAM_IDLE_TIMEOUT);
-            stream.connection_termination_details = Some("tcp_session_idle_timeout".into());
-        }
-        Some(End::Downstream(error)) => {
-            stream.flags.set(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
-            pass_reset_on(&error, connection.stream.transport());
-        }
-        Some(End::Upstream(error)) => {
-            stream.flags.set(ResponseFlags::UPSTREAM_CONNECTION_TERMINATION);
-            pass_reset_on(&error, io.transport());
-        }
-        None => {
-            stats.max_downstream_connection_duration.inc();
-            stream.flags.set(ResponseFlags::DURATION_TIMEOUT);
-            stream.connection_termination_details = Some("max_downstream_connection_duration".into());
-        }
-    }
-}
-
-/// What lets the two applications of the connection send each other bytes past the proxy: all filters before this
-/// one have decided, and this one looks at no byte.
-fn hand_off<I: Downstream>(stream: &StreamInfo, io: &I, connection: &Connection) -> Option<Box<dyn HandOff>> {
-    let workload = stream.connection.workload.as_ref()?;
-    let plain = io.is_plain() && connection.stream.is_plain();
-    let sockets = match [io.transport().socket(), connection.stream.transport().socket()] {
-        [Some(client), Some(endpoint)] if plain => Some([client.as_fd(), endpoint.as_fd()]),
-        _ => None,
-    };
-    let inbound = stream.connection.direction == Direction::Inbound;
-    workload.sockets.hand_off(&HalfOfConnection { inbound, plain: sockets })
-}
-
-async fn within(limit: Option<Duration>, copying: impl Future<Output = End>) -> Option<End> {
-    match limit {
-        None => Some(copying.await),
-        Some(limit) => tokio::time::timeout(limit, copying).await.ok(),
-    }
-}
-
-/// A reset on one side is a reset on the other: without a proxy the peer would have seen one.
-fn pass_reset_on(error: &io::Error, other: &Stream) {
-    if matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
-        && let Err(error) = other.abort()
-    {
-        tracing::debug!(%error, "reset could not be passed on");
     }
 }
 

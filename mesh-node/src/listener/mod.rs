@@ -16,22 +16,25 @@ mod tests;
 pub mod tls;
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::TcpStream;
 
 use crate::budget::Purse;
 use crate::drain::Signal;
-use crate::filter::{self, Downstream, WorkerContext, tcp_proxy};
+use crate::filter::{self, Copying, Downstream, WorkerContext, tcp_proxy};
 use crate::http::h1::handed::Offer;
 use crate::model::Snapshot;
 use crate::model::listener::{Direction, FilterChain, Listener};
 use crate::model::workload::Workload;
 use crate::pipe::Pipe;
 use crate::stream::Stream;
+use crate::telemetry::stats::ListenerStats;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo, TlsInfo};
 use crate::upstream::Speaks;
 
@@ -103,15 +106,50 @@ const CLIENT_FIRST: Duration = Duration::from_millis(5);
 /// Connection ids are unique in the process (`%CONNECTION_ID%`).
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
-/// Serves a steered connection: enters the listener of its direction.
-pub async fn serve_captured(accepted: Accepted, ctx: Rc<WorkerContext>) {
+/// What is left of a connection when everything about it is decided, so that all that was needed for that is let go:
+/// its bytes are copied, and it is counted meanwhile.
+pub struct Rest {
+    copying: Copying,
+    _active: Active,
+    _slot: Option<Slot>,
+}
+
+impl Future for Rest {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.copying.as_mut().poll(cx)
+    }
+}
+
+/// One open connection of a listener's statistics.
+struct Active(Arc<ListenerStats>);
+
+impl Active {
+    fn new(stats: &Arc<ListenerStats>) -> Self {
+        stats.downstream_cx_total.inc();
+        stats.downstream_cx_active.inc();
+        Self(stats.clone())
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.downstream_cx_active.dec();
+        self.0.downstream_cx_destroy.inc();
+    }
+}
+
+/// Serves a steered connection: enters the listener of its direction. To be followed by what it returns.
+pub async fn serve_captured(accepted: Accepted, ctx: Rc<WorkerContext>) -> Option<Rest> {
     let slot = accepted.workload.as_ref().map(Slot::take).transpose();
     let snapshot = ctx.published.load_full();
     let Some(entry) = snapshot.entry(accepted.direction) else {
         tracing::debug!(direction = ?accepted.direction, "connection refused: no listener of this direction");
-        return accepted.io.reset();
+        accepted.io.reset();
+        return None;
     };
-    let _slot = match slot {
+    let slot = match slot {
         Ok(slot) => slot,
         Err(limit) => {
             tracing::debug!(source = %accepted.source, ?limit, "connection refused: its pod is at a limit");
@@ -119,33 +157,45 @@ pub async fn serve_captured(accepted: Accepted, ctx: Rc<WorkerContext>) {
                 Limit::Connections => entry.stats.downstream_cx_overflow.inc(),
                 Limit::BufferedBytes => entry.stats.downstream_cx_overload_reject.inc(),
             }
-            return accepted.io.reset();
+            accepted.io.reset();
+            return None;
         }
     };
-    serve_from(accepted, &snapshot, entry, ctx).await;
+    serve_from(accepted, slot, &snapshot, entry, ctx).await
 }
 
-/// Serves a connection of a bound listener.
-pub async fn serve_bound(accepted: Accepted, listener: &Arc<Listener>, ctx: Rc<WorkerContext>) {
+/// Serves a connection of a bound listener. To be followed by what it returns.
+pub async fn serve_bound(
+    accepted: Accepted,
+    listener: &Arc<Listener>,
+    ctx: Rc<WorkerContext>,
+) -> Option<Rest> {
     let snapshot = ctx.published.load_full();
-    serve_from(accepted, &snapshot, listener, ctx).await;
+    serve_from(accepted, None, &snapshot, listener, ctx).await
 }
 
-async fn serve_from(accepted: Accepted, snapshot: &Snapshot, entry: &Arc<Listener>, ctx: Rc<WorkerContext>) {
+async fn serve_from(
+    accepted: Accepted,
+    slot: Option<Slot>,
+    snapshot: &Snapshot,
+    entry: &Arc<Listener>,
+    ctx: Rc<WorkerContext>,
+) -> Option<Rest> {
     let listener = if entry.use_original_dst {
         snapshot.by_original_dst(accepted.original_dst).unwrap_or(entry).clone()
     } else {
         entry.clone()
     };
-    let stats = listener.stats.clone();
-    stats.downstream_cx_total.inc();
-    stats.downstream_cx_active.inc();
-    serve_listener(accepted, listener, ctx).await;
-    stats.downstream_cx_active.dec();
-    stats.downstream_cx_destroy.inc();
+    let active = Active::new(&listener.stats);
+    let copying = serve_listener(accepted, listener, ctx).await?;
+    Some(Rest { copying, _active: active, _slot: slot })
 }
 
-async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<WorkerContext>) {
+async fn serve_listener(
+    accepted: Accepted,
+    listener: Arc<Listener>,
+    ctx: Rc<WorkerContext>,
+) -> Option<Copying> {
     let Accepted { io, source, original_dst, direction, workload } = accepted;
     let (mut io, speaks, offer) = match io {
         Incoming::Socket(socket) => (Stream::new(socket, workload.as_deref()), Speaks::Anything, None),
@@ -154,13 +204,13 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
     // Latency of small messages matters more than the number of segments.
     if let Err(error) = io.set_nodelay() {
         tracing::debug!(%error, "connection ended before it was served");
-        return;
+        return None;
     }
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     // Of a pod that has left already, the last few connections are served as those of a pod that stays: told to
     // end before they began, clients would come again and again.
     let drain = match workload.as_ref().filter(|workload| !workload.drain.started()) {
-        Some(workload) => Arc::new(Signal::either(listener.drain.clone(), workload.drain.clone())),
+        Some(workload) => Signal::either(&listener.drain, &workload.drain),
         None => listener.drain.clone(),
     };
     let connection = |tls: Option<TlsInfo>, requested_server_name: Option<String>| {
@@ -171,7 +221,7 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
             original_dst: Some(original_dst),
             direction,
             workload: workload.clone(),
-            tls,
+            tls: tls.map(Box::new),
             requested_server_name,
             drain: drain.clone(),
             listener_log: listener.access_log.clone(),
@@ -198,16 +248,17 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
         First::Client(first) => first,
         First::Server(bytes, (config, dialed)) => {
             config.stats.downstream_cx_total.inc();
-            return tcp_proxy::serve(&config, dialed, Replay::new(bytes, io)).await;
+            return tcp_proxy::serve(config, dialed, Replay::new(bytes, io));
         }
-        First::Nobody => return,
+        First::Nobody => return None,
     };
     let Some(chain) = chosen(&first.detected) else {
         listener.stats.no_filter_chain_match.inc();
         tracing::debug!(listener = %listener.name, %source, %original_dst, seen = ?first.detected,
             "no filter chain matches");
         log_unserved(connection(None, first.detected.server_name), Some("filter_chain_not_found"));
-        return reset(&io);
+        reset(&io);
+        return None;
     };
     let io = Replay::new(first.bytes, io);
     let Some(tls) = &chain.tls else {
@@ -221,7 +272,8 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
             listener.stats.downstream_context_secrets_not_ready.inc();
             tracing::debug!(chain = %chain.name, %source, %error, "connection refused");
             log_unserved(connection(None, first.detected.server_name), None);
-            return reset(io.get_ref());
+            reset(io.get_ref());
+            return None;
         }
     };
     let accepting = tls::accept(&tls, io, chain.transport_socket_connect_timeout, &listener.stats);
@@ -229,25 +281,31 @@ async fn serve_listener(accepted: Accepted, listener: Arc<Listener>, ctx: Rc<Wor
         Ok((stream, session)) => {
             let connection = connection(Some(session), first.detected.server_name);
             let serving = Box::pin(filter::run(&chain, connection.clone(), stream, ctx, offer));
-            log_served(&chain, &connection, serving).await;
+            log_served(&chain, &connection, serving).await
         }
         Err(error) => {
             tracing::debug!(chain = %chain.name, %source, %error, "TLS handshake failed");
             log_unserved(connection(None, first.detected.server_name), None);
+            None
         }
     }
 }
 
 /// Serves a connection, then writes the listener's log. Of a TCP proxy the filter writes it: it knows the rest.
-async fn log_served(chain: &FilterChain, connection: &Arc<ConnectionInfo>, serve: impl Future<Output = ()>) {
+async fn log_served(
+    chain: &FilterChain,
+    connection: &Arc<ConnectionInfo>,
+    serve: impl Future<Output = Option<Copying>>,
+) -> Option<Copying> {
     let start = (Instant::now(), SystemTime::now());
-    serve.await;
+    let copying = serve.await;
     if !connection.listener_log.is_empty() && !filter::ends_in_tcp_proxy(chain) {
         let mut info = StreamInfo::new(connection.clone());
         (info.start, info.start_wall) = start;
         info.end = Some(info.start.elapsed());
         connection.listener_log.iter().for_each(|log| log.log(&info, None, None, None));
     }
+    copying
 }
 
 /// The listener's log of a connection that nothing serves. `details`: why no filter chain does.

@@ -13,13 +13,14 @@ use crate::stream::Bare;
 /// `prefix`, then what comes from `inner`. Writes go straight through.
 #[derive(Debug)]
 pub struct Replay<I> {
-    prefix: Bytes,
+    /// Never empty. Apart, since most connections have none most of the time.
+    prefix: Option<Box<Bytes>>,
     inner: I,
 }
 
 impl<I> Replay<I> {
     pub fn new(prefix: Bytes, inner: I) -> Self {
-        Self { prefix, inner }
+        Self { prefix: (!prefix.is_empty()).then(|| Box::new(prefix)), inner }
     }
 
     /// The stream below.
@@ -30,7 +31,7 @@ impl<I> Replay<I> {
 
 impl<I: Bare> Bare for Replay<I> {
     fn bare(&self) -> Option<&TcpStream> {
-        self.inner.bare().filter(|_| self.prefix.is_empty())
+        self.inner.bare().filter(|_| self.prefix.is_none())
     }
 }
 
@@ -40,14 +41,14 @@ impl<I: AsyncRead + Unpin> AsyncRead for Replay<I> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.prefix.is_empty() {
+        let Some(prefix) = &mut self.prefix else {
             return Pin::new(&mut self.inner).poll_read(cx, buf);
-        }
-        let n = self.prefix.len().min(buf.remaining());
-        buf.put_slice(&self.prefix[..n]);
-        self.prefix.advance(n);
-        if self.prefix.is_empty() {
-            self.prefix = Bytes::new();
+        };
+        let n = prefix.len().min(buf.remaining());
+        buf.put_slice(&prefix[..n]);
+        prefix.advance(n);
+        if prefix.is_empty() {
+            self.prefix = None;
         }
         Poll::Ready(Ok(()))
     }

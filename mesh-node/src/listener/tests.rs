@@ -47,7 +47,13 @@ fn client(listener: &Arc<Listener>, sends: &str) -> Vec<u8> {
         client.write_all(sends.as_bytes()).await.unwrap();
         let mut read = Vec::new();
         // A refused connection is reset.
-        let (_, _) = tokio::join!(client.read_to_end(&mut read), serve_bound(accepted, listener, ctx));
+        let serving = async {
+            let rest = serve_bound(accepted, listener, ctx).await;
+            if let Some(rest) = rest {
+                rest.await;
+            }
+        };
+        let (_, ()) = tokio::join!(client.read_to_end(&mut read), serving);
         read
     })
 }

@@ -158,7 +158,7 @@ fn written_time<'a>(at: SystemTime, format: Option<&str>) -> Value<'a> {
 
 /// The client's certificate, in DER.
 fn peer_leaf<'a>(context: &Context<'a>) -> Option<&'a [u8]> {
-    context.info.connection.tls.as_ref()?.peer_chain.first().map(Vec::as_slice)
+    context.info.connection.tls.as_deref()?.peer_chain.first().map(Vec::as_slice)
 }
 
 fn grpc_status<'a>(context: &Context<'a>, form: GrpcStatusForm) -> Value<'a> {
@@ -261,7 +261,7 @@ fn plain_value<'a>(plain: Plain, context: &Context<'a>) -> Value<'a> {
     let info = context.info;
     let connection = &*info.connection;
     let upstream = &info.upstream;
-    let tls = connection.tls.as_ref();
+    let tls = connection.tls.as_deref();
     let ms = |time: Option<Duration>| time.map_or(Value::Missing, |t| Value::Number(t.as_millis() as u64));
     let address = |address: Option<SocketAddr>| Value::from(address.map(|a| a.to_string()));
     let ip = |address: Option<SocketAddr>| Value::from(address.map(|a| a.ip().to_string()));

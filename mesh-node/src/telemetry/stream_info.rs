@@ -24,7 +24,7 @@ pub struct ConnectionInfo {
     pub original_dst: Option<SocketAddr>,
     pub direction: Direction,
     pub workload: Option<Arc<Workload>>,
-    pub tls: Option<TlsInfo>,
+    pub tls: Option<Box<TlsInfo>>,
     /// From the TLS inspector or the handshake.
     pub requested_server_name: Option<String>,
     /// Started when the connection should end: its listener is replaced, its pod leaves, or the process stops.

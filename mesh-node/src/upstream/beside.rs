@@ -1,12 +1,10 @@
 //! What applications send each other past a connection that is copied here: it is told how far the copy is,
 //! and what it carried counts as if it had been copied.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Context;
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::copy::Moved;
 use crate::drain::Signal;
@@ -22,14 +20,13 @@ pub struct Beside {
     /// Once it has begun all goes through the proxy.
     drain: Arc<Signal>,
     counted: Moved,
-    sleep: Pin<Box<Sleep>>,
+    due: Instant,
     pause: Duration,
 }
 
 impl Beside {
     pub fn new(hand_off: Box<dyn HandOff>, drain: Arc<Signal>) -> Self {
-        let sleep = Box::pin(tokio::time::sleep(LOOK.0));
-        Self { hand_off, drain, counted: Moved::default(), sleep, pause: LOOK.0 }
+        Self { hand_off, drain, counted: Moved::default(), due: Instant::now() + LOOK.0, pause: LOOK.0 }
     }
 
     /// Nothing is held back by the copy, which has moved so much.
@@ -37,18 +34,23 @@ impl Beside {
         self.hand_off.all_written(moved.received, moved.sent);
     }
 
+    /// When it wants to be looked at again.
+    pub(super) fn due(&self) -> Instant {
+        self.due
+    }
+
     /// What was sent since it was last asked, if it is time to ask again.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Moved {
-        let mut new = Moved::default();
-        while self.sleep.as_mut().poll(cx).is_ready() {
-            if self.drain.started() {
-                self.hand_off.end();
-            }
-            new = self.news();
-            let idle = new == Moved::default();
-            self.pause = if idle { (self.pause * 2).min(LOOK.1) } else { LOOK.0 };
-            self.sleep.as_mut().reset(Instant::now() + self.pause);
+    pub(super) fn look(&mut self, now: Instant) -> Moved {
+        if now < self.due {
+            return Moved::default();
         }
+        if self.drain.started() {
+            self.hand_off.end();
+        }
+        let new = self.news();
+        let idle = new == Moved::default();
+        self.pause = if idle { (self.pause * 2).min(LOOK.1) } else { LOOK.0 };
+        self.due = now + self.pause;
         new
     }
 

@@ -8,16 +8,13 @@
 //! TCP, for as long as much comes at a time.
 
 use std::cell::RefCell;
-use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
 
-use super::Beside;
 use super::splice::Pipe;
 use crate::budget::Purse;
 use crate::stream::Bare;
@@ -46,6 +43,8 @@ pub enum End {
     Finished,
     /// Nothing moved for the idle timeout.
     Idle,
+    /// It lasted as long as it may.
+    Duration,
     /// The side facing the client failed.
     Downstream(io::Error),
     /// The side facing the endpoint failed.
@@ -74,90 +73,33 @@ impl Meters<'_> {
     }
 }
 
-/// Copies until both directions ended, one failed, or nothing moved for `idle`. Dropping the future stops at
-/// once; `moved` then still tells what went through, also what went `beside`, as far as that was asked. Buffers
-/// count in `purse`.
-pub async fn copy<D, U>(
-    downstream: &mut D,
-    upstream: &mut U,
-    idle: Option<Duration>,
-    meters: Meters<'_>,
-    moved: &mut Moved,
-    purse: Option<&Purse>,
-    mut beside: Option<&mut Beside>,
-) -> End
-where
-    D: AsyncRead + AsyncWrite + Bare + Unpin,
-    U: AsyncRead + AsyncWrite + Bare + Unpin,
-{
-    let mut out = Direction::new(purse);
-    let mut back = Direction::new(purse);
-    let mut idle = idle.map(IdleTimer::new);
-    poll_fn(|cx| {
-        let before = (out.total, back.total);
-        let sent = out.poll(cx, downstream, upstream);
-        let answered = back.poll(cx, upstream, downstream);
-        let mut new = Moved { received: out.total - before.0, sent: back.total - before.1 };
-        if new != Moved::default()
-            && let Some(idle) = &mut idle
-        {
-            idle.last = Instant::now();
-        }
-        if let Some(beside) = &mut beside {
-            if out.is_empty() && back.is_empty() {
-                beside.all_written(Moved { received: out.total, sent: back.total });
-            }
-            let past = beside.poll(cx);
-            new = Moved { received: new.received + past.received, sent: new.sent + past.sent };
-        }
-        if new != Moved::default() {
-            moved.received += new.received;
-            moved.sent += new.sent;
-            meters.count(new);
-        }
-        match (sent, answered) {
-            (Poll::Ready(Err(Side::Reader(e))), _) | (_, Poll::Ready(Err(Side::Writer(e)))) => {
-                return Poll::Ready(End::Downstream(e));
-            }
-            (Poll::Ready(Err(Side::Writer(e))), _) | (_, Poll::Ready(Err(Side::Reader(e)))) => {
-                return Poll::Ready(End::Upstream(e));
-            }
-            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(End::Finished),
-            _ => {}
-        }
-        match &mut idle {
-            Some(idle) => idle.poll(cx, beside.as_deref()).map(|()| End::Idle),
-            None => Poll::Pending,
-        }
-    })
-    .await
-}
-
-enum Side {
+/// Which of a direction's streams failed.
+pub(super) enum Side {
     Reader(io::Error),
     Writer(io::Error),
 }
 
 /// One direction of a pair.
-struct Direction<'a> {
-    purse: Option<&'a Purse>,
+pub(super) struct Direction {
+    purse: Option<Rc<Purse>>,
     buffer: Option<Box<[u8]>>,
     start: usize,
     end: usize,
     /// In place of the buffer, while this is a stream.
-    pipe: Option<Pipe>,
+    pipe: Option<Box<Pipe>>,
     /// Reads in a row that brought much.
     large_reads: u8,
     /// A pipe was tried and the kernel would not.
     unspliced: bool,
-    total: u64,
+    /// Bytes written so far.
+    pub(super) total: u64,
     unflushed: bool,
     read_ended: bool,
     done: bool,
 }
 
-impl<'a> Direction<'a> {
-    fn new(purse: Option<&'a Purse>) -> Self {
+impl Direction {
+    pub(super) fn new(purse: Option<Rc<Purse>>) -> Self {
         Self {
             purse,
             buffer: None,
@@ -173,12 +115,22 @@ impl<'a> Direction<'a> {
         }
     }
 
+    fn is_pressed(&self) -> bool {
+        self.purse.as_deref().is_some_and(Purse::is_pressed)
+    }
+
     /// Whether nothing was read that is not written.
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.start == self.end && self.pipe.as_ref().is_none_or(|pipe| pipe.held() == 0)
     }
 
-    fn poll<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<Result<(), Side>>
+    /// Copies what there is. Ready: the direction has ended.
+    pub(super) fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+    ) -> Poll<Result<(), Side>>
     where
         R: AsyncRead + Bare + Unpin,
         W: AsyncWrite + Bare + Unpin,
@@ -240,17 +192,17 @@ impl<'a> Direction<'a> {
             while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
                 let moved = ready!(pipe.poll_drain(cx, to)).map_err(Side::Writer)?;
                 self.total += moved as u64;
-                if let Some(purse) = self.purse {
+                if let Some(purse) = &self.purse {
                     purse.sub(moved);
                 }
             }
             let streams = self.large_reads >= STREAM_READS && self.start == self.end;
-            if !streams || self.read_ended || self.unspliced || self.purse.is_some_and(Purse::is_pressed) {
+            if !streams || self.read_ended || self.unspliced || self.is_pressed() {
                 self.give_pipe_back();
                 return Poll::Ready(Ok(()));
             }
             self.give_back();
-            let pipe = match self.pipe.take().map_or_else(Pipe::take, Ok) {
+            let pipe = match self.pipe.take().map_or_else(|| Pipe::take().map(Box::new), Ok) {
                 Ok(pipe) => self.pipe.insert(pipe),
                 // Out of descriptors, most likely.
                 Err(_) => {
@@ -264,7 +216,7 @@ impl<'a> Direction<'a> {
                     if moved < LITTLE_BYTES {
                         self.large_reads = 0;
                     }
-                    if let Some(purse) = self.purse {
+                    if let Some(purse) = &self.purse {
                         purse.add(moved);
                     }
                 }
@@ -283,7 +235,7 @@ impl<'a> Direction<'a> {
 
     fn give_pipe_back(&mut self) {
         if let Some(pipe) = self.pipe.take() {
-            if let Some(purse) = self.purse {
+            if let Some(purse) = &self.purse {
                 purse.sub(pipe.held());
             }
             pipe.give_back();
@@ -292,13 +244,14 @@ impl<'a> Direction<'a> {
 
     /// The buffer to read into, of a size that the workload may have now.
     fn empty_buffer(&mut self) -> &mut [u8] {
-        let pressed = self.purse.is_some_and(Purse::is_pressed);
+        let pressed = self.is_pressed();
         if pressed && self.buffer.as_ref().is_some_and(|buffer| buffer.len() > SMALL_BUFFER_BYTES) {
             self.give_back();
         }
+        let purse = &self.purse;
         self.buffer.get_or_insert_with(|| {
             let buffer = if pressed { vec![0; SMALL_BUFFER_BYTES].into_boxed_slice() } else { spare() };
-            if let Some(purse) = self.purse {
+            if let Some(purse) = purse {
                 purse.add(buffer.len());
             }
             buffer
@@ -307,7 +260,7 @@ impl<'a> Direction<'a> {
 
     fn give_back(&mut self) {
         if let Some(buffer) = self.buffer.take() {
-            if let Some(purse) = self.purse {
+            if let Some(purse) = &self.purse {
                 purse.sub(buffer.len());
             }
             if buffer.len() < BUFFER_BYTES {
@@ -322,7 +275,7 @@ impl<'a> Direction<'a> {
     }
 }
 
-impl Drop for Direction<'_> {
+impl Drop for Direction {
     fn drop(&mut self) {
         self.give_back();
         self.give_pipe_back();
@@ -338,36 +291,30 @@ fn ended_already(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotConnected { Ok(()) } else { Err(error) }
 }
 
-/// Fires when `last` is `limit` ago. Armed anew only when it fires, never per byte.
-struct IdleTimer {
-    limit: Duration,
-    last: Instant,
-    sleep: Pin<Box<Sleep>>,
-}
-
-impl IdleTimer {
-    fn new(limit: Duration) -> Self {
-        Self { limit, last: Instant::now(), sleep: Box::pin(tokio::time::sleep(limit)) }
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>, beside: Option<&Beside>) -> Poll<()> {
-        loop {
-            ready!(self.sleep.as_mut().poll(cx));
-            self.last = self.last.max(beside.and_then(Beside::last).unwrap_or(self.last));
-            let due = self.last + self.limit;
-            if due <= Instant::now() {
-                return Poll::Ready(());
-            }
-            self.sleep.as_mut().reset(due);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
+    use std::time::Duration;
+
     use super::*;
+    use crate::upstream::pair::{Limits, Pair};
+
+    async fn copy<D, U>(
+        downstream: &mut D,
+        upstream: &mut U,
+        idle: Option<Duration>,
+        meters: Meters<'_>,
+        purse: Option<Rc<Purse>>,
+    ) -> (End, Moved)
+    where
+        D: AsyncRead + AsyncWrite + Bare + Unpin,
+        U: AsyncRead + AsyncWrite + Bare + Unpin,
+    {
+        let mut pair = Pair::new(Limits { idle, duration: None }, purse, None);
+        let end = std::future::poll_fn(|cx| pair.poll(cx, downstream, upstream, meters)).await;
+        (end, pair.finish(meters))
+    }
 
     async fn run(
         idle: Option<Duration>,
@@ -376,11 +323,10 @@ mod tests {
         let (client, mut downstream) = duplex(1000);
         let (server, mut upstream) = duplex(1000);
         let (received, sent) = (Counter::default(), Counter::default());
-        let mut moved = Moved::default();
         let meters = Meters { received: [Some(&received), None], sent: [Some(&sent), None] };
-        let (end, ()) = tokio::join!(
+        let ((end, moved), ()) = tokio::join!(
             async {
-                let end = copy(&mut downstream, &mut upstream, idle, meters, &mut moved, None, None).await;
+                let end = copy(&mut downstream, &mut upstream, idle, meters, None).await;
                 drop((downstream, upstream));
                 end
             },
@@ -446,10 +392,9 @@ mod tests {
             let (client, mut downstream) = duplex(1000);
             let (server, mut upstream) = duplex(1000);
             let (purse, meters) =
-                (&purse, Meters { received: [Some(&received), None], sent: [Some(&sent), None] });
+                (purse.clone(), Meters { received: [Some(&received), None], sent: [Some(&sent), None] });
             copies.push(async move {
-                let mut moved = Moved::default();
-                copy(&mut downstream, &mut upstream, None, meters, &mut moved, Some(purse), None).await;
+                let (_, moved) = copy(&mut downstream, &mut upstream, None, meters, Some(purse)).await;
                 drop((downstream, upstream));
                 moved.sent
             });
@@ -504,12 +449,11 @@ mod tests {
         let (mut server, mut upstream) = connected().await;
         let budget = std::sync::Arc::new(crate::budget::Budget::new("ns/streams", 64 << 20));
         let purse = Purse::of(&budget);
-        let mut moved = Moved::default();
         let meters = Meters { received: [None; 2], sent: [None; 2] };
         let relay = async {
-            let end =
-                copy(&mut downstream, &mut upstream, None, meters, &mut moved, Some(&purse), None).await;
+            let (end, moved) = copy(&mut downstream, &mut upstream, None, meters, Some(purse.clone())).await;
             assert!(matches!(end, End::Finished), "{end:?}");
+            moved
         };
         let client = async {
             let mut at = 0;
@@ -539,7 +483,7 @@ mod tests {
             server.write_all(&pattern(0..6 << 20)).await.unwrap();
             server.shutdown().await.unwrap();
         };
-        tokio::join!(relay, client, server);
+        let (moved, (), ()) = tokio::join!(relay, client, server);
         assert_eq!((moved.received, moved.sent), (12 << 20, (6 << 20) + 3));
         assert_eq!(purse.used(), 0);
         assert!(super::super::splice::spare_pipes() > 0, "the streams did not go through pipes");

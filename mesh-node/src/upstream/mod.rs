@@ -9,6 +9,7 @@ mod error;
 mod exchange;
 mod handed;
 mod neighbour;
+pub mod pair;
 mod pool;
 mod pooled;
 mod probe;

@@ -89,7 +89,7 @@ impl ConnectionManager {
         ctx: Rc<WorkerContext>,
     ) -> Self {
         let routes = Routes::of(&hcm.routes, &ctx);
-        let xfcc = Xfcc::new(&hcm, connection.tls.as_ref());
+        let xfcc = Xfcc::new(&hcm, connection.tls.as_deref());
         let own = connection.workload.as_ref().and_then(|w| w.ips.first().copied());
         let local_address = own.unwrap_or(ctx.address);
         let server_name =

@@ -60,7 +60,7 @@ enum Version {
 
 /// Would a client that speaks HTTP/1 be served as such?
 fn takes_http1(hcm: &HttpConnectionManager, connection: &ConnectionInfo) -> bool {
-    let alpn = connection.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
+    let alpn = connection.tls.as_deref().and_then(|tls| tls.alpn.as_deref());
     match hcm.codec {
         Codec::Http1 => true,
         Codec::Http2 => false,
@@ -74,7 +74,7 @@ async fn detect<IO: AsyncRead + Unpin>(
     connection: &ConnectionInfo,
     io: &mut IO,
 ) -> Option<(Version, Bytes)> {
-    let alpn = connection.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
+    let alpn = connection.tls.as_deref().and_then(|tls| tls.alpn.as_deref());
     match (hcm.codec, alpn) {
         (Codec::Http1, _) => Some((Version::Http1, Bytes::new())),
         (Codec::Http2, _) | (Codec::Auto, Some("h2")) => Some((Version::Http2, Bytes::new())),

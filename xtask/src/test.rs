@@ -83,17 +83,17 @@ fn run_suite(suite: Suite, filter: Option<&str>) -> Result<()> {
         }
         Suite::Netns => {
             build_programs()?;
-            let mut args = vec!["test", "-p", "mesh-tests", "--test", "netns", "--"];
+            let mut args = vec!["test", "--workspace", "--test", "netns", "--"];
             args.extend(filter);
             cargo(&args)
         }
         Suite::Differential => {
             build_programs()?;
-            cargo(&["test", "-p", "mesh-tests", "--test", "differential"])
+            cargo(&["test", "--workspace", "--test", "differential"])
         }
         Suite::Streams => {
             build_programs()?;
-            let mut args = vec!["test", "-p", "mesh-tests", "--test", "streams", "--"];
+            let mut args = vec!["test", "--workspace", "--test", "streams", "--"];
             args.extend(filter);
             cargo(&args)
         }
@@ -126,7 +126,8 @@ const LONG_STREAMS: [(&str, &str, &str, &str); 6] = [
 pub fn build_programs() -> Result<()> {
     setup::run(setup::Args::default())?;
     build_ebpf::run(build_ebpf::Args::default())?;
-    cargo(&["build", "-p", "mesh-node", "-p", "mesh-tests", "--bins"])
+    // All of the workspace wherever one part is meant: with other features its dependencies would be built anew.
+    cargo(&["build", "--workspace", "--bins"])
 }
 
 /// Runs cargo in the repository with its output shown.

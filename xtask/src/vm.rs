@@ -30,8 +30,20 @@ const MODULES: [&str; 5] = ["veth", "sch_ingress", "cls_bpf", "bridge", "tls"];
 /// Transfers of each test that makes them: emulation is slow.
 const STREAMS: u32 = 30;
 
-/// Which tests run in the guest.
-const TESTS: [&str; 1] = ["vm::"];
+/// Which tests run in the guest: of steering and acceleration, of kinds of sockets, and of those that compare byte
+/// streams step by step the ones that kernels differ in.
+const TESTS: [&str; 7] = [
+    "vm::",
+    "kinds::",
+    "a_reset_reaches_the_other_side",
+    "fionread_tells",
+    "by_edge_triggered_epoll",
+    "a_reader_and_a_writer_thread",
+    "waiting_bytes_can_be_spliced",
+];
+
+/// The suites that these are in.
+const SUITES: [&str; 2] = ["netns", "streams"];
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -80,7 +92,9 @@ fn build_image(kernel: &debian::Kernel, args: &Args) -> Result<PathBuf> {
     for name in ["mesh-node", "mesh-peer"] {
         archive.stripped_program(&format!("mesh/{name}"), &target.join(name))?;
     }
-    archive.stripped_program("mesh/netns", &test_binary()?)?;
+    for suite in SUITES {
+        archive.stripped_program(&format!("mesh/{suite}"), &test_binary(suite)?)?;
+    }
     archive.file("mesh/bpf/mesh-ebpf.o", &std::fs::read(tree::bpf_object())?, 0o644);
     let mut loads = String::new();
     for (name, bytes) in kernel.modules(&MODULES)? {
@@ -94,6 +108,9 @@ fn build_image(kernel: &debian::Kernel, args: &Args) -> Result<PathBuf> {
 }
 
 fn init(loads: &str, filter: &[String]) -> String {
+    let filter = filter.join(" ");
+    let run = |suite| format!("/mesh/{suite} --nocapture --test-threads=1 {filter} || code=$?\n");
+    let tests = SUITES.map(run).concat();
     format!(
         "#!/bin/sh\n\
          export PATH=/bin:/sbin HOME=/ CI=true RUST_BACKTRACE=0 MESH_TESTS_VERBOSE=1 MESH_TESTS_DEADLINE_S=150\n\
@@ -108,28 +125,28 @@ fn init(loads: &str, filter: &[String]) -> String {
          busybox mount -t bpf none /sys/fs/bpf\n\
          {loads}\
          ip link set lo up\n\
-         /mesh/netns --nocapture --test-threads=1 {}\n\
-         echo '{RESULT}'$?\n\
-         busybox poweroff -f\n",
-        filter.join(" ")
+         code=0\n\
+         {tests}\
+         echo '{RESULT}'$code\n\
+         busybox poweroff -f\n"
     )
 }
 
-/// The path of the compiled netns tests.
-fn test_binary() -> Result<PathBuf> {
+/// The path of a compiled suite.
+fn test_binary(suite: &str) -> Result<PathBuf> {
     let output = Command::new(tree::cargo())
-        .args(["test", "-p", "mesh-tests", "--test", "netns", "--no-run", "--message-format=json"])
+        .args(["test", "--workspace", "--test", suite, "--no-run", "--message-format=json"])
         .current_dir(tree::root())
         .stderr(Stdio::inherit())
         .output()
         .context("could not start cargo")?;
-    ensure!(output.status.success(), "the netns tests do not compile");
+    ensure!(output.status.success(), "the {suite} tests do not compile");
     let messages = String::from_utf8_lossy(&output.stdout);
     let artifacts = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     artifacts
-        .filter(|m| m["target"]["name"] == "netns")
+        .filter(|m| m["target"]["name"] == suite)
         .find_map(|m| m["executable"].as_str().map(PathBuf::from))
-        .context("cargo names no executable for the netns tests")
+        .with_context(|| format!("cargo names no executable for the {suite} tests"))
 }
 
 /// Boots and returns the exit code that the guest prints.

@@ -21,7 +21,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::sockets::{Epoll, send_file, splice, waiting};
 
 /// A side that hears nothing for so long has lost something.
-const STALL: Duration = Duration::from_secs(20);
+fn stall() -> Duration {
+    mesh_tests::process::deadline()
+}
+
 const MIB: u64 = 1 << 20;
 
 /// How a transfer ends.
@@ -187,7 +190,7 @@ impl<'a> End<'a> {
                 continue;
             }
             ensure!(
-                heard.elapsed() < STALL,
+                heard.elapsed() < stall(),
                 "stalled: {} of {} sent, {} of {} received, turn {turn}",
                 self.sent,
                 self.plan.sizes[self.side],
@@ -424,7 +427,7 @@ fn seed_of(stream: &TcpStream, blocking: bool) -> Result<u64> {
             Ok(n) => got += n,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
-                ensure!(poll(&mut fds, PollTimeout::try_from(STALL)?)? > 0, "the seed never came");
+                ensure!(poll(&mut fds, PollTimeout::try_from(stall())?)? > 0, "the seed never came");
             }
             Err(error) => return Err(error.into()),
         }
@@ -517,7 +520,7 @@ fn connect(to: SocketAddr, blocking: bool) -> Result<TcpStream> {
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
             let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
-            ensure!(poll(&mut fds, PollTimeout::try_from(STALL)?)? > 0, "the connection never opened");
+            ensure!(poll(&mut fds, PollTimeout::try_from(stall())?)? > 0, "the connection never opened");
             if let Some(error) = socket.take_error()? {
                 return Err(error).context("connecting");
             }

@@ -21,7 +21,7 @@ const OUT: &str = "tcp.PassthroughCluster";
 const IN: &str = "tcp.InboundPassthroughCluster";
 
 /// What a connection that is handed off may take of the proxy.
-const MOST_BYTES: f64 = 6.0 * 1024.0;
+const MOST_BYTES: f64 = 5.0 * 1024.0;
 
 fn any(port: u16) -> SocketAddr {
     SocketAddr::from(([0u16; 8], port))

@@ -528,17 +528,19 @@ impl Assembly {
         Assembled { listeners, clusters, routes, scopes: self.scopes.handle.clone() }
     }
 
-    /// Names of the dynamic resources of a type that is had whole.
-    pub(super) fn names(&self, kind: ResourceType) -> Vec<String> {
-        fn of<T>(slots: &Slots<T>) -> Vec<String> {
+    /// Names of the dynamic resources of a type that is had whole, those that were refused among them.
+    pub(super) fn names(&self, kind: ResourceType) -> BTreeSet<String> {
+        fn of<T>(slots: &Slots<T>) -> BTreeSet<String> {
             slots.iter().filter(|(_, slot)| !slot.fixed).map(|(name, _)| name.to_string()).collect()
         }
-        match kind {
+        let mut names = match kind {
             ResourceType::Cluster => of(&self.clusters),
             ResourceType::Listener => of(&self.listeners),
             ResourceType::ScopedRoute => self.scopes.named.keys().map(ToString::to_string).collect(),
-            _ => Vec::new(),
-        }
+            _ => BTreeSet::new(),
+        };
+        names.extend(self.errors.keys().filter(|(of, _)| *of == kind).map(|(_, name)| name.clone()));
+        names
     }
 
     /// Versions of the last clusters and listeners that were taken whole.

@@ -237,6 +237,7 @@ fn a_bad_resource_is_refused_by_name_and_the_rest_of_its_push_applies() {
     let reason = "cluster.lb_policy: CLUSTER_PROVIDED is only for type ORIGINAL_DST".to_owned();
     assert_eq!(rejected, [Rejected { name: "bad".to_owned(), reason }]);
     assert_eq!(f.settle(), ["publish a | l"]);
+    assert!(f.assembly.names(CLUSTER).contains("bad"), "a file that lacks it takes its error away");
     // The last good one serves on when a later version of it is bad.
     let rejected = f.clusters(&[("a", "{name: a, lb_policy: CLUSTER_PROVIDED}".to_owned())], &[]);
     assert_eq!(rejected.len(), 1);

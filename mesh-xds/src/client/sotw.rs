@@ -35,7 +35,8 @@ struct Type {
     version: String,
     /// The last nonce on this stream.
     nonce: String,
-    held: BTreeSet<Arc<str>>,
+    /// Also what was not taken: its owner remembers why, for as long as it is sent.
+    heard_of: BTreeSet<Arc<str>>,
     nonces: Nonces,
 }
 
@@ -61,7 +62,7 @@ impl Sotw {
     /// From now on this is wanted of the type.
     pub fn subscribe(&mut self, kind: ResourceType, wanted: Wanted) {
         let of_type = self.types.entry(kind).or_default();
-        of_type.held.retain(|name| wanted.has(name));
+        of_type.heard_of.retain(|name| wanted.has(name));
         of_type.wanted = wanted;
     }
 
@@ -142,7 +143,7 @@ impl Sotw {
         }
         // What cannot be read may be what seems to be missing: then nothing is removed.
         if kind.is_whole() && received.unreadable.is_empty() {
-            let missing = of_type.held.iter().filter(|name| !present.contains(&***name));
+            let missing = of_type.heard_of.iter().filter(|name| !present.contains(&***name));
             received.removed = missing.map(ToString::to_string).collect();
         }
         Ok(received)
@@ -152,12 +153,12 @@ impl Sotw {
     pub fn finish(&mut self, received: &Received, rejected: &[Rejected]) {
         let Some(of_type) = self.types.get_mut(&received.kind) else { return };
         for resource in &received.resources {
-            if of_type.wanted.has(&resource.name) && !rejected.iter().any(|r| r.name == resource.name) {
-                of_type.held.insert(shared(&resource.name));
+            if of_type.wanted.has(&resource.name) {
+                of_type.heard_of.insert(shared(&resource.name));
             }
         }
         for name in &received.removed {
-            of_type.held.remove(name.as_str());
+            of_type.heard_of.remove(name.as_str());
         }
         if rejected.is_empty() {
             of_type.version.clone_from(&received.version);
@@ -169,7 +170,7 @@ impl Sotw {
     /// A resource's time has run out.
     pub fn expired(&mut self, kind: ResourceType, name: &str) {
         if let Some(of_type) = self.types.get_mut(&kind) {
-            of_type.held.remove(name);
+            of_type.heard_of.remove(name);
         }
     }
 }

@@ -212,6 +212,9 @@ fn a_rejected_push_keeps_the_version_of_the_last_good_one() {
     sotw.connected();
     let first = sotw.next_request().unwrap();
     assert_eq!((first.version_info.as_str(), first.response_nonce.as_str()), ("1", ""));
+    // What was never taken is gone too when it is sent no more.
+    let received = sotw.receive(response(ResourceType::Cluster, "3", "n3", &["a"])).unwrap();
+    assert_eq!(received.removed, ["bad"]);
 }
 
 #[test]

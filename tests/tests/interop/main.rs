@@ -100,6 +100,6 @@ fn a_bad_cluster_is_refused_by_name_and_the_rest_of_the_push_applies() {
         // It is gone with the next good push.
         mesh.push(&Push { version: 2, ..Push::default() }).await;
         mesh.serves("2").await;
-        assert_eq!(mesh.error_states().await, []);
+        mesh.forgets_errors().await;
     });
 }

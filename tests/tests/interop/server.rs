@@ -193,6 +193,11 @@ impl Mesh {
         refused.map(|e| (text(&e["cluster"]["name"]), text(&e["error_state"]["details"]))).collect()
     }
 
+    /// Returns when nothing is shown as refused.
+    pub async fn forgets_errors(&self) {
+        until("the end of errors", async || self.error_states().await.is_empty()).await;
+    }
+
     pub async fn stat(&self, name: &str) -> u64 {
         let stats = body(self.admin, "/stats").await;
         let value = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));

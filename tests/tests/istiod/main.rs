@@ -68,8 +68,19 @@ fn everything_that_a_stock_istiod_sends_is_taken_and_does_what_it_should() -> Re
 #[test]
 fn pushes_and_restarts_of_istiod_fail_no_request() -> Result<()> {
     need_root!();
-    let Some(mut stage) = Stage::with_mesh(Registry::Files)? else { return Ok(()) };
-    let rounds = if long() { 1000 } else { 40 };
+    let Some(stage) = Stage::with_mesh(Registry::Files)? else { return Ok(()) };
+    none_fails(stage, if long() { 1000 } else { 40 })
+}
+
+#[test]
+fn pushes_and_restarts_beside_an_api_server_fail_no_request() -> Result<()> {
+    need_root!();
+    let Some(stage) = Stage::with_mesh(Registry::Kubernetes)? else { return Ok(()) };
+    none_fails(stage, 20)
+}
+
+/// Clients send while istiod pushes, and is killed and started again twice.
+fn none_fails(mut stage: Stage, rounds: u32) -> Result<()> {
     stage.rules("rule", &rules::split(50))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let client = stage.client(Side::Mesh).clone();

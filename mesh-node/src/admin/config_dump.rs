@@ -79,13 +79,19 @@ pub fn page(state: &dyn AdminState, query: &Query) -> Reply {
         let name = resource.get("name").and_then(Value::as_str).unwrap_or_default();
         names.as_ref().is_none_or(|names| names.is_match(name))
     };
-    let resources: Vec<(&Section, Vec<Value>)> = [CLUSTERS, LISTENERS, ROUTES, SECRETS]
-        .iter()
-        .map(|section| (section, resources(section, &bootstrap).into_iter().filter(wanted).collect()))
-        .map(|(section, found): (&Section, Vec<Value>)| (section, elements(section, found, &updated)))
-        .collect();
     let workload = query.get("workload");
     let Some(mut dynamic) = state.dynamic(workload) else { return Reply::no_workload(workload) };
+    let resources: Vec<(&Section, Vec<Value>)> = [CLUSTERS, LISTENERS, ROUTES, SECRETS]
+        .iter()
+        .map(|section| {
+            let mut found = resources(section, &bootstrap);
+            if section.field == ROUTES.field {
+                dynamic_inline_routes(&dynamic, &mut found);
+            }
+            found.retain(wanted);
+            (section, elements(section, found, &updated))
+        })
+        .collect();
     if !query.has("include_eds") {
         dynamic.remove("EndpointsConfigDump");
     }
@@ -144,6 +150,14 @@ fn inline_routes(value: &Value, found: &mut Vec<Value>) {
         }
         Value::Array(items) => items.iter().for_each(|item| inline_routes(item, found)),
         _ => {}
+    }
+}
+
+/// Those of listeners that came over xDS: static too, for Envoy.
+fn dynamic_inline_routes(dynamic: &BTreeMap<&'static str, Map<String, Value>>, found: &mut Vec<Value>) {
+    let listeners = dynamic.get("ListenersConfigDump").and_then(|dump| dump.get("dynamic_listeners"));
+    for listener in listeners.and_then(Value::as_array).into_iter().flatten() {
+        inline_routes(&listener["active_state"], found);
     }
 }
 

@@ -63,11 +63,17 @@ impl AdminState for Fake {
             "version_info": "7",
             "dynamic_active_clusters": [{ "version_info": "7", "cluster": { "name": "pushed" } }],
         });
+        let chain =
+            json!({ "filters": [{ "typed_config": { "route_config": { "name": "in a pushed one" } } }] });
+        let listeners = json!({
+            "dynamic_listeners": [{ "name": "l", "active_state": { "listener": { "filter_chains": [chain] } } }],
+        });
         let endpoints =
             json!({ "dynamic_endpoint_configs": [{ "endpoint_config": { "cluster_name": "pushed" } }] });
         let object = |value: Value| value.as_object().unwrap().clone();
         Some(BTreeMap::from([
             ("ClustersConfigDump", object(clusters)),
+            ("ListenersConfigDump", object(listeners)),
             ("EndpointsConfigDump", object(endpoints)),
         ]))
     }
@@ -249,7 +255,7 @@ fn the_dump_can_be_narrowed() {
             "cluster": { "@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster", "name": "back" },
         })
     );
-    assert_eq!(get(&state, "/config_dump?resource=dynamic_listeners").body, "{}\n");
+    assert_eq!(get(&state, "/config_dump?resource=dynamic_active_secrets").body, "{}\n");
     let dump = configs(&get(&state, "/config_dump?mask=bootstrap.node"));
     assert_eq!(dump[0]["bootstrap"], json!({ "node": { "id": "n" } }));
     for (path, status, text) in [
@@ -369,6 +375,13 @@ fn what_a_server_pushed_is_shown_beside_what_the_bootstrap_has() {
     assert_eq!(shown["version_info"], "7");
     assert_eq!(shown["dynamic_active_clusters"][0]["cluster"]["name"], "pushed");
     assert_eq!(shown["static_clusters"].as_array().unwrap().len(), 2);
+    let routes = dump("/config_dump?resource=static_route_configs");
+    let names = routes["configs"].as_array().unwrap().iter().map(|config| &config["route_config"]["name"]);
+    assert_eq!(
+        names.collect::<Vec<_>>(),
+        ["local", "in a pushed one"],
+        "those of listeners, whoever has them"
+    );
     assert!(clusters(&dump("/config_dump?name_regex=back"))["dynamic_active_clusters"][0].is_null());
     let one = dump("/config_dump?resource=dynamic_active_clusters");
     assert_eq!(

@@ -354,6 +354,8 @@ fn cors(stage: &Stage) -> Result<()> {
 }
 
 fn consistent_hash(stage: &Stage) -> Result<()> {
+    // The cluster is another one now, which waits for its endpoints.
+    stage.settled()?;
     let mut chosen = BTreeMap::new();
     for user in 0..30 {
         let ask = get(REVIEWS, "/").with("x-user", &format!("user-{user}"));

@@ -118,6 +118,7 @@ fn cluster(upstream: SocketAddr) -> Cluster {
         peer: None,
         transport_match: Vec::new(),
         lb_metadata: Vec::new().into(),
+        metadata: Box::default(),
         check: None,
         additional: Vec::new(),
     };
@@ -162,6 +163,7 @@ fn cluster(upstream: SocketAddr) -> Cluster {
         close_connections_on_host_health_failure: false,
         stats: Arc::default(),
         istio: Default::default(),
+        metadata: Box::default(),
         content_hash: 0,
     }
 }

@@ -230,7 +230,7 @@ fn serve(data: &[u8]) {
         let clusters = Arc::new(ClusterManager::new(1));
         let snapshot = Snapshot::new(1, Vec::new(), std::iter::empty());
         let published: Published = Arc::new(arc_swap::ArcSwap::from_pointee(snapshot));
-        let ctx = std::rc::Rc::new(WorkerContext::new(published, clusters));
+        let ctx = std::rc::Rc::new(WorkerContext::new(published, clusters, std::sync::Arc::default()));
         let connection = Arc::new(ConnectionInfo {
             id: 1,
             remote: "192.0.2.9:4000".parse().expect("an address"),
@@ -240,6 +240,7 @@ fn serve(data: &[u8]) {
             workload: None,
             tls: None,
             requested_server_name: None,
+            filter_chain: "".into(),
             drain: Arc::default(),
             listener_log: Vec::new(),
         });

@@ -31,6 +31,7 @@ use crate::kubernetes::{self, Heard};
 use crate::model::{Published, Snapshot};
 use crate::readiness::{Guard, Readiness};
 use crate::telemetry::log_file::LogFiles;
+use crate::telemetry::peer::LocalPeer;
 use crate::telemetry::stats::Store;
 use crate::upstream::Prober;
 use admin_state::{Parts, Request, State};
@@ -219,7 +220,7 @@ impl Node {
             Some(address) => Some(listen_admin(address).await?),
             None => None,
         };
-        let workers = start_workers(count, &published, &clusters)?;
+        let workers = start_workers(count, &published, &clusters, &own_peer(&loaded.node))?;
         let publisher = Publisher::new(published.clone(), clusters.clone(), workers, settings.steers());
         let kubernetes = match settings.node.pods_from {
             PodsFrom::Kubernetes => Some(kubernetes::Source::start(&kubernetes_options(settings)).await?),
@@ -512,14 +513,22 @@ fn start_capture(
     Ok(Arc::new(capture))
 }
 
+/// Who streams of no workload speak for.
+fn own_peer(node: &mesh_xds::pb::envoy::config::core::v3::Node) -> Arc<LocalPeer> {
+    let shown = mesh_xds::to_json(node).unwrap_or_default();
+    Arc::new(LocalPeer::of_node(&node.id, &shown["metadata"]).in_cluster(&node.cluster))
+}
+
 fn start_workers(
     count: usize,
     published: &Published,
     clusters: &Arc<ClusterManager>,
+    node: &Arc<LocalPeer>,
 ) -> Result<Vec<Worker>, StartError> {
     let start = |index| {
-        let (published, clusters) = (published.clone(), clusters.clone());
-        Worker::start(index, move || WorkerContext::new(published, clusters)).map_err(StartError::Threads)
+        let (published, clusters, node) = (published.clone(), clusters.clone(), node.clone());
+        Worker::start(index, move || WorkerContext::new(published, clusters, node))
+            .map_err(StartError::Threads)
     };
     (0..count).map(start).collect()
 }

@@ -114,6 +114,32 @@ pub fn fields_of(message: &str) -> Option<Vec<&'static str>> {
     Some(schema::Message::named(message)?.fields().map(|f| f.name()).collect())
 }
 
+/// What the proto files say of a field beside its type.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// A map, in which [`field_type`] is the type of the values.
+    pub map: bool,
+    /// Of an enum: the names of its values.
+    pub values: Vec<&'static str>,
+    /// The other members of its oneof.
+    pub siblings: Vec<&'static str>,
+}
+
+/// `None` if the message has no such field.
+pub fn shape_of(message: &str, field: &str) -> Option<Shape> {
+    let message = schema::Message::named(message)?;
+    let field = message.field(field)?;
+    let values = match field.kind() {
+        schema::Kind::Enum(of) => of.values().map(|(name, _)| name).collect(),
+        _ => Vec::new(),
+    };
+    let beside = |other: &schema::Field| {
+        field.oneof().is_some() && other.oneof() == field.oneof() && other.number() != field.number()
+    };
+    let siblings = message.fields().filter(beside).map(schema::Field::name).collect();
+    Some(Shape { map: field.map(), values, siblings })
+}
+
 /// As [`to_json`], of the encoded message of that type URL. `None` if the type is not in the schema or the bytes
 /// are not such a message.
 pub fn bytes_to_json(type_url: &str, bytes: &[u8]) -> Option<serde_json::Value> {

@@ -180,6 +180,12 @@ fn compile(name: &str, text: &str, stats: &Store, log_files: &LogFiles) -> Resul
             }),
             None => Ok(()),
         };
+    for (index, proto) in resources.secrets.iter().enumerate() {
+        let path = format!("static_resources.secrets[{index}]");
+        if let Err(error) = xds::secret(&path, proto, &mut context) {
+            refuse(error);
+        }
+    }
     let mut clusters = Vec::with_capacity(resources.clusters.len());
     for (index, proto) in resources.clusters.iter().enumerate() {
         let path = format!("static_resources.clusters[{index}]");
@@ -311,6 +317,16 @@ static_resources:
                  static_resources.listeners[0]; change one",
             ]
         );
+    }
+
+    #[test]
+    fn a_secret_that_asks_for_what_is_not_built_is_refused_not_half_obeyed() {
+        let text = "{static_resources: {secrets: [{name: s, validation_context: {custom_validator_config: {name: x, \
+                    typed_config: {'@type': type.googleapis.com/google.protobuf.Struct}}}}]}}";
+        let problems = load(text).unwrap_err();
+        let expected = "static_resources.secrets[0].validation_context.custom_validator_config: this field is not \
+                        supported";
+        assert!(problems[0].contains(expected), "{problems:?}");
     }
 
     #[test]

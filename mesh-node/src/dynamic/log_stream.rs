@@ -156,7 +156,7 @@ fn common(entry: Entry) -> AccessLogCommon {
             nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
         }),
         upstream_remote_address: entry.upstream.host.map(address),
-        upstream_local_address: entry.upstream.local.map(address),
+        upstream_local_address: entry.upstream.local().map(address),
         upstream_cluster: entry.upstream.cluster.as_deref().unwrap_or_default().to_owned(),
         upstream_transport_failure_reason: entry.upstream.transport_failure.unwrap_or_default(),
         upstream_request_attempt_count: entry.upstream.attempts,

@@ -44,9 +44,9 @@ pub fn peer_labels(reporter: Reporter, ends: &Ends<'_>) -> (Labels, &'static str
         let peer = tls.and_then(|tls| tls.peer_uri_sans.first()).map_or("", String::as_str);
         (peer, tls.and_then(|tls| tls.local_uri_sans.first()).map_or("", |san| &**san))
     } else {
-        let upstream = ends.upstream;
-        let told = upstream.peer_principal.as_deref().unwrap_or_default();
-        (or(told, &peer.identity), upstream.local_principal.as_deref().unwrap_or_default())
+        let tls = ends.upstream.tls();
+        let told = tls.and_then(|tls| tls.peer_uri_sans.first()).map_or("", String::as_str);
+        (or(told, &peer.identity), tls.and_then(|tls| tls.local_uri_sans.first()).map_or("", |san| &**san))
     };
     let security = match server_side {
         true if !peer_principal.is_empty() && !own_principal.is_empty() => "mutual_tls",

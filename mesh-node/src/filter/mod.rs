@@ -46,7 +46,7 @@ pub struct WorkerContext {
 
 impl WorkerContext {
     /// The context of a worker that has served nothing yet.
-    pub fn new(published: Published, clusters: Arc<ClusterManager>) -> Self {
+    pub fn new(published: Published, clusters: Arc<ClusterManager>, node: Arc<LocalPeer>) -> Self {
         Self {
             published,
             clusters,
@@ -54,7 +54,7 @@ impl WorkerContext {
             timers: http::Timers::default(),
             date: Rc::default(),
             peers: Rc::default(),
-            node: Arc::default(),
+            node,
             address: own_address(),
         }
     }

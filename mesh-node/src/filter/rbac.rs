@@ -134,6 +134,7 @@ mod tests {
                 ..TlsInfo::default()
             })),
             requested_server_name: Some("web.example".into()),
+            filter_chain: "".into(),
             drain: Arc::default(),
             listener_log: Vec::new(),
         }

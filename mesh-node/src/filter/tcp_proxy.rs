@@ -85,7 +85,7 @@ pub fn refused(config: &TcpProxy, info: Arc<ConnectionInfo>, refused: &Refused, 
 pub(super) fn log(config: &TcpProxy, stream: &mut StreamInfo) {
     stream.end = Some(stream.start.elapsed());
     for log in config.access_log.iter().chain(&stream.connection.listener_log) {
-        log.log(stream, None, None, None);
+        log.log(stream, None, None, None, None);
     }
 }
 
@@ -180,9 +180,8 @@ async fn attempt_once(
     match ctx.upstreams.connect(&target, RoutingPriority::Default).await {
         Ok(connection) => {
             cluster.report(&target.host, Report::ConnectedForGood);
-            stream.upstream.local = Some(connection.local);
+            stream.upstream.connection = Some(connection.facts.clone());
             stream.upstream.transport_failure = None;
-            stream.upstream.peer_principal = connection.stream.peer_uri_san();
             Ok((connection, target.host))
         }
         Err(error) => {

@@ -29,9 +29,9 @@ use crate::budget::Purse;
 use crate::drain::Signal;
 use crate::filter::{self, Copying, Downstream, WorkerContext, tcp_proxy};
 use crate::http::h1::handed::Offer;
-use crate::model::Snapshot;
 use crate::model::listener::{Direction, FilterChain, Listener};
 use crate::model::workload::Workload;
+use crate::model::{Snapshot, Str};
 use crate::pipe::Pipe;
 use crate::stream::Stream;
 use crate::telemetry::stats::ListenerStats;
@@ -213,7 +213,7 @@ async fn serve_listener(
         Some(workload) => Signal::either(&listener.drain, &workload.drain),
         None => listener.drain.clone(),
     };
-    let connection = |tls: Option<TlsInfo>, requested_server_name: Option<String>| {
+    let connection = |tls: Option<TlsInfo>, requested_server_name: Option<String>, filter_chain: &Str| {
         Arc::new(ConnectionInfo {
             id,
             remote: source,
@@ -223,6 +223,7 @@ async fn serve_listener(
             workload: workload.clone(),
             tls: tls.map(Box::new),
             requested_server_name,
+            filter_chain: filter_chain.clone(),
             drain: drain.clone(),
             listener_log: listener.access_log.clone(),
         })
@@ -233,7 +234,7 @@ async fn serve_listener(
         tokio::time::sleep(CLIENT_FIRST).await;
         let Some(chain) = chosen(&inspect::Detected::default()) else { return std::future::pending().await };
         let Some(config) = filter::server_first(&chain) else { return std::future::pending().await };
-        let opened = filter::open_first(&chain, config, connection(None, None), &ctx).await;
+        let opened = filter::open_first(&chain, config, connection(None, None, &chain.name), &ctx).await;
         let Some(dialed) = opened else { return std::future::pending().await };
         dialed.server_spoke().await;
         (config.clone(), dialed)
@@ -256,13 +257,16 @@ async fn serve_listener(
         listener.stats.no_filter_chain_match.inc();
         tracing::debug!(listener = %listener.name, %source, %original_dst, seen = ?first.detected,
             "no filter chain matches");
-        log_unserved(connection(None, first.detected.server_name), Some("filter_chain_not_found"));
+        log_unserved(
+            connection(None, first.detected.server_name, &Str::default()),
+            Some("filter_chain_not_found"),
+        );
         reset(&io);
         return None;
     };
     let io = Replay::new(first.bytes, io);
     let Some(tls) = &chain.tls else {
-        let connection = connection(None, first.detected.server_name);
+        let connection = connection(None, first.detected.server_name, &chain.name);
         return log_served(&chain, &connection, filter::run(&chain, connection.clone(), io, ctx, offer))
             .await;
     };
@@ -271,7 +275,7 @@ async fn serve_listener(
         Err(error) => {
             listener.stats.downstream_context_secrets_not_ready.inc();
             tracing::debug!(chain = %chain.name, %source, %error, "connection refused");
-            log_unserved(connection(None, first.detected.server_name), None);
+            log_unserved(connection(None, first.detected.server_name, &chain.name), None);
             reset(io.get_ref());
             return None;
         }
@@ -279,13 +283,13 @@ async fn serve_listener(
     let accepting = tls::accept(&tls, io, chain.transport_socket_connect_timeout, &listener.stats);
     match Box::pin(accepting).await {
         Ok((stream, session)) => {
-            let connection = connection(Some(session), first.detected.server_name);
+            let connection = connection(Some(session), first.detected.server_name, &chain.name);
             let serving = Box::pin(filter::run(&chain, connection.clone(), stream, ctx, offer));
             log_served(&chain, &connection, serving).await
         }
         Err(error) => {
             tracing::debug!(chain = %chain.name, %source, %error, "TLS handshake failed");
-            log_unserved(connection(None, first.detected.server_name), None);
+            log_unserved(connection(None, first.detected.server_name, &chain.name), None);
             None
         }
     }
@@ -303,7 +307,7 @@ async fn log_served(
         let mut info = StreamInfo::new(connection.clone());
         (info.start, info.start_wall) = start;
         info.end = Some(info.start.elapsed());
-        connection.listener_log.iter().for_each(|log| log.log(&info, None, None, None));
+        connection.listener_log.iter().for_each(|log| log.log(&info, None, None, None, None));
     }
     copying
 }
@@ -319,7 +323,7 @@ fn log_unserved(connection: Arc<ConnectionInfo>, details: Option<&'static str>) 
         info.response_code_details = Some(details.into());
     }
     info.end = Some(info.start.elapsed());
-    info.connection.listener_log.iter().for_each(|log| log.log(&info, None, None, None));
+    info.connection.listener_log.iter().for_each(|log| log.log(&info, None, None, None, None));
 }
 
 fn choose(

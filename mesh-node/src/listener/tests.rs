@@ -43,7 +43,7 @@ fn client(listener: &Arc<Listener>, sends: &str) -> Vec<u8> {
         let accepted = Accepted { io, source, original_dst: address, direction, workload: None };
         let published: Published =
             Arc::new(arc_swap::ArcSwap::from_pointee(Snapshot::new(1, Vec::new(), std::iter::empty())));
-        let ctx = Rc::new(WorkerContext::new(published, Arc::new(ClusterManager::new(1))));
+        let ctx = Rc::new(WorkerContext::new(published, Arc::new(ClusterManager::new(1)), Arc::default()));
         client.write_all(sends.as_bytes()).await.unwrap();
         let mut read = Vec::new();
         // A refused connection is reset.

@@ -59,6 +59,8 @@ pub struct Cluster {
     pub stats: Arc<ClusterStats>,
     /// What Istio says of the cluster.
     pub istio: Arc<IstioCluster>,
+    /// `metadata.filter_metadata`, by namespace.
+    pub metadata: Box<[(Str, Metadata)]>,
     /// Hash of the resource: an equal resource keeps its run-time state and pools.
     pub content_hash: u64,
 }
@@ -276,6 +278,8 @@ pub struct Endpoint {
     pub transport_match: Vec<(String, String)>,
     /// `metadata.filter_metadata["envoy.lb"]`.
     pub lb_metadata: Metadata,
+    /// All other `metadata.filter_metadata`, by namespace.
+    pub metadata: Box<[(Str, Metadata)]>,
     /// `health_check_config`.
     pub check: Option<Box<EndpointCheck>>,
     /// `Endpoint.additional_addresses`: tried where a connection to the first does not come about.

@@ -2,6 +2,8 @@
 //!
 //! Parsing and the values are here; `telemetry/` evaluates them against a stream.
 
+use super::cel::Expr;
+
 /// A parsed format string.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Format {
@@ -41,10 +43,18 @@ pub enum Operator {
     StartTime(Option<String>),
     /// `EMIT_TIME(format)`: when the line is written.
     EmitTime(Option<String>),
-    /// `DOWNSTREAM_PEER_CERT_V_START(format)`, or the end of validity.
-    PeerCertificateTime {
+    /// `DOWNSTREAM_PEER_CERT_V_START(format)` and its kin, or the end of validity.
+    CertificateTime {
+        upstream: bool,
         end: bool,
         format: Option<String>,
+    },
+    /// `DOWNSTREAM_PEER_SUBJECT` and its kin.
+    Certificate {
+        upstream: bool,
+        /// Our own, not the peer's.
+        own: bool,
+        part: CertificatePart,
     },
     /// `GRPC_STATUS(form)`; `GRPC_STATUS_NUMBER`.
     GrpcStatus(GrpcStatusForm),
@@ -63,10 +73,68 @@ pub enum Operator {
     },
     /// Operators without an argument, by Envoy's name.
     Plain(Plain),
-    /// `DYNAMIC_METADATA(…)`, `FILTER_STATE(…)`, `CLUSTER_METADATA(…)`, `UPSTREAM_METADATA(…)`: kind and argument.
-    Metadata(&'static str, String),
+    /// `DYNAMIC_METADATA(NAMESPACE:KEY:…)` and its kin.
+    Metadata {
+        of: MetadataOf,
+        namespace: String,
+        path: Vec<String>,
+    },
+    /// `FILTER_STATE(KEY:PLAIN)`, or as JSON.
+    FilterState {
+        key: String,
+        plain: bool,
+    },
+    /// `REQ_WITHOUT_QUERY(X?Y)`
+    ReqWithoutQuery(String, Option<String>),
+    /// `QUERY_PARAMS(source)`: all parameters.
+    QueryParameters(PathSource),
+    /// `REQUESTED_SERVER_NAME(X:Y)`: the name of TLS, of the request, or one before the other.
+    ServerName {
+        from: ServerNameFrom,
+        host: PathSource,
+    },
+    /// `CEL(expression)`
+    Cel(Box<Expr>),
+    /// `COALESCE({"operators": […]})`: the first that has a value.
+    Coalesce(Vec<Part>),
     /// `ENVIRONMENT(NAME)`, resolved when parsed.
     Environment(Option<String>),
+}
+
+/// Whose metadata.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetadataOf {
+    Stream,
+    Cluster,
+    Endpoint,
+}
+
+/// What `REQUESTED_SERVER_NAME` shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerNameFrom {
+    Sni,
+    SniFirst,
+    HostFirst,
+}
+
+/// What of a certificate is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CertificatePart {
+    UriSan,
+    DnsSan,
+    IpSan,
+    EmailSan,
+    Subject,
+    Issuer,
+    Serial,
+    Sha256,
+    Sha1,
+    /// Of all certificates that the peer sent.
+    ChainSerials,
+    ChainSha256,
+    ChainSha1,
+    /// URL-encoded PEM.
+    Pem,
 }
 
 /// How a gRPC status is written.
@@ -147,20 +215,24 @@ pub enum Plain {
     DownstreamDirectRemoteAddress,
     DownstreamDirectRemoteAddressWithoutPort,
     DownstreamDirectRemotePort,
-    DownstreamPeerUriSan,
-    DownstreamPeerDnsSan,
-    DownstreamPeerIpSan,
-    DownstreamPeerEmailSan,
-    DownstreamPeerSerial,
-    DownstreamPeerFingerprint256,
-    DownstreamPeerCert,
-    DownstreamLocalUriSan,
-    DownstreamPeerSubject,
-    DownstreamLocalSubject,
-    DownstreamPeerIssuer,
     DownstreamTlsVersion,
     DownstreamTlsCipher,
-    RequestedServerName,
+    UpstreamTlsVersion,
+    UpstreamTlsCipher,
+    UpstreamConnectionId,
+    UpstreamPoolReadyDuration,
+    UpstreamHostName,
+    UpstreamHostNameWithoutPort,
+    UpstreamHostsAttempted,
+    UpstreamHostsAttemptedWithoutPort,
+    FilterChainName,
+    VirtualClusterName,
+    UniqueId,
+    LocalReplyBody,
+    /// What HTTP/3 alone counts.
+    Zero,
+    /// What is never known here: nothing is traced, no fingerprints are taken.
+    Unknown,
     ConnectionId,
     StreamId,
     Hostname,

@@ -50,6 +50,7 @@ pub enum HttpFilterKind {
     HealthCheck(Arc<HealthCheck>),
     /// `dynamic_forward_proxy`
     ForwardProxy(DnsCache),
+    Compressor(Arc<Compressor>),
 }
 
 /// Which host a route's requests are forwarded to, in place of their own.
@@ -81,6 +82,42 @@ pub enum Override {
     /// A message that only says that there is nothing to say.
     Nothing,
     ForwardTo(ForwardTo),
+    /// `CompressorOverrides`; `responses`: they are compressed in any case.
+    Compressor {
+        responses: bool,
+        remove_accept_encoding: Option<bool>,
+    },
+}
+
+/// `envoy.extensions.filters.http.compressor.v3.Compressor` with gzip.
+#[derive(Debug)]
+pub struct Compressor {
+    /// 1 to 9; 0: the library's own choice.
+    pub level: u32,
+    pub response: CompressorResponses,
+    /// `None`: requests stay as they are.
+    pub request: Option<CompressorDirection>,
+}
+
+/// `ResponseDirectionConfig`.
+#[derive(Debug)]
+pub struct CompressorResponses {
+    pub common: CompressorDirection,
+    pub disable_on_etag: bool,
+    pub weaken_etag: bool,
+    pub remove_accept_encoding: bool,
+    pub uncompressible: std::collections::BTreeSet<u32>,
+}
+
+/// `CommonDirectionConfig`.
+#[derive(Debug)]
+pub struct CompressorDirection {
+    pub enabled: bool,
+    pub minimum_bytes: u64,
+    /// Lower case; empty: Envoy's default types.
+    pub content_types: Vec<String>,
+    /// In place of `content_types`, where there are any.
+    pub content_type_matchers: Vec<StringMatcher>,
 }
 
 /// A share of all requests, as (numerator, denominator).

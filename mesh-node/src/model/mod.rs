@@ -4,6 +4,7 @@
 //! connection or request. Nothing here knows protobuf, does I/O, or keeps run-time state other than the
 //! statistics handles that a resource writes to.
 
+pub mod cel;
 pub mod cluster;
 pub mod domains;
 pub mod format;

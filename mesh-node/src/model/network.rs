@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Str;
+use super::headers::HeaderAdd;
 use super::http_filter::{HttpFilter, IstioStats};
 use super::metadata::Metadata;
 use super::rate_limit::TokenBucket;
 use super::rbac::{HttpRbac, RbacStats};
 use super::route::RouteTable;
 use super::scopes::ScopedRoutes;
-use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::access_log::{AccessLog, LogFormat};
+use crate::telemetry::log_filter::LogFilter;
 use crate::telemetry::stats::{Counter, Gauge, HttpStats, TcpStats};
 
 /// A compiled network filter. A filter that is not here rejects its listener by name.
@@ -156,7 +158,35 @@ pub struct HttpConnectionManager {
     /// `tracing` is there. Nothing is traced, but routes tell what they call their requests.
     pub tracing: bool,
     pub access_log: Vec<Arc<AccessLog>>,
+    /// `local_reply_config`
+    pub local_replies: Option<Arc<LocalReplies>>,
     pub stats: Arc<HttpStats>,
+}
+
+/// `LocalReplyConfig`: what becomes of the answers that the proxy gives itself.
+#[derive(Debug)]
+pub struct LocalReplies {
+    /// The first whose filter wants the stream counts.
+    pub mappers: Vec<ReplyMapper>,
+    /// In place of the answer's own text, where the mapper has no other.
+    pub body_format: Option<BodyFormat>,
+}
+
+/// `ResponseMapper`.
+#[derive(Debug)]
+pub struct ReplyMapper {
+    pub filter: LogFilter,
+    pub status: Option<u16>,
+    pub body: Option<String>,
+    pub body_format: Option<BodyFormat>,
+    pub headers: Vec<HeaderAdd>,
+}
+
+/// `SubstitutionFormatString` of a body.
+#[derive(Debug, Clone)]
+pub struct BodyFormat {
+    pub format: LogFormat,
+    pub content_type: http::HeaderValue,
 }
 
 /// Where the routes of a connection manager are (`route_specifier`).

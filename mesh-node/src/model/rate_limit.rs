@@ -44,6 +44,11 @@ impl TokenBucket {
         self.max
     }
 
+    /// Tokens a second that come in.
+    pub fn fill_rate(&self) -> f64 {
+        self.per_fill as f64 / self.interval.as_secs_f64()
+    }
+
     /// Time to the next fill.
     pub fn until_fill(&self, now: Instant) -> Duration {
         let since = now.saturating_duration_since(self.begin).as_nanos();

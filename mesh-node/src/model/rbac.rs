@@ -90,11 +90,20 @@ pub enum ValueMatcher {
 impl MetadataMatcher {
     /// Does the metadata of a stream match? `metadata` is by filter name.
     pub fn matches(&self, metadata: Option<&super::DynamicMetadata>) -> bool {
+        self.value.matches(self.find(metadata)) != self.invert
+    }
+
+    /// Is there a value where it looks?
+    pub fn finds(&self, metadata: Option<&super::DynamicMetadata>) -> bool {
+        self.find(metadata).is_some()
+    }
+
+    fn find<'a>(&self, metadata: Option<&'a super::DynamicMetadata>) -> Option<Json<'a>> {
         let mut value = metadata.and_then(|m| m.get(self.filter.as_str())).map(Json::Object);
         for step in &self.path {
             value = value.and_then(|value| value.get(step));
         }
-        self.value.matches(value) != self.invert
+        value
     }
 }
 

@@ -7,11 +7,11 @@ use regex::Regex;
 
 use super::Str;
 use super::domains::Domains;
-use super::format::Format;
 use super::headers::HeaderMutations;
 use super::http_filter::Overrides;
 use super::matcher::{HeaderKey, HeaderMatcher, QueryMatcher};
 use super::metadata::Metadata;
+use super::network::BodyFormat;
 use super::rate_limit::DescriptorAction;
 
 /// A `RouteConfiguration`.
@@ -60,6 +60,8 @@ pub struct VirtualHost {
     pub rate_limits: Vec<RouteRateLimit>,
     pub include_request_attempt_count: bool,
     pub include_attempt_count_in_response: bool,
+    /// Names for kinds of requests: the first whose matchers all match.
+    pub virtual_clusters: Vec<(Str, Vec<HeaderMatcher>)>,
 }
 
 /// `VirtualHost.TlsRequirementType`.
@@ -151,6 +153,8 @@ pub struct Forward {
     pub grpc_timeout_header_max: Option<Option<Duration>>,
     pub retry: Option<Arc<RetryPolicy>>,
     pub upgrades: Vec<(Str, bool)>,
+    /// `connect_config`: a CONNECT ends here, and its bytes go to the host as they are.
+    pub terminates_connect: bool,
     pub hash_policy: Vec<HashPolicy>,
     /// `metadata_match.filter_metadata["envoy.lb"]`.
     pub metadata_match: Option<Metadata>,
@@ -251,7 +255,7 @@ pub struct DirectResponse {
     pub status: u16,
     pub body: bytes::Bytes,
     /// Format of the body when it has substitutions.
-    pub body_format: Option<Format>,
+    pub body_format: Option<BodyFormat>,
 }
 
 /// `RouteAction.HashPolicy`.

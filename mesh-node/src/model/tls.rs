@@ -17,6 +17,8 @@ pub struct DownstreamTls {
     pub require_client_certificate: bool,
     /// URI SANs of our own certificate.
     pub local_uri_sans: Vec<Str>,
+    /// Our own certificate, DER.
+    pub local_leaf: Arc<[u8]>,
 }
 
 /// An `UpstreamTlsContext`: what a connection to an endpoint needs.
@@ -26,6 +28,10 @@ pub struct UpstreamTls {
     pub config: Arc<rustls::ClientConfig>,
     /// `sni`; `None` sends none unless `auto_sni` gives one.
     pub sni: Option<Str>,
+    /// URI SANs of our own certificate.
+    pub local_uri_sans: Vec<Str>,
+    /// Our own certificate, DER, if there is one.
+    pub local_leaf: Option<Arc<[u8]>>,
     /// Never shared between workloads or trust settings: part of the pool key.
     pub identity_hash: u64,
 }
@@ -190,7 +196,13 @@ mod tests {
                 .with_root_certificates(rustls::RootCertStore::empty())
                 .with_no_client_auth();
             let sni = Some(text.join(" ").into());
-            Ok(UpstreamTls { config: Arc::new(config), sni, identity_hash: 0 })
+            Ok(UpstreamTls {
+                config: Arc::new(config),
+                sni,
+                local_uri_sans: Vec::new(),
+                local_leaf: None,
+                identity_hash: 0,
+            })
         })))
     }
 

@@ -10,10 +10,10 @@ use http::{HeaderMap, HeaderValue};
 use smallvec::SmallVec;
 
 use super::RequestHead;
-use super::matching::{joined, pseudo_header, query_parameter};
+use super::matching::{pseudo_header, query_parameter};
 use crate::model::hash::{xxhash64, xxhash64_all};
 use crate::model::header_lines::single_line_in_request;
-use crate::model::matcher::HeaderKey;
+use crate::model::matcher::{HeaderKey, joined};
 use crate::model::route::{HashCookie, HashOn, HashPolicy};
 
 /// The hash of a request, as it is sent upstream; `None` when no policy finds anything to hash. `client` is the

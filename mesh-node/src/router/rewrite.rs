@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use super::matching::joined;
 use super::{RequestHead, just_path};
+use crate::model::matcher::joined;
 use crate::model::route::{Forward, HostRewrite, PathMatch, PathRewrite, Route, WeightedCluster};
 
 /// The path and query to forward; `None` when the route does not rewrite it. Where it does, the caller sets

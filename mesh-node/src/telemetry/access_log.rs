@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
-use super::format::{Context, Missing, RequestHead, Value, evaluate, truncated, value};
+use super::format::{
+    Context, Missing, RequestHead, UpstreamView, Value, evaluate, truncated, value, write_json,
+};
 use super::log_file::LogFile;
 use super::log_filter::LogFilter;
 use super::remote_log::RemoteLog;
@@ -31,7 +33,15 @@ pub enum Output {
 
 /// How a line looks.
 #[derive(Debug, Clone, PartialEq)]
-pub enum LogFormat {
+pub struct LogFormat {
+    pub layout: Layout,
+    /// `omit_empty_values`: what has no value is left out, not written as `-` or `null`.
+    pub omit_empty: bool,
+}
+
+/// Text or JSON.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Layout {
     /// Ends with a line feed if the format does.
     Text(Format),
     /// One object for each line, keys sorted (`json_format`).
@@ -63,12 +73,14 @@ impl AccessLog {
         request: Option<&RequestHead>,
         response: Option<&HeaderMap>,
         trailers: Option<&HeaderMap>,
+        upstream: Option<UpstreamView<'_>>,
     ) {
         let (file, format) = match &self.output {
             Output::File(file, format) => (file, format),
             Output::Server(log) => return log.log(info, request),
         };
-        let context = Context { info, request: request.map(Into::into), response, trailers };
+        let request = request.map(Into::into);
+        let context = Context { info, request, response, trailers, upstream, local_reply: None };
         if self.filter.as_ref().is_some_and(|filter| !filter.wants(&context)) {
             return;
         }
@@ -81,11 +93,13 @@ impl AccessLog {
 }
 
 impl LogFormat {
-    fn write(&self, context: &Context<'_>, out: &mut String) {
-        match self {
-            Self::Text(format) => evaluate(format, context, Missing::Dash, out),
-            Self::Json(object) => {
-                write_object(object, context, out);
+    /// Appends the text, or the object and the end of its line.
+    pub fn write(&self, context: &Context<'_>, out: &mut String) {
+        let missing = if self.omit_empty { Missing::Empty } else { Missing::Dash };
+        match &self.layout {
+            Layout::Text(format) => evaluate(format, context, missing, out),
+            Layout::Json(object) => {
+                write_object(object, context, missing, out);
                 out.push('\n');
             }
         }
@@ -93,48 +107,69 @@ impl LogFormat {
 }
 
 impl JsonFormat {
-    fn write(&self, context: &Context<'_>, out: &mut String) {
+    fn write(&self, context: &Context<'_>, missing: Missing, out: &mut String) {
         match self {
-            Self::Format(format) => write_format(format, context, out),
-            Self::Literal(value) => out.push_str(&value.to_string()),
+            Self::Format(format) => write_format(format, context, missing, out),
+            Self::Literal(value) => write_json(value, out),
             Self::List(items) => {
                 out.push('[');
                 for (at, item) in items.iter().enumerate() {
                     if at > 0 {
                         out.push(',');
                     }
-                    item.write(context, out);
+                    item.write(context, missing, out);
                 }
                 out.push(']');
             }
-            Self::Object(object) => write_object(object, context, out),
+            Self::Object(object) => write_object(object, context, missing, out),
+        }
+    }
+
+    /// One operator that has no value.
+    fn is_empty(&self, context: &Context<'_>) -> bool {
+        let Self::Format(format) = self else { return false };
+        match format.parts.as_slice() {
+            [Part::Operator { operator, .. }] => value(operator, context) == Value::Missing,
+            _ => false,
         }
     }
 }
 
-fn write_object(object: &BTreeMap<String, JsonFormat>, context: &Context<'_>, out: &mut String) {
+fn write_object(
+    object: &BTreeMap<String, JsonFormat>,
+    context: &Context<'_>,
+    missing: Missing,
+    out: &mut String,
+) {
     out.push('{');
-    for (at, (key, format)) in object.iter().enumerate() {
-        if at > 0 {
+    let mut first = true;
+    for (key, format) in object {
+        if missing == Missing::Empty && format.is_empty(context) {
+            continue;
+        }
+        if !first {
             out.push(',');
         }
+        first = false;
         write_string(key, out);
         out.push(':');
-        format.write(context, out);
+        format.write(context, missing, out);
     }
     out.push('}');
 }
 
-fn write_format(format: &Format, context: &Context<'_>, out: &mut String) {
+fn write_format(format: &Format, context: &Context<'_>, missing: Missing, out: &mut String) {
     if let [Part::Operator { operator, max_length }] = format.parts.as_slice() {
         return match value(operator, context) {
             Value::Missing => out.push_str("null"),
             Value::Number(number) => out.push_str(itoa::Buffer::new().format(number)),
             Value::Text(text) => write_string(truncated(&text, *max_length), out),
+            Value::Json(value) => write_json(&value, out),
+            Value::Typed(text) => write_string(text, out),
         };
     }
     let mut text = String::new();
-    evaluate(format, context, Missing::Dash, &mut text);
+    evaluate(format, context, missing, &mut text);
     write_string(&text, out);
 }
 
@@ -155,7 +190,7 @@ mod tests {
         info.protocol = Some(http::Version::HTTP_11);
         info.bytes_sent = 5;
         let head = head();
-        let context = Context { info: &info, request: Some((&head).into()), response: None, trailers: None };
+        let context = Context { request: Some((&head).into()), ..Context::of(&info) };
         let mut out = String::new();
         format.write(&context, &mut out);
         out
@@ -182,7 +217,7 @@ mod tests {
             text("\n"),
         ];
         assert_eq!(
-            line(&LogFormat::Text(Format { parts })),
+            line(&LogFormat { layout: Layout::Text(Format { parts }), omit_empty: false }),
             "[2016-12-15T16:07:39.250Z] \"GET /p?q HTTP/1.1\" 200 - -\n"
         );
     }
@@ -205,7 +240,7 @@ mod tests {
             ),
         ]);
         assert_eq!(
-            line(&LogFormat::Json(object)),
+            line(&LogFormat { layout: Layout::Json(object), omit_empty: false }),
             "{\"a\":null,\"flags\":\"-\",\"mixed\":\"x-\\\"y\",\"n\":[1,null,{\"y\":\"/p?q\"}],\"z\":200}\n"
         );
     }

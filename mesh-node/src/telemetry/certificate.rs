@@ -8,6 +8,8 @@ use rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::tls_session::rfc2253;
+
 /// SHA-256 of a certificate in DER, lower-case hexadecimal digits.
 pub fn sha256_hex(der: &[u8]) -> String {
     let mut hex = String::with_capacity(64);
@@ -17,6 +19,15 @@ pub fn sha256_hex(der: &[u8]) -> String {
         }
     }
     hex
+}
+
+/// SHA-1 of a certificate in DER, likewise: a name for it, not a proof.
+pub(super) fn sha1_hex(der: &[u8]) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, der);
+    digest.as_ref().iter().fold(String::with_capacity(40), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
 }
 
 /// PEM with the characters escaped that Envoy escapes.
@@ -62,6 +73,12 @@ pub fn serial_digits(certificate: &X509Certificate<'_>) -> String {
     if digits.len() % 2 == 1 { format!("0{digits}") } else { digits }
 }
 
+/// Whom a certificate names, or who issued it, as RFC 2253 writes it.
+pub(super) fn subject(der: &[u8], issuer: bool) -> Option<String> {
+    let certificate = parsed(der)?;
+    Some(rfc2253(if issuer { certificate.issuer() } else { certificate.subject() }))
+}
+
 /// When a certificate's validity begins or ends.
 pub(super) fn validity(der: &[u8], end: bool) -> Option<SystemTime> {
     let validity = parsed(der)?.tbs_certificate.validity;
@@ -72,6 +89,8 @@ pub(super) fn validity(der: &[u8], end: bool) -> Option<SystemTime> {
 /// Which alternative names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum San {
+    Uri,
+    Dns,
     Ip,
     Email,
 }
@@ -81,6 +100,8 @@ pub(super) fn sans(der: &[u8], kind: San) -> Option<String> {
     let certificate = parsed(der)?;
     let names = certificate.subject_alternative_name().ok()??;
     let texts = names.value.general_names.iter().filter_map(|name| match (name, kind) {
+        (GeneralName::URI(uri), San::Uri) => Some((*uri).to_owned()),
+        (GeneralName::DNSName(name), San::Dns) => Some((*name).to_owned()),
         (GeneralName::IPAddress(octets), San::Ip) => address(octets),
         (GeneralName::RFC822Name(mail), San::Email) => Some((*mail).to_owned()),
         _ => None,

@@ -3,18 +3,17 @@
 
 use std::borrow::Cow;
 use std::fmt::Write;
-use std::net::SocketAddr;
-use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, Method, Version};
+use http::{HeaderMap, Method};
 
-use super::certificate::{self, San};
-use super::stream_info::{StreamInfo, TlsInfo};
-use super::{grpc_status, time};
+use super::stream_info::StreamInfo;
+use super::{cel, certificate, grpc_status, operators, time};
+use crate::model::Str;
 use crate::model::format::{
-    DurationUnit, Format, GrpcStatusForm, Operator, Part, PathSource, Plain, TimePoint,
+    DurationUnit, Format, GrpcStatusForm, MetadataOf, Operator, Part, PathSource, ServerNameFrom, TimePoint,
 };
+use crate::model::metadata::{Metadata, MetadataValue, find};
 
 /// Envoy's default format of access logs (`AccessLogFormatUtils::defaultAccessLogFormatter`).
 pub const DEFAULT_ACCESS_LOG: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% \
@@ -68,6 +67,26 @@ pub struct Context<'a> {
     pub request: Option<RequestView<'a>>,
     pub response: Option<&'a HeaderMap>,
     pub trailers: Option<&'a HeaderMap>,
+    pub upstream: Option<UpstreamView<'a>>,
+    /// The body of the proxy's own answer, while that is made.
+    pub local_reply: Option<&'a str>,
+}
+
+impl<'a> Context<'a> {
+    /// A stream of which nothing else is told.
+    pub fn of(info: &'a StreamInfo) -> Self {
+        Self { info, request: None, response: None, trailers: None, upstream: None, local_reply: None }
+    }
+}
+
+/// What configuration says of where a stream went.
+#[derive(Debug, Clone, Copy)]
+pub struct UpstreamView<'a> {
+    pub cluster_metadata: &'a [(Str, Metadata)],
+    pub endpoint_metadata: &'a [(Str, Metadata)],
+    /// `envoy.lb` of the endpoint.
+    pub endpoint_lb: &'a [(Str, MetadataValue)],
+    pub host_name: Option<&'a str>,
 }
 
 /// What is written for a value that is not there.
@@ -87,6 +106,16 @@ pub fn evaluate(format: &Format, context: &Context<'_>, missing: Missing, out: &
             Part::Operator { operator, max_length } => match value(operator, context) {
                 Value::Text(text) => out.push_str(truncated(&text, *max_length)),
                 Value::Number(number) => out.push_str(itoa::Buffer::new().format(number)),
+                Value::Json(serde_json::Value::String(text)) => out.push_str(truncated(&text, *max_length)),
+                Value::Json(value) => {
+                    let mut text = String::new();
+                    write_json(&value, &mut text);
+                    out.push_str(truncated(&text, *max_length));
+                }
+                Value::Typed(text) => {
+                    let quoted = serde_json::Value::from(text).to_string();
+                    out.push_str(truncated(&quoted, *max_length));
+                }
                 Value::Missing if missing == Missing::Dash => out.push('-'),
                 Value::Missing => {}
             },
@@ -95,11 +124,15 @@ pub fn evaluate(format: &Format, context: &Context<'_>, missing: Missing, out: &
 }
 
 /// The value of one operator.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value<'a> {
     Missing,
     Text(Cow<'a, str>),
     Number(u64),
+    /// Metadata: in text, a string stands for itself and all else as JSON.
+    Json(serde_json::Value),
+    /// A string that is JSON in a text too.
+    Typed(&'a str),
 }
 
 impl<'a, T: Into<Cow<'a, str>>> From<Option<T>> for Value<'a> {
@@ -130,19 +163,55 @@ pub(super) fn value<'a>(operator: &Operator, context: &Context<'a>) -> Value<'a>
         }
         Operator::StartTime(format) => written_time(context.info.start_wall, format.as_deref()),
         Operator::EmitTime(format) => written_time(SystemTime::now(), format.as_deref()),
-        Operator::PeerCertificateTime { end, format } => {
-            match peer_leaf(context).and_then(|leaf| certificate::validity(leaf, *end)) {
+        Operator::CertificateTime { upstream, end, format } => {
+            match operators::leaf(context, *upstream, false)
+                .and_then(|leaf| certificate::validity(leaf, *end))
+            {
                 Some(at) => written_time(at, format.as_deref()),
                 None => Value::Missing,
             }
+        }
+        Operator::Certificate { upstream, own, part } => {
+            operators::certificate(context, *upstream, *own, *part)
         }
         Operator::GrpcStatus(form) => grpc_status(context, *form),
         Operator::QueryParameter(name) => query_parameter(context, name).into(),
         Operator::Path { query, source } => path(context, *query, *source).into(),
         Operator::CommonDuration { from, to, unit } => duration(context.info, *from, *to, *unit),
-        Operator::Plain(plain) => plain_value(*plain, context),
-        // No filter writes metadata or filter state.
-        Operator::Metadata(..) => Value::Missing,
+        Operator::Plain(plain) => operators::plain(*plain, context),
+        Operator::Metadata { of, namespace, path } => metadata(context, *of, namespace, path),
+        Operator::FilterState { key, plain } => {
+            let text = context.info.filter_state.as_ref().and_then(|state| state.get(key));
+            match (text, plain) {
+                (None, _) => Value::Missing,
+                (Some(text), true) => Value::Text(text.as_str().into()),
+                // As JSON, in a text too.
+                (Some(text), false) => Value::Typed(text),
+            }
+        }
+        Operator::ReqWithoutQuery(first, second) => {
+            let of = |name: &str| context.request.and_then(|request| request_header(request, name));
+            let found = of(first).or_else(|| second.as_deref().and_then(of));
+            found.map(|value| before_query(value, false)).into()
+        }
+        Operator::QueryParameters(source) => {
+            let path = path(context, true, *source);
+            path.and_then(|path| Some(path.split_once('?')?.1.to_owned())).into()
+        }
+        Operator::ServerName { from, host } => server_name(context, *from, *host),
+        Operator::Cel(expr) => cel::shown(expr, context).map_or(Value::Missing, Value::Json),
+        Operator::Coalesce(parts) => {
+            let of = |part: &Part| match part {
+                Part::Text(_) => Value::Missing,
+                Part::Operator { operator, max_length } => match value(operator, context) {
+                    Value::Text(text) if max_length.is_some() => {
+                        Value::Text(truncated(&text, *max_length).to_owned().into())
+                    }
+                    value => value,
+                },
+            };
+            parts.iter().map(of).find(|value| *value != Value::Missing).unwrap_or(Value::Missing)
+        }
         Operator::Environment(value) => value.clone().into(),
     }
 }
@@ -156,9 +225,103 @@ fn written_time<'a>(at: SystemTime, format: Option<&str>) -> Value<'a> {
     Value::Text(text.into())
 }
 
-/// The client's certificate, in DER.
-fn peer_leaf<'a>(context: &Context<'a>) -> Option<&'a [u8]> {
-    context.info.connection.tls.as_deref()?.peer_chain.first().map(Vec::as_slice)
+/// JSON as Envoy writes it: whole numbers without a fraction.
+pub(super) fn write_json(value: &serde_json::Value, out: &mut String) {
+    match value {
+        serde_json::Value::Number(number) => match number.as_f64() {
+            Some(whole) if whole.fract() == 0.0 && whole.abs() < 1e15 => {
+                let _ = write!(out, "{whole:.0}");
+            }
+            _ => out.push_str(&number.to_string()),
+        },
+        serde_json::Value::Array(items) => {
+            out.push('[');
+            for (at, item) in items.iter().enumerate() {
+                out.push_str(if at > 0 { "," } else { "" });
+                write_json(item, out);
+            }
+            out.push(']');
+        }
+        serde_json::Value::Object(fields) => {
+            out.push('{');
+            for (at, (key, value)) in fields.iter().enumerate() {
+                out.push_str(if at > 0 { "," } else { "" });
+                out.push_str(&serde_json::Value::from(key.as_str()).to_string());
+                out.push(':');
+                write_json(value, out);
+            }
+            out.push('}');
+        }
+        simple => out.push_str(&simple.to_string()),
+    }
+}
+
+/// What stands under a path in the metadata of a stream, its cluster or its endpoint.
+fn metadata<'a>(context: &Context<'a>, of: MetadataOf, namespace: &str, path: &[String]) -> Value<'a> {
+    let configured = |all: &'a [(Str, Metadata)]| {
+        all.iter().find(|(name, _)| **name == *namespace).map(|(_, fields)| &**fields)
+    };
+    let fields = match (of, context.upstream) {
+        (MetadataOf::Stream, _) => {
+            let Some(fields) = context.info.metadata.as_ref().and_then(|all| all.get(namespace)) else {
+                return Value::Missing;
+            };
+            let Some((first, rest)) = path.split_first() else {
+                return Value::Json(serde_json::Value::Object(fields.clone()));
+            };
+            let found =
+                fields.get(first).and_then(|value| rest.iter().try_fold(value, |value, key| value.get(key)));
+            return found.map_or(Value::Missing, |value| Value::Json(value.clone()));
+        }
+        (MetadataOf::Cluster, Some(upstream)) => configured(upstream.cluster_metadata),
+        (MetadataOf::Endpoint, Some(upstream)) if namespace == "envoy.lb" => {
+            (!upstream.endpoint_lb.is_empty()).then_some(upstream.endpoint_lb)
+        }
+        (MetadataOf::Endpoint, Some(upstream)) => configured(upstream.endpoint_metadata),
+        (_, None) => None,
+    };
+    let Some(mut fields) = fields else { return Value::Missing };
+    let Some((last, above)) = path.split_last() else { return Value::Json(json_of(fields)) };
+    for key in above {
+        match find(fields, key) {
+            Some(MetadataValue::Struct(inner)) => fields = inner,
+            _ => return Value::Missing,
+        }
+    }
+    find(fields, last).map_or(Value::Missing, |value| Value::Json(value.to_json()))
+}
+
+fn json_of(fields: &[(Str, MetadataValue)]) -> serde_json::Value {
+    let entries = fields.iter().map(|(key, value)| (key.to_string(), value.to_json()));
+    serde_json::Value::Object(entries.collect())
+}
+
+/// The name that the client asked for, by TLS or by its request.
+fn server_name<'a>(context: &Context<'a>, from: ServerNameFrom, host: PathSource) -> Value<'a> {
+    let sni = || context.info.connection.requested_server_name.as_deref().map(Cow::Borrowed);
+    let asked = || {
+        let request = context.request?;
+        let original = || header(request.headers, "x-envoy-original-host");
+        let current = || request_header(request, ":authority");
+        match host {
+            PathSource::Original => original(),
+            PathSource::Current => current(),
+            PathSource::OriginalOrCurrent => original().or_else(current),
+        }
+    };
+    match from {
+        ServerNameFrom::Sni => sni().into(),
+        ServerNameFrom::SniFirst => sni().or_else(asked).into(),
+        ServerNameFrom::HostFirst => asked().or_else(sni).into(),
+    }
+}
+
+fn before_query(path: Cow<'_, str>, query: bool) -> Cow<'_, str> {
+    let end = if query { path.len() } else { path.find('?').unwrap_or(path.len()) };
+    match path {
+        Cow::Borrowed(path) => Cow::Borrowed(&path[..end]),
+        Cow::Owned(path) => Cow::Owned(path[..end].to_owned()),
+    }
 }
 
 fn grpc_status<'a>(context: &Context<'a>, form: GrpcStatusForm) -> Value<'a> {
@@ -182,11 +345,7 @@ fn path<'a>(context: &Context<'a>, query: bool, source: PathSource) -> Option<Co
         PathSource::Current => current(),
         PathSource::OriginalOrCurrent => original().or_else(current),
     }?;
-    let end = if query { path.len() } else { path.find('?').unwrap_or(path.len()) };
-    Some(match path {
-        Cow::Borrowed(path) => Cow::Borrowed(&path[..end]),
-        Cow::Owned(path) => Cow::Owned(path[..end].to_owned()),
-    })
+    Some(before_query(path, query))
 }
 
 /// The first value of a query parameter, percent-decoded.
@@ -253,121 +412,8 @@ fn response_header<'a>(context: &Context<'a>, name: &str) -> Option<Cow<'a, str>
 }
 
 /// The first header of that name, as Envoy takes it.
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<Cow<'a, str>> {
+pub(super) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<Cow<'a, str>> {
     headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()))
-}
-
-fn plain_value<'a>(plain: Plain, context: &Context<'a>) -> Value<'a> {
-    let info = context.info;
-    let connection = &*info.connection;
-    let upstream = &info.upstream;
-    let tls = connection.tls.as_deref();
-    let ms = |time: Option<Duration>| time.map_or(Value::Missing, |t| Value::Number(t.as_millis() as u64));
-    let address = |address: Option<SocketAddr>| Value::from(address.map(|a| a.to_string()));
-    let ip = |address: Option<SocketAddr>| Value::from(address.map(|a| a.ip().to_string()));
-    let port = |address: SocketAddr| Value::Number(address.port().into());
-    match plain {
-        Plain::BytesReceived => Value::Number(info.bytes_received),
-        Plain::BytesSent => Value::Number(info.bytes_sent),
-        Plain::RequestHeadersBytes => Value::Number(info.request_headers_bytes),
-        Plain::ResponseHeadersBytes => Value::Number(info.response_headers_bytes),
-        Plain::ResponseTrailersBytes => {
-            let lines = context.trailers.into_iter().flatten();
-            Value::Number(lines.map(|(name, value)| (name.as_str().len() + value.len()) as u64).sum())
-        }
-        Plain::Protocol => info.protocol.map(protocol).into(),
-        Plain::UpstreamProtocol => upstream.protocol.map(protocol).into(),
-        Plain::ResponseCode => Value::Number(info.response_code.unwrap_or(0).into()),
-        Plain::ResponseCodeDetails => info.response_code_details.as_deref().into(),
-        Plain::ConnectionTerminationDetails => info.connection_termination_details.as_deref().into(),
-        Plain::ResponseFlags => Value::Text(info.flags.short().into()),
-        Plain::ResponseFlagsLong => Value::Text(info.flags.long().into()),
-        Plain::UpstreamTransportFailureReason => upstream.transport_failure.as_deref().into(),
-        // A failed handshake has no stream of which it could be told.
-        Plain::DownstreamTransportFailureReason => Value::Missing,
-        Plain::RouteName => info.route_name.as_deref().filter(|name| !name.is_empty()).into(),
-        Plain::VirtualHostName => info.virtual_host.as_deref().into(),
-        Plain::Duration => ms(info.end),
-        Plain::RequestDuration => ms(info.last_downstream_rx),
-        Plain::RequestTxDuration => ms(info.last_upstream_tx),
-        Plain::ResponseDuration => ms(info.first_upstream_rx),
-        Plain::ResponseTxDuration => {
-            ms(info.last_downstream_tx.zip(info.first_upstream_rx).map(|(to, from)| to.saturating_sub(from)))
-        }
-        Plain::UpstreamHost | Plain::UpstreamRemoteAddress => address(upstream.host),
-        Plain::UpstreamRemoteAddressWithoutPort => ip(upstream.host),
-        Plain::UpstreamCluster | Plain::UpstreamClusterRaw => upstream.cluster.as_deref().into(),
-        Plain::UpstreamLocalAddress => address(upstream.local),
-        Plain::UpstreamLocalAddressWithoutPort => ip(upstream.local),
-        Plain::UpstreamLocalPort => upstream.local.map_or(Value::Missing, port),
-        Plain::UpstreamRemotePort => upstream.host.map_or(Value::Missing, port),
-        Plain::UpstreamRequestAttemptCount => Value::Number(upstream.attempts.into()),
-        Plain::DownstreamLocalAddress => address(Some(connection.local)),
-        Plain::DownstreamLocalAddressWithoutPort => ip(Some(connection.local)),
-        Plain::DownstreamLocalPort => port(connection.local),
-        Plain::DownstreamRemoteAddress => address(Some(info.remote)),
-        Plain::DownstreamRemoteAddressWithoutPort => ip(Some(info.remote)),
-        Plain::DownstreamRemotePort => port(info.remote),
-        Plain::DownstreamDirectRemoteAddress => address(Some(connection.remote)),
-        Plain::DownstreamDirectRemoteAddressWithoutPort => ip(Some(connection.remote)),
-        Plain::DownstreamDirectRemotePort => port(connection.remote),
-        Plain::DownstreamPeerUriSan => joined(tls, |tls| tls.peer_uri_sans.iter().map(|san| &**san)),
-        Plain::DownstreamPeerDnsSan => joined(tls, |tls| tls.peer_dns_sans.iter().map(|san| &**san)),
-        Plain::DownstreamPeerIpSan => {
-            peer_leaf(context).and_then(|leaf| certificate::sans(leaf, San::Ip)).into()
-        }
-        Plain::DownstreamPeerEmailSan => {
-            peer_leaf(context).and_then(|leaf| certificate::sans(leaf, San::Email)).into()
-        }
-        Plain::DownstreamPeerSerial => peer_leaf(context).and_then(certificate::serial).into(),
-        Plain::DownstreamPeerFingerprint256 => peer_leaf(context).map(certificate::sha256_hex).into(),
-        Plain::DownstreamPeerCert => peer_leaf(context).map(certificate::url_encoded_pem).into(),
-        Plain::DownstreamLocalUriSan => joined(tls, |tls| tls.local_uri_sans.iter().map(|san| &**san)),
-        Plain::DownstreamPeerSubject => tls.and_then(|tls| tls.peer_subject.as_deref()).into(),
-        // Known to the filter chain's TLS context only, which the stream does not carry.
-        Plain::DownstreamLocalSubject => Value::Missing,
-        Plain::DownstreamPeerIssuer => tls.and_then(|tls| tls.peer_issuer.as_deref()).into(),
-        Plain::DownstreamTlsVersion => tls.map(|tls| tls.version).into(),
-        Plain::DownstreamTlsCipher => tls.map(|tls| tls.cipher).into(),
-        Plain::RequestedServerName => connection.requested_server_name.as_deref().into(),
-        Plain::ConnectionId => Value::Number(connection.id),
-        Plain::StreamId => context.request.and_then(|request| header(request.headers, "x-request-id")).into(),
-        Plain::Hostname => Some(hostname()).into(),
-        Plain::AccessLogType => {
-            let http = info.protocol.is_some();
-            Some(if http { "DownstreamEnd" } else { "TcpConnectionEnd" }).into()
-        }
-    }
-}
-
-fn joined<'a, I: Iterator<Item = &'a str>>(
-    tls: Option<&'a TlsInfo>,
-    names: impl Fn(&'a TlsInfo) -> I,
-) -> Value<'a> {
-    let mut text = String::new();
-    for name in tls.into_iter().flat_map(names) {
-        let _ = write!(text, "{}{name}", if text.is_empty() { "" } else { "," });
-    }
-    if text.is_empty() { Value::Missing } else { Value::Text(text.into()) }
-}
-
-/// A protocol by Envoy's name.
-fn protocol(version: Version) -> &'static str {
-    match version {
-        Version::HTTP_10 => "HTTP/1.0",
-        Version::HTTP_2 => "HTTP/2",
-        Version::HTTP_3 => "HTTP/3",
-        _ => "HTTP/1.1",
-    }
-}
-
-/// The name of this machine.
-fn hostname() -> &'static str {
-    static NAME: OnceLock<String> = OnceLock::new();
-    NAME.get_or_init(|| {
-        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        name.trim().to_owned()
-    })
 }
 
 #[cfg(test)]
@@ -375,7 +421,10 @@ pub(super) mod tests {
     use std::sync::Arc;
     use std::time::{Instant, UNIX_EPOCH};
 
+    use http::Version;
+
     use super::*;
+    use crate::model::format::Plain;
     use crate::model::listener::Direction;
     use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags};
 
@@ -389,6 +438,7 @@ pub(super) mod tests {
             workload: None,
             tls: None,
             requested_server_name: None,
+            filter_chain: "".into(),
             drain: Arc::default(),
             listener_log: Vec::new(),
         });
@@ -427,7 +477,7 @@ pub(super) mod tests {
 
     fn show(parts: Vec<Part>, info: &StreamInfo, missing: Missing) -> String {
         let head = head();
-        let context = Context { info, request: Some((&head).into()), response: None, trailers: None };
+        let context = Context { request: Some((&head).into()), ..Context::of(info) };
         let mut out = String::new();
         evaluate(&Format { parts }, &context, missing, &mut out);
         out

@@ -3,11 +3,15 @@
 use http::HeaderMap;
 
 use super::format::Context;
-use super::grpc_status;
-use super::stream_info::ResponseFlags;
+use super::stream_info::{ResponseFlags, StreamInfo};
+use super::{cel, grpc_status};
+use crate::model::cel::Expr;
+use crate::model::header_lines::single_line_in_request;
+use crate::model::matcher::{HeaderKey, HeaderMatcher};
+use crate::model::rbac::MetadataMatcher;
 
 /// One filter. A log without one writes all streams.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum LogFilter {
     /// `status_code_filter`; a stream without a response has the status 0.
     StatusCode(Comparison),
@@ -25,6 +29,21 @@ pub enum LogFilter {
     Flags(ResponseFlags),
     /// `grpc_status_filter`
     GrpcStatus { codes: Vec<i64>, exclude: bool },
+    /// `header_filter`: of the request.
+    Header(Box<HeaderMatcher>),
+    /// `metadata_filter`; `unless_found`: of streams that have no such value.
+    Metadata { matcher: Box<MetadataMatcher>, unless_found: bool },
+    /// `extension_filter` with an expression.
+    Expression(Box<Expr>),
+    /// `log_type_filter`
+    LogTypes { types: Vec<i32>, exclude: bool },
+}
+
+/// `AccessLogType` of the only logs that are written: at the end of a request or a connection.
+fn log_type(info: &StreamInfo) -> i32 {
+    const TCP_CONNECTION_END: i32 = 3;
+    const DOWNSTREAM_END: i32 = 6;
+    if info.protocol.is_some() { DOWNSTREAM_END } else { TCP_CONNECTION_END }
 }
 
 /// `ComparisonFilter` with its default value: there is no runtime.
@@ -54,6 +73,20 @@ impl Comparison {
     }
 }
 
+/// Does the request's header satisfy the matcher?
+fn header_matches(matcher: &HeaderMatcher, context: &Context<'_>) -> bool {
+    let Some(request) = context.request else { return matcher.matches_value(None) };
+    let pseudo = |text: &str| matcher.matches_value(Some(text).filter(|text| !text.is_empty()));
+    match &matcher.name {
+        HeaderKey::Name(name) => matcher.matches_lines(request.headers, name, single_line_in_request(name)),
+        HeaderKey::Method => pseudo(request.method),
+        HeaderKey::Authority => pseudo(request.authority),
+        HeaderKey::Scheme => pseudo(request.scheme),
+        HeaderKey::Path => pseudo(request.path),
+        HeaderKey::Status => matcher.matches_value(None),
+    }
+}
+
 impl LogFilter {
     /// Is the stream to be written?
     pub fn wants(&self, context: &Context<'_>) -> bool {
@@ -70,6 +103,16 @@ impl LogFilter {
             Self::Any(filters) => filters.iter().any(|filter| filter.wants(context)),
             Self::Flags(wanted) if wanted.is_empty() => !info.flags.is_empty(),
             Self::Flags(wanted) => info.flags.0 & wanted.0 != 0,
+            Self::Header(matcher) => header_matches(matcher, context),
+            Self::Metadata { matcher, unless_found } => {
+                let metadata = info.metadata.as_deref();
+                match matcher.finds(metadata) {
+                    true => matcher.matches(metadata),
+                    false => *unless_found,
+                }
+            }
+            Self::Expression(expr) => cel::holds(expr, context),
+            Self::LogTypes { types, exclude } => types.contains(&log_type(info)) != *exclude,
             Self::GrpcStatus { codes, exclude } => {
                 let code = grpc_code(context.response, context.trailers, info.response_code);
                 codes.contains(&code) != *exclude
@@ -93,13 +136,12 @@ mod tests {
     use std::time::Duration;
 
     use super::super::format::tests::stream;
-    use super::super::stream_info::StreamInfo;
     use super::*;
 
     fn wants(filter: &LogFilter, change: impl FnOnce(&mut StreamInfo)) -> bool {
         let mut info = stream();
         change(&mut info);
-        filter.wants(&Context { info: &info, request: None, response: None, trailers: None })
+        filter.wants(&Context::of(&info))
     }
 
     #[test]
@@ -158,7 +200,7 @@ mod tests {
             http::HeaderName::from_static("grpc-status"),
             http::HeaderValue::from_static("14"),
         )]);
-        let context = |response| Context { info: &info, request: None, response, trailers: None };
+        let context = |response| Context { response, ..Context::of(&info) };
         assert!(unavailable.wants(&context(Some(&headers))));
         assert!(!unavailable.wants(&context(None)));
         assert!(wants(&unavailable, |info| info.response_code = Some(503)));

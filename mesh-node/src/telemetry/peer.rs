@@ -193,6 +193,8 @@ pub struct LocalPeer {
     pub peer: Peer,
     /// Node id, as in xDS.
     pub id: HeaderValue,
+    /// `node.cluster`
+    pub service_cluster: HeaderValue,
     /// `x-envoy-peer-metadata`
     pub value: HeaderValue,
     pub baggage: HeaderValue,
@@ -223,12 +225,19 @@ impl LocalPeer {
         preface.extend_from_slice(&any);
         Self {
             id: header(id),
+            service_cluster: HeaderValue::from_static(""),
             value: header(&base64::encode(&encoded)),
             baggage: header(&peer.to_baggage()),
             preface: preface.into(),
             metrics: Held::default(),
             peer,
         }
+    }
+
+    /// The same as part of this cluster (`node.cluster`).
+    pub fn in_cluster(mut self, cluster: &str) -> Self {
+        self.service_cluster = HeaderValue::from_str(cluster).unwrap_or(HeaderValue::from_static(""));
+        self
     }
 
     /// The node of a bootstrap: `metadata` as Istio's agent writes it.
@@ -277,7 +286,10 @@ impl LocalPeer {
             workload,
             ..Peer::default()
         };
-        Self::new(&format!("sidecar~{ip}~{pod}.{namespace}~{namespace}.svc.cluster.local"), peer)
+        let of_app = labels.get("app").unwrap_or(&peer.workload);
+        let cluster = format!("{of_app}.{namespace}");
+        let id = format!("sidecar~{ip}~{pod}.{namespace}~{namespace}.svc.cluster.local");
+        Self::new(&id, peer).in_cluster(&cluster)
     }
 }
 

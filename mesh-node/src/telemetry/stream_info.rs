@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::model::listener::Direction;
@@ -27,6 +28,8 @@ pub struct ConnectionInfo {
     pub tls: Option<Box<TlsInfo>>,
     /// From the TLS inspector or the handshake.
     pub requested_server_name: Option<String>,
+    /// The name of the filter chain.
+    pub filter_chain: Str,
     /// Started when the connection should end: its listener is replaced, its pod leaves, or the process stops.
     pub drain: Arc<crate::drain::Signal>,
     /// `Listener.access_log`: written when the connection ends.
@@ -47,6 +50,25 @@ pub struct TlsInfo {
     /// DER, leaf first.
     pub peer_chain: Vec<Vec<u8>>,
     pub local_uri_sans: Vec<Str>,
+    /// Our own certificate, DER.
+    pub local_leaf: Option<Arc<[u8]>>,
+}
+
+/// Facts of a connection to an upstream, shared by its streams.
+#[derive(Debug)]
+pub struct UpstreamConnection {
+    /// Never given twice.
+    pub id: u64,
+    pub local: SocketAddr,
+    pub tls: Option<TlsInfo>,
+}
+
+impl UpstreamConnection {
+    /// Facts of a connection that is new.
+    pub fn new(local: SocketAddr, tls: Option<TlsInfo>) -> Arc<Self> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        Arc::new(Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), local, tls })
+    }
 }
 
 /// Facts of one stream. The data path fills it; access logs and header formats read it.
@@ -61,6 +83,7 @@ pub struct StreamInfo {
     pub remote: SocketAddr,
     pub route_name: Option<Str>,
     pub virtual_host: Option<Str>,
+    pub virtual_cluster: Option<Str>,
     pub flags: ResponseFlags,
     /// Envoy's response code details, such as `via_upstream`.
     pub response_code: Option<u16>,
@@ -99,13 +122,23 @@ pub struct StreamInfo {
 pub struct UpstreamInfo {
     pub cluster: Option<Str>,
     pub host: Option<SocketAddr>,
-    pub local: Option<SocketAddr>,
+    /// Hosts that were tried before `host`.
+    pub earlier: Vec<SocketAddr>,
+    /// The last connection that was had.
+    pub connection: Option<Arc<UpstreamConnection>>,
     pub protocol: Option<http::Version>,
     pub transport_failure: Option<String>,
     pub attempts: u32,
-    /// First URI SAN of the server's certificate, and of ours.
-    pub peer_principal: Option<Str>,
-    pub local_principal: Option<Str>,
+}
+
+impl UpstreamInfo {
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.connection.as_ref().map(|connection| connection.local)
+    }
+
+    pub fn tls(&self) -> Option<&TlsInfo> {
+        self.connection.as_ref()?.tls.as_ref()
+    }
 }
 
 impl StreamInfo {
@@ -120,6 +153,7 @@ impl StreamInfo {
             remote,
             route_name: None,
             virtual_host: None,
+            virtual_cluster: None,
             flags: ResponseFlags::default(),
             response_code: None,
             response_code_details: None,

@@ -21,6 +21,8 @@ use crate::model::tls::UpstreamTls;
 use crate::model::workload::Workload;
 use crate::pipe::Pipe;
 use crate::stream::Stream;
+use crate::telemetry::stream_info::{TlsInfo, UpstreamConnection};
+use crate::telemetry::tls_session::session_info;
 
 /// How long an address of several is given before the next one is tried beside it.
 const NEXT_ADDRESS: Duration = Duration::from_millis(300);
@@ -29,7 +31,7 @@ const NEXT_ADDRESS: Duration = Duration::from_millis(300);
 #[derive(Debug)]
 pub struct Connection {
     pub stream: UpstreamStream,
-    pub local: SocketAddr,
+    pub facts: Arc<UpstreamConnection>,
     pub remote: SocketAddr,
     pub guard: ConnectionGuard,
 }
@@ -58,20 +60,23 @@ pub(super) async fn connect_over(
     local: SocketAddr,
 ) -> Result<Connection, UpstreamError> {
     let secured = secure(target, server_name, Stream::Memory(pipe));
-    let established = async { secured.await.map(|stream| (stream, local, target.host.address)) };
+    let established = async {
+        let (stream, tls) = secured.await?;
+        Ok(Established { stream, facts: UpstreamConnection::new(local, tls), remote: target.host.address })
+    };
     within_timeout(target, guard, established).await
 }
 
 async fn within_timeout(
     target: &Target,
     guard: ConnectionGuard,
-    establishing: impl Future<Output = Result<(UpstreamStream, SocketAddr, SocketAddr), UpstreamError>>,
+    establishing: impl Future<Output = Result<Established, UpstreamError>>,
 ) -> Result<Connection, UpstreamError> {
     let config = &target.cluster.config;
     match tokio::time::timeout(config.connect_timeout, establishing).await {
-        Ok(Ok((stream, local, remote))) => {
+        Ok(Ok(Established { stream, facts, remote })) => {
             guard.connected();
-            Ok(Connection { stream, local, remote, guard })
+            Ok(Connection { stream, facts, remote, guard })
         }
         Ok(Err(error)) => {
             guard.connect_failed();
@@ -100,11 +105,18 @@ pub async fn connect_within_limits(
     connect(target, guard, server_name).await
 }
 
+/// A connection that nobody counts yet.
+pub(super) struct Established {
+    pub(super) stream: UpstreamStream,
+    facts: Arc<UpstreamConnection>,
+    remote: SocketAddr,
+}
+
 /// Connects, TLS included. Takes as long as it takes, and is counted nowhere but in what TLS counts.
 pub(super) async fn establish(
     target: &Target,
     server_name: Option<&str>,
-) -> Result<(UpstreamStream, SocketAddr, SocketAddr), UpstreamError> {
+) -> Result<Established, UpstreamError> {
     let (io, remote) = reach(target).await?;
     io.set_nodelay(true).map_err(refused)?;
     set_keepalive(&io, &target.cluster.config).map_err(refused)?;
@@ -113,7 +125,8 @@ pub(super) async fn establish(
         (Some(workload), UpstreamPath::Application { .. }) => Stream::to_application(io, workload, remote),
         (workload, _) => Stream::new(io, workload.as_deref()),
     };
-    Ok((secure(target, server_name, io).await?, local, remote))
+    let (stream, tls) = secure(target, server_name, io).await?;
+    Ok(Established { stream, facts: UpstreamConnection::new(local, tls), remote })
 }
 
 /// Asks the network whether a connection of `workload` to `remote` is let through. `announce` is told the address
@@ -140,20 +153,24 @@ pub(super) async fn knock(
     }
 }
 
-/// TLS, where the host's transport is that.
+/// TLS, where the host's transport is that, and the facts of its session.
 async fn secure(
     target: &Target,
     server_name: Option<&str>,
     io: Stream,
-) -> Result<UpstreamStream, UpstreamError> {
+) -> Result<(UpstreamStream, Option<TlsInfo>), UpstreamError> {
     Ok(match &target.host.transport {
-        Transport::Raw => UpstreamStream::Raw(io),
+        Transport::Raw => (UpstreamStream::Raw(io), None),
         Transport::Tls(tls) => {
             let tls = target.cluster.secrets.upstream(tls).map_err(|error| {
                 target.cluster.stats.upstream_context_secrets_not_ready.inc();
                 UpstreamError::with(ErrorKind::TlsFailure, error)
             })?;
-            UpstreamStream::Tls(Box::new(handshake(target, &tls, server_name, io).await?))
+            let stream = handshake(target, &tls, server_name, io).await?;
+            let mut info = session_info(stream.get_ref().1);
+            info.local_uri_sans = tls.local_uri_sans.clone();
+            info.local_leaf = tls.local_leaf.clone();
+            (UpstreamStream::Tls(Box::new(stream)), Some(info))
         }
     })
 }

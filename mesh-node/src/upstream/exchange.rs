@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -24,6 +25,7 @@ use crate::http::h1::parse::Limits;
 use crate::http::{h1, h2};
 use crate::model::Str;
 use crate::model::cluster::{Transport, UpstreamProtocol};
+use crate::telemetry::stream_info::UpstreamConnection;
 
 /// The connections that a worker keeps to endpoints for HTTP requests.
 #[derive(Clone, Default)]
@@ -46,7 +48,7 @@ pub struct Exchange {
     pub response: Response<Body>,
     /// When the connection began to send the request.
     pub begun: Instant,
-    pub local: SocketAddr,
+    pub connection: Arc<UpstreamConnection>,
     pub remote: SocketAddr,
     pub protocol: Version,
 }
@@ -170,7 +172,7 @@ impl Sending<'_> {
         guard: RequestGuard,
     ) -> Result<Exchange, UpstreamError> {
         guard.attached();
-        let local = connection.share().local;
+        let facts = connection.share().facts.clone();
         let reused = connection.exchanges() > 0;
         let lease = Lease::new(self.pools, self.key.clone(), guard);
         let begun = Instant::now();
@@ -181,7 +183,13 @@ impl Sending<'_> {
         match outcome {
             Ok(response) => {
                 let protocol = response.version();
-                Ok(Exchange { response, begun, local, remote: self.target.host.address, protocol })
+                Ok(Exchange {
+                    response,
+                    begun,
+                    connection: facts,
+                    remote: self.target.host.address,
+                    protocol,
+                })
             }
             Err(failure) => Err(self.http1_failed(failure, reused)),
         }
@@ -321,8 +329,8 @@ impl Sending<'_> {
     ) -> Result<h2::Handle, UpstreamError> {
         let config = &self.target.cluster.config;
         config.stats.upstream_cx_http2_total.inc();
-        let local = transport.meter().local;
-        match h2::connect(transport, local, &config.http2, config.idle_timeout, self.purse()).await {
+        let facts = transport.meter().facts.clone();
+        match h2::connect(transport, facts, &config.http2, config.idle_timeout, self.purse()).await {
             Ok(handle) => {
                 connecting.succeeded(handle.clone());
                 Ok(handle)
@@ -344,12 +352,12 @@ impl Sending<'_> {
         *request.uri_mut() = absolute(&request, matches!(self.target.host.transport, Transport::Tls(_)))
             .ok_or_else(|| UpstreamError::with(ErrorKind::ProtocolError, "no authority"))?;
         guard.attached();
-        let local = handle.local();
+        let connection = handle.connection().clone();
         let begun = Instant::now();
         match handle.exchange(request, guard).await {
             Ok(response) => {
                 let remote = self.target.host.address;
-                Ok(Exchange { response, begun, local, remote, protocol: Version::HTTP_2 })
+                Ok(Exchange { response, begun, connection, remote, protocol: Version::HTTP_2 })
             }
             Err(failure) => Err(self.http2_failed(failure)),
         }

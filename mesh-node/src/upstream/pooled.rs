@@ -1,6 +1,6 @@
 //! A connection as pools keep it: with its share of the circuit breaker, counting what goes over it.
 
-use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::connect::Connection;
@@ -10,6 +10,7 @@ use crate::cluster::ConnectionGuard;
 use crate::http::h1;
 use crate::http::metered::{Meter, Metered};
 use crate::telemetry::stats::ClusterStats;
+use crate::telemetry::stream_info::UpstreamConnection;
 
 /// A pooled HTTP/1 connection.
 pub(super) type PooledH1 = h1::Connection<Pooled, Lease>;
@@ -19,7 +20,7 @@ pub(super) type Pooled = Metered<UpstreamStream, Share>;
 
 /// What a pooled connection holds of its cluster until it ends.
 pub(super) struct Share {
-    pub(super) local: SocketAddr,
+    pub(super) facts: Arc<UpstreamConnection>,
     pub(super) guard: ConnectionGuard,
     _slot: Slot,
     begin: Instant,
@@ -27,8 +28,8 @@ pub(super) struct Share {
 
 /// Makes a new connection one of a pool.
 pub(super) fn pooled(connection: Connection, slot: Slot) -> Pooled {
-    let Connection { stream, local, guard, .. } = connection;
-    Metered::new(stream, Share { local, guard, _slot: slot, begin: Instant::now() })
+    let Connection { stream, facts, guard, .. } = connection;
+    Metered::new(stream, Share { facts, guard, _slot: slot, begin: Instant::now() })
 }
 
 impl Share {

@@ -60,7 +60,7 @@ impl Probe for Prober {
                 implied_alpn: &[],
             };
             let stream = match establish(&target, None).await {
-                Ok((stream, ..)) => stream,
+                Ok(established) => established.stream,
                 Err(error) => {
                     tracing::debug!(cluster = %cluster.name(), host = %host.address, %error, "health check");
                     return Finding::Unreachable;

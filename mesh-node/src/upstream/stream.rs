@@ -7,10 +7,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::model::Str;
 use crate::stream::{Bare, Stream};
 
 /// A connection to an endpoint.
@@ -32,18 +29,6 @@ impl UpstreamStream {
     /// Whether what is read and written here is what the transport gets and gives.
     pub fn is_plain(&self) -> bool {
         matches!(self, Self::Raw(_))
-    }
-
-    /// The first URI among the names of the server's certificate.
-    pub fn peer_uri_san(&self) -> Option<Str> {
-        let Self::Tls(io) = self else { return None };
-        let leaf = io.get_ref().1.peer_certificates()?.first()?;
-        let (_, leaf) = X509Certificate::from_der(leaf).ok()?;
-        let names = leaf.subject_alternative_name().ok()??;
-        names.value.general_names.iter().find_map(|name| match name {
-            GeneralName::URI(uri) => Some((*uri).into()),
-            _ => None,
-        })
     }
 
     /// What ALPN agreed on.

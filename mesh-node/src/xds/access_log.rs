@@ -1,17 +1,20 @@
 //! Access loggers: files, standard output and error, gRPC servers.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use mesh_xds::pb::envoy::config::accesslog::v3::access_log::ConfigType;
 use mesh_xds::pb::envoy::config::accesslog::v3::access_log_filter::FilterSpecifier;
 use mesh_xds::pb::envoy::config::accesslog::v3::comparison_filter::Op as OpProto;
+use mesh_xds::pb::envoy::config::accesslog::v3::extension_filter;
 use mesh_xds::pb::envoy::config::accesslog::v3::{
     AccessLog as Proto, AccessLogFilter, ComparisonFilter, GrpcStatusFilter,
 };
 use mesh_xds::pb::envoy::config::core::v3::SubstitutionFormatString;
 use mesh_xds::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use mesh_xds::pb::envoy::extensions::access_loggers::file::v3::file_access_log::AccessLogFormat;
+use mesh_xds::pb::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
 use mesh_xds::pb::envoy::extensions::access_loggers::grpc::v3::{
     CommonGrpcAccessLogConfig, HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig,
 };
@@ -19,12 +22,13 @@ use mesh_xds::pb::envoy::extensions::access_loggers::stream::v3::{
     StderrAccessLog, StdoutAccessLog, stderr_access_log, stdout_access_log,
 };
 
-use super::common::{enumeration, fraction};
+use super::common::{boolean, enumeration, fraction};
 use super::error::{At, XdsError};
 use super::listener::extension;
-use super::{Context, format, grpc_service};
+use super::{Context, format, grpc_service, matcher, rbac};
+use crate::model::cel;
 use crate::model::source::GrpcTarget;
-use crate::telemetry::access_log::{AccessLog, LogFormat, Output};
+use crate::telemetry::access_log::{AccessLog, JsonFormat, Layout, LogFormat, Output};
 use crate::telemetry::log_filter::{Comparison, LogFilter, Op};
 use crate::telemetry::remote_log::Target;
 use crate::telemetry::stream_info::ResponseFlags;
@@ -75,7 +79,7 @@ fn one(at: At<'_>, proto: &Proto, context: &Context<'_>) -> Result<AccessLog, Xd
     Ok(AccessLog { output: Output::File(file, format), filter })
 }
 
-fn filter(at: At<'_>, proto: &AccessLogFilter) -> Result<LogFilter, XdsError> {
+pub(super) fn filter(at: At<'_>, proto: &AccessLogFilter) -> Result<LogFilter, XdsError> {
     let several = |name: &str, filters: &[AccessLogFilter]| {
         let at = at.field(name);
         let at = at.field("filters");
@@ -113,13 +117,38 @@ fn filter(at: At<'_>, proto: &AccessLogFilter) -> Result<LogFilter, XdsError> {
             LogFilter::Flags(flags)
         }
         Some(FilterSpecifier::GrpcStatusFilter(of)) => grpc_status(of),
-        Some(FilterSpecifier::ExtensionFilter(_)) => return Err(at.field("extension_filter").unsupported()),
-        Some(
-            FilterSpecifier::TraceableFilter(_)
-            | FilterSpecifier::HeaderFilter(_)
-            | FilterSpecifier::MetadataFilter(_)
-            | FilterSpecifier::LogTypeFilter(_),
-        ) => return Err(at.unsupported()),
+        Some(FilterSpecifier::ExtensionFilter(of)) => {
+            let at = at.field("extension_filter");
+            let at = at.field("typed_config");
+            let Some(extension_filter::ConfigType::TypedConfig(config)) = &of.config_type else {
+                return Err(at.invalid("is required"));
+            };
+            let Some(filter) = mesh_xds::unpack::<ExpressionFilter>(config) else {
+                return Err(extension(at, config));
+            };
+            let filter = filter.map_err(|e| at.invalid(e.to_string()))?;
+            let expr = cel::parse(&filter.expression).map_err(|e| at.field("expression").invalid(e))?;
+            LogFilter::Expression(Box::new(expr))
+        }
+        Some(FilterSpecifier::HeaderFilter(of)) => {
+            let at = at.field("header_filter");
+            let at = at.field("header");
+            let header = of.header.as_ref().ok_or_else(|| at.invalid("is required"))?;
+            LogFilter::Header(Box::new(matcher::header(at, header)?))
+        }
+        Some(FilterSpecifier::MetadataFilter(of)) => {
+            let at = at.field("metadata_filter");
+            let at = at.field("matcher");
+            let matcher = of.matcher.as_ref().ok_or_else(|| at.invalid("is required"))?;
+            LogFilter::Metadata {
+                matcher: Box::new(rbac::metadata_matcher(at, matcher)?),
+                unless_found: boolean(of.match_if_key_not_found, true),
+            }
+        }
+        Some(FilterSpecifier::LogTypeFilter(of)) => {
+            LogFilter::LogTypes { types: of.types.clone(), exclude: of.exclude }
+        }
+        Some(FilterSpecifier::TraceableFilter(_)) => return Err(at.field("traceable_filter").unsupported()),
         None => return Err(at.invalid("needs a filter")),
     })
 }
@@ -173,15 +202,20 @@ fn file_format(at: At<'_>, format: Option<&AccessLogFormat>) -> Result<LogFormat
         Some(AccessLogFormat::LogFormat(format)) => format::log_format(at.field("log_format"), format),
         Some(AccessLogFormat::Format(format)) if !format.is_empty() => text(at.field("format"), format),
         Some(AccessLogFormat::JsonFormat(fields)) => {
-            Ok(LogFormat::Json(format::object(at.field("json_format"), fields)?))
+            Ok(json(format::object(at.field("json_format"), fields)?))
         }
         Some(AccessLogFormat::TypedJsonFormat(fields)) => {
-            Ok(LogFormat::Json(format::object(at.field("typed_json_format"), fields)?))
+            Ok(json(format::object(at.field("typed_json_format"), fields)?))
         }
         Some(AccessLogFormat::Format(_)) | None => text(at, DEFAULT),
     }
 }
 
 fn text(at: At<'_>, format: &str) -> Result<LogFormat, XdsError> {
-    format::parse(format).map(LogFormat::Text).map_err(|message| at.invalid(message))
+    let format = format::parse(format).map_err(|message| at.invalid(message))?;
+    Ok(LogFormat { layout: Layout::Text(format), omit_empty: false })
+}
+
+fn json(fields: BTreeMap<String, JsonFormat>) -> LogFormat {
+    LogFormat { layout: Layout::Json(fields), omit_empty: false }
 }

@@ -24,8 +24,8 @@ use super::error::{At, XdsError};
 use super::http_options::{http1, http2};
 use super::listener::BUFFER_LIMIT_BYTES;
 use super::{
-    Context, endpoint, forward_proxy, headers, health_check, istio, lb_extension, lb_policy, outlier,
-    support, tls,
+    Context, endpoint, forward_proxy, headers, health_check, istio, lb_extension, lb_policy, metadata,
+    outlier, support, tls,
 };
 use crate::model::cluster::{
     Assignment, Cluster, Discovery, DnsFamily, DnsOptions, EndpointAddress, TcpKeepalive, Thresholds,
@@ -162,6 +162,7 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
         close_connections_on_host_health_failure: proto.close_connections_on_host_health_failure,
         stats: context.stats.cluster(stat_name),
         istio: Arc::new(istio::cluster(at, proto)?),
+        metadata: metadata::by_namespace(proto.metadata.as_ref(), &[]),
         content_hash: content_hash(proto, files.hashes()),
     })
 }

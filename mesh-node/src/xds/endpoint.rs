@@ -81,6 +81,10 @@ fn endpoint(at: At<'_>, proto: &LbEndpoint, hosts_allowed: bool) -> Result<Arc<E
         health: health(at.field("health_status"), proto.health_status)?,
         transport_match: transport_match(proto.metadata.as_ref()),
         peer: istio::peer(proto.metadata.as_ref()),
+        metadata: metadata::by_namespace(
+            proto.metadata.as_ref(),
+            &["envoy.lb", "envoy.transport_socket_match"],
+        ),
         lb_metadata: lb_metadata(proto.metadata.as_ref()),
         check: match &inner.health_check_config {
             Some(check) => {

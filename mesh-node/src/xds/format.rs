@@ -1,10 +1,11 @@
 //! Substitution formats: `%REQ(X?Y):N%` and the like, as text and as JSON.
 //!
 //! Grammar of Envoy's `SubstitutionFormatParser`: `%NAME%`, `%NAME(argument)%`, `%NAME(argument):length%`,
-//! and `%%` for a percent sign. The argument runs to the first closing bracket.
+//! and `%%` for a percent sign. The argument runs to the first closing bracket that can end it.
 
 use std::collections::BTreeMap;
 
+use http::HeaderValue;
 use mesh_xds::pb::envoy::config::core::v3::SubstitutionFormatString;
 use mesh_xds::pb::envoy::config::core::v3::substitution_format_string::Format as FormatKind;
 use mesh_xds::pb::google::protobuf::value::Kind;
@@ -12,10 +13,13 @@ use mesh_xds::pb::google::protobuf::{Struct, Value};
 
 use super::common;
 use super::error::{At, XdsError};
+use crate::model::cel;
 use crate::model::format::{
-    DurationUnit, Format, GrpcStatusForm, Operator, Part, PathSource, Plain, TimePoint,
+    CertificatePart, DurationUnit, Format, GrpcStatusForm, MetadataOf, Operator, Part, PathSource, Plain,
+    ServerNameFrom, TimePoint,
 };
-use crate::telemetry::access_log::{JsonFormat, LogFormat};
+use crate::model::network::BodyFormat;
+use crate::telemetry::access_log::{JsonFormat, Layout, LogFormat};
 
 /// Operators without an argument, by Envoy's name.
 const PLAIN: &[(&str, Plain)] = &[
@@ -56,20 +60,8 @@ const PLAIN: &[(&str, Plain)] = &[
     ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS", Plain::DownstreamDirectRemoteAddress),
     ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT", Plain::DownstreamDirectRemoteAddressWithoutPort),
     ("DOWNSTREAM_DIRECT_REMOTE_PORT", Plain::DownstreamDirectRemotePort),
-    ("DOWNSTREAM_PEER_URI_SAN", Plain::DownstreamPeerUriSan),
-    ("DOWNSTREAM_PEER_DNS_SAN", Plain::DownstreamPeerDnsSan),
-    ("DOWNSTREAM_PEER_IP_SAN", Plain::DownstreamPeerIpSan),
-    ("DOWNSTREAM_PEER_EMAIL_SAN", Plain::DownstreamPeerEmailSan),
-    ("DOWNSTREAM_PEER_SERIAL", Plain::DownstreamPeerSerial),
-    ("DOWNSTREAM_PEER_FINGERPRINT_256", Plain::DownstreamPeerFingerprint256),
-    ("DOWNSTREAM_PEER_CERT", Plain::DownstreamPeerCert),
-    ("DOWNSTREAM_LOCAL_URI_SAN", Plain::DownstreamLocalUriSan),
-    ("DOWNSTREAM_PEER_SUBJECT", Plain::DownstreamPeerSubject),
-    ("DOWNSTREAM_LOCAL_SUBJECT", Plain::DownstreamLocalSubject),
-    ("DOWNSTREAM_PEER_ISSUER", Plain::DownstreamPeerIssuer),
     ("DOWNSTREAM_TLS_VERSION", Plain::DownstreamTlsVersion),
     ("DOWNSTREAM_TLS_CIPHER", Plain::DownstreamTlsCipher),
-    ("REQUESTED_SERVER_NAME", Plain::RequestedServerName),
     ("CONNECTION_ID", Plain::ConnectionId),
     ("STREAM_ID", Plain::StreamId),
     ("HOSTNAME", Plain::Hostname),
@@ -77,6 +69,54 @@ const PLAIN: &[(&str, Plain)] = &[
     ("RESPONSE_HEADERS_BYTES", Plain::ResponseHeadersBytes),
     ("RESPONSE_TRAILERS_BYTES", Plain::ResponseTrailersBytes),
     ("ACCESS_LOG_TYPE", Plain::AccessLogType),
+    ("UPSTREAM_TLS_VERSION", Plain::UpstreamTlsVersion),
+    ("UPSTREAM_TLS_CIPHER", Plain::UpstreamTlsCipher),
+    ("UPSTREAM_CONNECTION_ID", Plain::UpstreamConnectionId),
+    ("UPSTREAM_CONNECTION_POOL_READY_DURATION", Plain::UpstreamPoolReadyDuration),
+    ("UPSTREAM_HOST_NAME", Plain::UpstreamHostName),
+    ("UPSTREAM_HOST_NAME_WITHOUT_PORT", Plain::UpstreamHostNameWithoutPort),
+    ("UPSTREAM_HOSTS_ATTEMPTED", Plain::UpstreamHostsAttempted),
+    ("UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT", Plain::UpstreamHostsAttemptedWithoutPort),
+    ("FILTER_CHAIN_NAME", Plain::FilterChainName),
+    ("VIRTUAL_CLUSTER_NAME", Plain::VirtualClusterName),
+    ("UNIQUE_ID", Plain::UniqueId),
+    ("LOCAL_REPLY_BODY", Plain::LocalReplyBody),
+    ("BYTES_RETRANSMITTED", Plain::Zero),
+    ("PACKETS_RETRANSMITTED", Plain::Zero),
+    ("ROUNDTRIP_DURATION", Plain::Unknown),
+    ("TRACE_ID", Plain::Unknown),
+    ("SPAN_ID", Plain::Unknown),
+    ("CUSTOM_FLAGS", Plain::Unknown),
+    ("TLS_JA3_FINGERPRINT", Plain::Unknown),
+    ("TLS_JA4_FINGERPRINT", Plain::Unknown),
+    ("DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID", Plain::Unknown),
+    ("DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID", Plain::Unknown),
+    ("UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID", Plain::Unknown),
+];
+
+/// Prefixes of operators on certificates: of the upstream's connection, and whether of our own certificate.
+const CERTIFICATES: [(&str, bool, bool); 4] = [
+    ("DOWNSTREAM_PEER_", false, false),
+    ("DOWNSTREAM_LOCAL_", false, true),
+    ("UPSTREAM_PEER_", true, false),
+    ("UPSTREAM_LOCAL_", true, true),
+];
+
+/// What follows the prefix; the latter half is told of clients only.
+const CERTIFICATE_PARTS: &[(&str, CertificatePart)] = &[
+    ("URI_SAN", CertificatePart::UriSan),
+    ("DNS_SAN", CertificatePart::DnsSan),
+    ("IP_SAN", CertificatePart::IpSan),
+    ("SUBJECT", CertificatePart::Subject),
+    ("EMAIL_SAN", CertificatePart::EmailSan),
+    ("ISSUER", CertificatePart::Issuer),
+    ("CERT", CertificatePart::Pem),
+    ("SERIAL", CertificatePart::Serial),
+    ("FINGERPRINT_256", CertificatePart::Sha256),
+    ("FINGERPRINT_1", CertificatePart::Sha1),
+    ("CHAIN_SERIALS", CertificatePart::ChainSerials),
+    ("CHAIN_FINGERPRINTS_256", CertificatePart::ChainSha256),
+    ("CHAIN_FINGERPRINTS_1", CertificatePart::ChainSha1),
 ];
 
 /// Points of `COMMON_DURATION`. Connection and handshake belong to connections that many streams share.
@@ -93,10 +133,6 @@ const TIME_POINTS: &[(&str, TimePoint)] = &[
 
 /// Operators of Envoy that are refused, and why.
 const REFUSED: &[(&str, &str)] = &[
-    ("TRACE_ID", "nothing is traced"),
-    ("ROUNDTRIP_DURATION", "there is no HTTP/3"),
-    ("BYTES_RETRANSMITTED", "there is no HTTP/3"),
-    ("PACKETS_RETRANSMITTED", "there is no HTTP/3"),
     ("DOWNSTREAM_WIRE_BYTES_RECEIVED", "bytes on the wire are counted per connection, not per stream"),
     ("DOWNSTREAM_WIRE_BYTES_SENT", "bytes on the wire are counted per connection, not per stream"),
     ("DOWNSTREAM_HEADER_BYTES_RECEIVED", "use REQUEST_HEADERS_BYTES"),
@@ -105,18 +141,11 @@ const REFUSED: &[(&str, &str)] = &[
     ("UPSTREAM_WIRE_BYTES_SENT", "bytes on the wire are counted per connection, not per stream"),
     ("UPSTREAM_HEADER_BYTES_RECEIVED", "bytes on the wire are counted per connection, not per stream"),
     ("UPSTREAM_HEADER_BYTES_SENT", "bytes on the wire are counted per connection, not per stream"),
-    ("DOWNSTREAM_PEER_FINGERPRINT_1", "SHA-1 is not implemented; use DOWNSTREAM_PEER_FINGERPRINT_256"),
     ("DOWNSTREAM_TLS_SESSION_ID", "sessions are resumed by tickets"),
-    ("TLS_JA3_FINGERPRINT", "fingerprints are not taken"),
-    ("TLS_JA4_FINGERPRINT", "fingerprints are not taken"),
-    ("VIRTUAL_CLUSTER_NAME", "there are no virtual clusters"),
+    ("UPSTREAM_TLS_SESSION_ID", "sessions are resumed by tickets"),
     ("START_TIME_LOCAL", "times are in UTC; use START_TIME"),
     ("EMIT_TIME_LOCAL", "times are in UTC; use EMIT_TIME"),
-    ("CEL", "there is no expression language"),
 ];
-
-/// Operators that look up metadata or filter state.
-const METADATA: [&str; 4] = ["DYNAMIC_METADATA", "FILTER_STATE", "CLUSTER_METADATA", "UPSTREAM_METADATA"];
 
 /// Parses a format. The error is a message without a place.
 pub fn parse(text: &str) -> Result<Format, String> {
@@ -153,9 +182,12 @@ fn operator(text: &str) -> Result<(Part, &str), String> {
     let (name, mut rest) = text.split_at(end.ok_or_else(broken)?);
     let mut argument = None;
     if let Some(inner) = rest.strip_prefix('(') {
-        let (inside, after) = inner.split_once(')').ok_or_else(broken)?;
-        argument = Some(inside);
-        rest = after;
+        // Up to the first bracket behind which the operator can end: expressions have some of their own.
+        let ends = |after: &str| after.starts_with('%') || after.starts_with(':');
+        let mut brackets = inner.match_indices(')').map(|(at, _)| at);
+        let at = brackets.find(|at| ends(&inner[at + 1..])).ok_or_else(broken)?;
+        argument = Some(&inner[..at]);
+        rest = &inner[at + 1..];
     }
     let mut max_length = None;
     if let Some(after) = rest.strip_prefix(':') {
@@ -189,12 +221,33 @@ fn named(name: &str, argument: Option<&str>) -> Result<Operator, String> {
         "RESPONSE_TRAILER" => header().map(|(x, y)| Operator::Trailer(x, y)),
         "START_TIME" => Ok(Operator::StartTime(time_format())),
         "EMIT_TIME" => Ok(Operator::EmitTime(time_format())),
-        "DOWNSTREAM_PEER_CERT_V_START" => {
-            Ok(Operator::PeerCertificateTime { end: false, format: time_format() })
-        }
-        "DOWNSTREAM_PEER_CERT_V_END" => {
-            Ok(Operator::PeerCertificateTime { end: true, format: time_format() })
-        }
+        "DOWNSTREAM_PEER_CERT_V_START" | "UPSTREAM_PEER_CERT_V_START" => Ok(Operator::CertificateTime {
+            upstream: name.starts_with('U'),
+            end: false,
+            format: time_format(),
+        }),
+        "DOWNSTREAM_PEER_CERT_V_END" | "UPSTREAM_PEER_CERT_V_END" => Ok(Operator::CertificateTime {
+            upstream: name.starts_with('U'),
+            end: true,
+            format: time_format(),
+        }),
+        "REQ_WITHOUT_QUERY" => header().map(|(x, y)| Operator::ReqWithoutQuery(x, y)),
+        "QUERY_PARAMS" => path_source(argument.unwrap_or_default()).map(Operator::QueryParameters),
+        "REQUESTED_SERVER_NAME" => server_name(argument.unwrap_or_default()),
+        "DYNAMIC_METADATA" => metadata(MetadataOf::Stream, required()?),
+        "CLUSTER_METADATA" => metadata(MetadataOf::Cluster, required()?),
+        "UPSTREAM_METADATA" => metadata(MetadataOf::Endpoint, required()?),
+        // Of an extension that configurations name in `formatters`, as the one above.
+        "METADATA" => match required()?.split_once(':') {
+            Some(("DYNAMIC", rest)) => metadata(MetadataOf::Stream, rest),
+            Some(("CLUSTER", rest)) => metadata(MetadataOf::Cluster, rest),
+            Some(("UPSTREAM_HOST", rest)) => metadata(MetadataOf::Endpoint, rest),
+            _ => Err("%METADATA(X:…)%: X is DYNAMIC, CLUSTER or UPSTREAM_HOST".to_owned()),
+        },
+        "FILTER_STATE" => filter_state(required()?),
+        "UPSTREAM_FILTER_STATE" => filter_state(required()?).map(|_| Operator::Plain(Plain::Unknown)),
+        "CEL" => Ok(Operator::Cel(Box::new(cel::parse(required()?)?))),
+        "COALESCE" => coalesce(required()?),
         "GRPC_STATUS" => grpc_status_form(argument).map(Operator::GrpcStatus),
         "GRPC_STATUS_NUMBER" if argument.is_none() => Ok(Operator::GrpcStatus(GrpcStatusForm::Number)),
         "QUERY_PARAM" => Ok(Operator::QueryParameter(required()?.to_owned())),
@@ -202,8 +255,8 @@ fn named(name: &str, argument: Option<&str>) -> Result<Operator, String> {
         "COMMON_DURATION" => common_duration(required()?),
         "ENVIRONMENT" => Ok(Operator::Environment(std::env::var(required()?).ok())),
         _ => {
-            if let Some(kind) = METADATA.into_iter().find(|kind| *kind == name) {
-                return Ok(Operator::Metadata(kind, required()?.to_owned()));
+            if let (Some(operator), None) = (certificate(name), argument) {
+                return Ok(operator);
             }
             let plain = PLAIN.iter().find(|(known, _)| *known == name);
             match (plain, argument) {
@@ -229,19 +282,95 @@ fn grpc_status_form(argument: Option<&str>) -> Result<GrpcStatusForm, String> {
 
 fn path(argument: Option<&str>) -> Result<Operator, String> {
     let (query, source) = argument.map_or(("", ""), |text| text.split_once(':').unwrap_or((text, "")));
-    let wrong = || Err("%PATH(X:Y)% takes WQ or NQ, and ORIG, PATH or ORIG_OR_PATH".to_owned());
     let query = match query {
         "" | "WQ" => true,
         "NQ" => false,
-        _ => return wrong(),
+        _ => return Err("%PATH(X:Y)% takes WQ or NQ, and ORIG, PATH or ORIG_OR_PATH".to_owned()),
     };
-    let source = match source {
+    Ok(Operator::Path { query, source: path_source(source)? })
+}
+
+fn path_source(text: &str) -> Result<PathSource, String> {
+    match text {
+        "ORIG" => Ok(PathSource::Original),
+        "PATH" => Ok(PathSource::Current),
+        "" | "ORIG_OR_PATH" => Ok(PathSource::OriginalOrCurrent),
+        _ => Err(format!("{text:?}: there are ORIG, PATH and ORIG_OR_PATH")),
+    }
+}
+
+fn server_name(argument: &str) -> Result<Operator, String> {
+    let (from, host) = argument.split_once(':').unwrap_or((argument, ""));
+    let from = match from {
+        "" | "SNI_ONLY" => ServerNameFrom::Sni,
+        "SNI_FIRST" => ServerNameFrom::SniFirst,
+        "HOST_FIRST" => ServerNameFrom::HostFirst,
+        _ => return Err(format!("{from:?}: there are SNI_ONLY, SNI_FIRST and HOST_FIRST")),
+    };
+    let host = match host {
         "ORIG" => PathSource::Original,
-        "PATH" => PathSource::Current,
-        "" | "ORIG_OR_PATH" => PathSource::OriginalOrCurrent,
-        _ => return wrong(),
+        "HOST" => PathSource::Current,
+        "" | "ORIG_OR_HOST" => PathSource::OriginalOrCurrent,
+        _ => return Err(format!("{host:?}: there are ORIG, HOST and ORIG_OR_HOST")),
     };
-    Ok(Operator::Path { query, source })
+    Ok(Operator::ServerName { from, host })
+}
+
+/// `NAMESPACE:KEY:…`, or a JSON list, as formats of headers once were.
+fn metadata(of: MetadataOf, argument: &str) -> Result<Operator, String> {
+    let mut parts = match argument.starts_with('[') {
+        true => serde_json::from_str::<Vec<String>>(argument)
+            .map_err(|error| format!("{argument}: not a list of names: {error}"))?,
+        false => argument.split(':').map(str::to_owned).collect(),
+    }
+    .into_iter();
+    let namespace = parts.next().unwrap_or_default();
+    Ok(Operator::Metadata { of, namespace, path: parts.collect() })
+}
+
+fn filter_state(argument: &str) -> Result<Operator, String> {
+    let (key, form) = argument.split_once(':').unwrap_or((argument, ""));
+    let plain = match form {
+        "PLAIN" => true,
+        "" | "TYPED" => false,
+        _ => return Err(format!("%FILTER_STATE({argument})%: the form is PLAIN or TYPED")),
+    };
+    Ok(Operator::FilterState { key: key.to_owned(), plain })
+}
+
+/// `{"operators": ["NAME", {"command": "NAME", "param": "…", "max_length": N}]}`
+fn coalesce(argument: &str) -> Result<Operator, String> {
+    let wrong =
+        || format!("%COALESCE({argument})%: needs {{\"operators\": [\"NAME\", {{\"command\": \"NAME\"}}]}}");
+    let value: serde_json::Value = serde_json::from_str(argument).map_err(|_| wrong())?;
+    let operators = value.get("operators").and_then(|list| list.as_array()).ok_or_else(wrong)?;
+    let one = |value: &serde_json::Value| {
+        let text = |key: &str| value.get(key).and_then(serde_json::Value::as_str);
+        let name = value.as_str().or_else(|| text("command")).ok_or_else(wrong)?;
+        let max_length = value.get("max_length").and_then(serde_json::Value::as_u64);
+        let max_length = max_length.and_then(|length| usize::try_from(length).ok());
+        Ok(Part::Operator { operator: named(name, text("param"))?, max_length })
+    };
+    match operators.is_empty() {
+        true => Err(wrong()),
+        false => Ok(Operator::Coalesce(operators.iter().map(one).collect::<Result<_, String>>()?)),
+    }
+}
+
+/// `DOWNSTREAM_PEER_SUBJECT` and its kin.
+fn certificate(name: &str) -> Option<Operator> {
+    let (rest, upstream, own) = CERTIFICATES
+        .iter()
+        .find_map(|(prefix, upstream, own)| Some((name.strip_prefix(prefix)?, *upstream, *own)))?;
+    let at = CERTIFICATE_PARTS.iter().position(|(known, _)| *known == rest)?;
+    // As in Envoy.
+    let told = match (upstream, own) {
+        (false, false) => true,
+        (false, true) => at < 5,
+        (true, false) => at < 7 && rest != "EMAIL_SAN",
+        (true, true) => at < 3,
+    };
+    told.then(|| Operator::Certificate { upstream, own, part: CERTIFICATE_PARTS[at].1 })
 }
 
 fn common_duration(argument: &str) -> Result<Operator, String> {
@@ -267,10 +396,23 @@ fn common_duration(argument: &str) -> Result<Operator, String> {
 
 /// `SubstitutionFormatString`, as an access log writes it.
 pub(super) fn log_format(at: At<'_>, proto: &SubstitutionFormatString) -> Result<LogFormat, XdsError> {
-    match &proto.format {
-        Some(FormatKind::JsonFormat(fields)) => Ok(LogFormat::Json(object(at.field("json_format"), fields)?)),
-        _ => Ok(LogFormat::Text(text(at, proto)?)),
-    }
+    let layout = match &proto.format {
+        Some(FormatKind::JsonFormat(fields)) => Layout::Json(object(at.field("json_format"), fields)?),
+        _ => Layout::Text(text(at, proto)?),
+    };
+    Ok(LogFormat { layout, omit_empty: proto.omit_empty_values })
+}
+
+/// `SubstitutionFormatString`, as the body of an answer.
+pub(super) fn body(at: At<'_>, proto: &SubstitutionFormatString) -> Result<BodyFormat, XdsError> {
+    let format = log_format(at, proto)?;
+    let content_type = match (proto.content_type.as_str(), &format.layout) {
+        ("", Layout::Text(_)) => HeaderValue::from_static("text/plain"),
+        ("", Layout::Json(_)) => HeaderValue::from_static("application/json"),
+        (given, _) => HeaderValue::from_str(given)
+            .map_err(|_| at.field("content_type").invalid(format!("{given:?} is not a header value")))?,
+    };
+    Ok(BodyFormat { format, content_type })
 }
 
 /// `SubstitutionFormatString` that must be text.
@@ -343,7 +485,10 @@ mod tests {
     fn mistakes_in_formats_are_named() {
         for (format, expected) in [
             ("%NOPE%", "%NOPE% is not an operator that mesh-node knows; remove it"),
-            ("%TRACE_ID%", "%TRACE_ID% is not supported: nothing is traced"),
+            (
+                "%CEL(x)%",
+                "\"x\": x is not an attribute; there are request, response, connection, upstream, source, destination, metadata, filter_state, xds",
+            ),
             ("%GRPC_STATUS(X)%", "%GRPC_STATUS(X)% takes CAMEL_STRING, SNAKE_STRING or NUMBER"),
             ("%COMMON_DURATION(DS_RX_BEG:DS_TX_END:h)%", "%COMMON_DURATION%: the unit is ms, us or ns"),
             ("%REQ%", "%REQ% needs an argument: %REQ(X)%"),

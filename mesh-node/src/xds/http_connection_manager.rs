@@ -18,7 +18,7 @@ use super::config_source::need;
 use super::error::{At, XdsError};
 use super::http_filters::{self, Place};
 use super::http_options::{http1, http2};
-use super::{Context, access_log, route, scoped_routes};
+use super::{Context, access_log, local_replies, route, scoped_routes};
 use crate::model::Str;
 use crate::model::listener::Direction;
 use crate::model::network::{
@@ -160,6 +160,10 @@ pub(super) fn convert(
         },
         proxy_100_continue: proto.proxy_100_continue,
         access_log: access_log::convert(at.field("access_log"), &proto.access_log, context)?,
+        local_replies: match &proto.local_reply_config {
+            Some(config) => Some(Arc::new(local_replies::convert(at.field("local_reply_config"), config)?)),
+            None => None,
+        },
         stats: context.stats.http(&proto.stat_prefix),
     })
 }

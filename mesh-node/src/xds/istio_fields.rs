@@ -24,8 +24,6 @@ const REASONS: &[(&str, &str)] = &[
     ("envoy.extensions.filters.network.wasm", "not built yet"),
     ("envoy.extensions.filters.http.lua", "not built yet"),
     ("envoy.extensions.filters.http.ratelimit", "not built yet: needs a rate limit service"),
-    ("envoy.extensions.filters.http.compressor", "not built yet"),
-    ("envoy.extensions.compression", "not built yet"),
     ("envoy.extensions.filters.network.sni_dynamic_forward_proxy", "not built yet"),
     ("envoy.extensions.filters.network.mysql_proxy", "statistics of another protocol; not built"),
     ("envoy.extensions.filters.network.redis_proxy", "a proxy of its own; not built"),

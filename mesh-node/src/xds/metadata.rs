@@ -4,6 +4,7 @@ use mesh_xds::pb::envoy::config::core::v3::Metadata as MetadataProto;
 use mesh_xds::pb::google::protobuf::value::Kind;
 use mesh_xds::pb::google::protobuf::{Struct, Value};
 
+use crate::model::Str;
 use crate::model::metadata::{Metadata, MetadataValue, find};
 
 /// What a message asks of hosts: its `envoy.lb` metadata, over that of the level above.
@@ -18,6 +19,15 @@ pub(super) fn criteria(own: Option<&MetadataProto>, above: Option<&Metadata>) ->
         }
         (own, above) => own.or_else(|| above.cloned()),
     }
+}
+
+/// Metadata by namespace, without those that are kept elsewhere.
+pub(super) fn by_namespace(proto: Option<&MetadataProto>, without: &[&str]) -> Box<[(Str, Metadata)]> {
+    let all = proto.into_iter().flat_map(|metadata| &metadata.filter_metadata);
+    let kept = all.filter(|(name, _)| !without.contains(&name.as_str()));
+    let mut kept: Vec<_> = kept.map(|(name, proto)| (Str::from(name.as_str()), fields(proto))).collect();
+    kept.sort_by(|(a, _), (b, _)| a.cmp(b));
+    kept.into()
 }
 
 /// The fields of a struct, sorted.

@@ -27,6 +27,7 @@ mod istio;
 mod lb_extension;
 mod lb_policy;
 mod listener;
+mod local_replies;
 mod matcher;
 mod metadata;
 mod name_table;

@@ -89,6 +89,7 @@ fn virtual_host(at: At<'_>, proto: &HostProto, table: &Table<'_, '_>) -> Result<
             return Err(at_domains.index(i).invalid(message));
         }
     }
+    let at_virtual = at.field("virtual_clusters");
     Ok(VirtualHost {
         name: proto.name.as_str().into(),
         domains: proto.domains.iter().map(|domain| domain.as_str().into()).collect(),
@@ -110,6 +111,15 @@ fn virtual_host(at: At<'_>, proto: &HostProto, table: &Table<'_, '_>) -> Result<
         rate_limits: rate_limits(at.field("rate_limits"), &proto.rate_limits)?,
         include_request_attempt_count: proto.include_request_attempt_count,
         include_attempt_count_in_response: proto.include_attempt_count_in_response,
+        virtual_clusters: proto
+            .virtual_clusters
+            .iter()
+            .enumerate()
+            .map(|(i, proto)| {
+                let at = at_virtual.index(i);
+                Ok((proto.name.as_str().into(), matcher::headers(at.field("headers"), &proto.headers)?))
+            })
+            .collect::<Result<_, XdsError>>()?,
     })
 }
 

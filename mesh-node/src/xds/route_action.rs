@@ -67,6 +67,10 @@ pub(super) fn forward(at: At<'_>, proto: &RouteAction, table: &Table<'_, '_>) ->
         )?,
         retry,
         upgrades: self::upgrades(at.field("upgrade_configs"), upgrades)?,
+        terminates_connect: proto
+            .upgrade_configs
+            .iter()
+            .any(|u| u.upgrade_type.eq_ignore_ascii_case("connect") && u.connect_config.is_some()),
         metadata_match: metadata::criteria(proto.metadata_match.as_ref(), None),
         hash_policy: hash_policy::convert(at.field("hash_policy"), &proto.hash_policy)?,
         priority_high: proto.priority == 1,
@@ -256,7 +260,7 @@ pub(super) fn direct(
         return Err(at_body.invalid(message));
     }
     let body_format = match &proto.body_format {
-        Some(format) => Some(format::text(at.field("body_format"), format)?),
+        Some(format) => Some(format::body(at.field("body_format"), format)?),
         None => None,
     };
     Ok(DirectResponse { status, body: body.into(), body_format })

@@ -74,8 +74,8 @@ pub(super) const ROWS: &[Row] = &[
     ("config.core.v3.DataSource", "filename inline_bytes inline_string environment_variable watched_directory",
      ""),
     ("config.core.v3.Metadata", "filter_metadata", "typed_filter_metadata"),
-    ("config.core.v3.Node", "id cluster metadata locality user_agent_name user_agent_version",
-     "dynamic_parameters user_agent_build_version extensions client_features listening_addresses"),
+    ("config.core.v3.Node", "id cluster metadata locality",
+     "user_agent_name user_agent_version dynamic_parameters user_agent_build_version extensions client_features listening_addresses"),
     ("config.core.v3.Locality", "region zone sub_zone", ""),
     ("config.core.v3.TypedExtensionConfig", "name typed_config", ""),
     ("config.core.v3.RuntimeFractionalPercent", "default_value", "runtime_key"),
@@ -87,7 +87,8 @@ pub(super) const ROWS: &[Row] = &[
     ("config.core.v3.HeaderValueOption", "header append append_action keep_empty_value", ""),
     ("config.core.v3.HeaderValue", "key value", ""),
     ("config.core.v3.SubstitutionFormatString",
-     "text_format text_format_source json_format", "content_type json_format_options"),
+     "text_format text_format_source json_format omit_empty_values content_type",
+     "json_format_options formatters"),
     ("config.core.v3.HttpProtocolOptions",
      "idle_timeout max_connection_duration max_headers_count max_stream_duration \
       headers_with_underscores_action max_requests_per_connection",
@@ -125,7 +126,8 @@ pub(super) const ROWS: &[Row] = &[
     ("config.accesslog.v3.AccessLog", "name typed_config filter", ""),
     ("config.accesslog.v3.AccessLogFilter",
      "status_code_filter duration_filter not_health_check_filter runtime_filter and_filter or_filter \
-      response_flag_filter grpc_status_filter", ""),
+      response_flag_filter grpc_status_filter \
+      header_filter metadata_filter log_type_filter extension_filter", ""),
     ("config.accesslog.v3.StatusCodeFilter", "comparison", ""),
     ("config.accesslog.v3.DurationFilter", "comparison", ""),
     ("config.accesslog.v3.ComparisonFilter", "op value", ""),
@@ -134,6 +136,11 @@ pub(super) const ROWS: &[Row] = &[
     ("config.accesslog.v3.AndFilter", "filters", ""),
     ("config.accesslog.v3.OrFilter", "filters", ""),
     ("config.accesslog.v3.ResponseFlagFilter", "flags", ""),
+    ("config.accesslog.v3.ExtensionFilter", "name typed_config", ""),
+    ("extensions.access_loggers.filters.cel.v3.ExpressionFilter", "expression", ""),
+    ("config.accesslog.v3.HeaderFilter", "header", ""),
+    ("config.accesslog.v3.MetadataFilter", "matcher match_if_key_not_found", ""),
+    ("config.accesslog.v3.LogTypeFilter", "types exclude", ""),
     ("config.accesslog.v3.GrpcStatusFilter", "statuses exclude", ""),
     ("config.core.v3.RuntimeUInt32", "default_value", "runtime_key"),
     ("extensions.access_loggers.file.v3.FileAccessLog",
@@ -162,13 +169,17 @@ pub(super) const ROWS: &[Row] = &[
       generate_request_id preserve_external_request_id always_set_request_id_in_response \
       forward_client_cert_details set_current_client_cert_details proxy_100_continue upgrade_configs \
       normalize_path merge_slashes path_with_escaped_slashes_action strip_matching_host_port \
-      strip_any_host_port route_config rds scoped_routes tracing request_id_extension append_x_forwarded_port",
+      strip_any_host_port route_config rds scoped_routes tracing request_id_extension \
+      append_x_forwarded_port local_reply_config",
      "http1_safe_max_connection_duration http3_protocol_options stream_flush_timeout drain_timeout_jitter \
       access_log_flush_interval flush_access_log_on_new_request access_log_options \
       stream_error_on_invalid_http_message append_local_overload add_proxy_protocol_connection_state"),
     ("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing", "",
      "client_sampling random_sampling overall_sampling verbose max_path_tag_length custom_tags provider \
       spawn_upstream_span operation upstream_operation no_context_propagation"),
+    ("extensions.filters.network.http_connection_manager.v3.LocalReplyConfig", "mappers body_format", ""),
+    ("extensions.filters.network.http_connection_manager.v3.ResponseMapper",
+     "filter status_code body body_format_override headers_to_add", ""),
     ("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.InternalAddressConfig",
      "cidr_ranges", "unix_sockets"),
     ("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails",
@@ -257,8 +268,8 @@ pub(super) const ROWS: &[Row] = &[
      "descriptor_key descriptor_value expect_match headers", ""),
     ("config.route.v3.RateLimit.Action.QueryParameterValueMatch",
      "descriptor_key descriptor_value expect_match query_parameters", ""),
-    ("extensions.filters.http.grpc_stats.v3.FilterConfig", "emit_filter_state",
-     "individual_method_stats_allowlist stats_for_all_methods enable_upstream_stats replace_dots_in_grpc_service_name"),
+    ("extensions.filters.http.grpc_stats.v3.FilterConfig", "",
+     "emit_filter_state individual_method_stats_allowlist stats_for_all_methods enable_upstream_stats replace_dots_in_grpc_service_name"),
     ("extensions.filters.http.grpc_web.v3.GrpcWeb", "", ""),
     ("extensions.filters.http.header_mutation.v3.HeaderMutation",
      "mutations most_specific_header_mutations_wins", ""),
@@ -267,6 +278,20 @@ pub(super) const ROWS: &[Row] = &[
     ("config.common.mutation_rules.v3.HeaderMutation", "remove append", ""),
     ("extensions.filters.http.buffer.v3.Buffer", "max_request_bytes", ""),
     ("extensions.filters.http.buffer.v3.BufferPerRoute", "disabled buffer", ""),
+    ("extensions.filters.http.compressor.v3.Compressor",
+     "compressor_library response_direction_config request_direction_config", "choose_first"),
+    ("extensions.filters.http.compressor.v3.Compressor.ResponseDirectionConfig",
+     "common_config disable_on_etag_header weaken_etag_on_compress remove_accept_encoding_header \
+      uncompressible_response_codes", ""),
+    ("extensions.filters.http.compressor.v3.Compressor.RequestDirectionConfig", "common_config", ""),
+    ("extensions.filters.http.compressor.v3.Compressor.CommonDirectionConfig",
+     "enabled min_content_length content_type content_type_matcher", ""),
+    ("extensions.filters.http.compressor.v3.CompressorPerRoute", "disabled overrides", ""),
+    ("extensions.filters.http.compressor.v3.CompressorOverrides", "response_direction_config", ""),
+    ("extensions.filters.http.compressor.v3.ResponseDirectionOverrides", "remove_accept_encoding_header", ""),
+    ("extensions.compression.gzip.compressor.v3.Gzip", "compression_level",
+     "memory_level compression_strategy window_bits chunk_size"),
+    ("config.core.v3.RuntimeFeatureFlag", "default_value", "runtime_key"),
     ("extensions.filters.http.csrf.v3.CsrfPolicy", "filter_enabled shadow_enabled additional_origins", ""),
     ("extensions.filters.http.stateful_session.v3.StatefulSession", "session_state strict", "stat_prefix"),
     ("extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute", "disabled stateful_session", ""),
@@ -324,9 +349,11 @@ pub(super) const ROWS: &[Row] = &[
     ("config.route.v3.VirtualHost",
      "name domains routes require_tls request_headers_to_add request_headers_to_remove \
       response_headers_to_add response_headers_to_remove include_request_attempt_count \
-      include_attempt_count_in_response retry_policy typed_per_filter_config rate_limits cors",
-     "virtual_clusters per_request_buffer_limit_bytes \
+      include_attempt_count_in_response retry_policy typed_per_filter_config rate_limits cors \
+      virtual_clusters",
+     "per_request_buffer_limit_bytes \
       request_body_buffer_limit metadata"),
+    ("config.route.v3.VirtualCluster", "name headers", ""),
     ("config.route.v3.Route",
      "name match route redirect direct_response request_headers_to_add request_headers_to_remove \
       response_headers_to_add response_headers_to_remove typed_per_filter_config decorator",
@@ -356,7 +383,8 @@ pub(super) const ROWS: &[Row] = &[
      "cluster cluster_header runtime_fraction disable_shadow_host_suffix_append host_rewrite_literal",
      "trace_sampled"),
     ("config.route.v3.RouteAction.MaxStreamDuration", "max_stream_duration grpc_timeout_header_max", ""),
-    ("config.route.v3.RouteAction.UpgradeConfig", "upgrade_type enabled", ""),
+    ("config.route.v3.RouteAction.UpgradeConfig", "upgrade_type enabled connect_config", ""),
+    ("config.route.v3.RouteAction.UpgradeConfig.ConnectConfig", "", ""),
     ("config.route.v3.RouteAction.HashPolicy",
      "header cookie connection_properties query_parameter terminal", ""),
     ("config.route.v3.RouteAction.HashPolicy.Header", "header_name regex_rewrite", ""),
@@ -528,7 +556,9 @@ pub(super) const ROWS: &[Row] = &[
     ("extensions.transport_sockets.tls.v3.SdsSecretConfig", "name sds_config", ""),
     ("extensions.transport_sockets.tls.v3.CertificateValidationContext",
      "trusted_ca match_typed_subject_alt_names match_subject_alt_names trust_chain_verification \
-      watched_directory", "suppress_client_ca_list"),
+      watched_directory verify_certificate_hash verify_certificate_spki crl \
+      only_verify_leaf_cert_crl",
+     "suppress_client_ca_list"),
     ("extensions.transport_sockets.tls.v3.SubjectAltNameMatcher", "san_type matcher", ""),
     ("extensions.transport_sockets.tls.v3.Secret", "name tls_certificate validation_context", ""),
 ];

@@ -5,9 +5,10 @@
 //! `trailers=NAME:VALUE`, `close`, `eof` (no length), `delay=MS`, `first=N` (the rest holds for the first N
 //! attempts only), `reset` (closes without an answer), `half=N` (N bytes of the body, then closes), `hang`,
 //! `early` (answers before the body was read), `raw=BYTES` (`\r\n` written out), `upgrade`, `rst=REASON`
-//! (HTTP/2), `http10`.
+//! (HTTP/2), `http10`, `hold` (HTTP/1: until the last request of a case with `overlap` was answered).
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::Read as _;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -46,6 +47,8 @@ pub struct Recorder {
     attempts: Mutex<HashMap<String, u32>>,
     /// Requests that arrived, for cases that hold some.
     arrived: watch::Sender<usize>,
+    /// How often requests that are held were let go.
+    released: watch::Sender<usize>,
 }
 
 impl Recorder {
@@ -71,6 +74,16 @@ impl Recorder {
         self.arrived.subscribe()
     }
 
+    /// Lets all requests go that are held now.
+    pub fn release(&self) {
+        self.released.send_modify(|n| *n += 1);
+    }
+
+    /// Changes when what arrives from now on may be answered.
+    pub fn releases(&self) -> watch::Receiver<usize> {
+        self.released.subscribe()
+    }
+
     pub fn take(&self) -> BTreeMap<String, Vec<Record>> {
         std::mem::take(&mut self.records.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -89,6 +102,8 @@ pub struct Orders {
     pub reset: bool,
     pub half: Option<usize>,
     pub hang: bool,
+    /// Until the last request of the case was answered.
+    pub hold: bool,
     /// After `half` of the body, says nothing more (HTTP/1).
     pub stall: bool,
     pub early: bool,
@@ -122,6 +137,7 @@ impl Orders {
                 "reset" => orders.reset = true,
                 "half" => orders.half = value.parse().ok(),
                 "hang" => orders.hang = true,
+                "hold" => orders.hold = true,
                 "stall" => orders.stall = true,
                 "early" => orders.early = true,
                 "http10" => orders.http10 = true,
@@ -145,6 +161,14 @@ pub fn sorted(mut headers: Headers) -> Headers {
 
 /// A body as a text that a difference can show.
 pub fn shown(bytes: &[u8]) -> String {
+    // Two compressors need not write the same bytes.
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        let mut plain = Vec::new();
+        return match flate2::read::GzDecoder::new(bytes).read_to_end(&mut plain) {
+            Ok(_) => format!("gzip of {}", shown(&plain)),
+            Err(error) => format!("broken gzip: {error}"),
+        };
+    }
     match bytes.len() {
         0..200 => String::from_utf8_lossy(bytes).into_owned(),
         length => format!("{length} bytes, sum {}", bytes.iter().map(|b| u64::from(*b)).sum::<u64>()),
@@ -222,6 +246,7 @@ async fn echo(stream: BoxStream, greet: bool) {
 async fn serve(mut reader: Reader<BoxStream>, name: &str, recorder: &Recorder) -> std::io::Result<()> {
     while let Some(head) = reader.head().await? {
         let case = head.get("x-case").unwrap_or_default().to_owned();
+        let mut releases = recorder.releases();
         let attempt = recorder.arrive(&case);
         let orders = Orders::parse(head.get("x-do"), attempt, name);
         if head.get("expect").is_some() && !orders.early {
@@ -232,6 +257,9 @@ async fn serve(mut reader: Reader<BoxStream>, name: &str, recorder: &Recorder) -
         let payload = if orders.early { Payload::default() } else { reader.payload(framing).await };
         recorder.record(&case, record(name, &head, &payload));
         tokio::time::sleep(orders.delay).await;
+        if orders.hold {
+            releases.changed().await.ok();
+        }
         let method = head.words()[0];
         if !answer(&mut reader, &orders, method == "HEAD", method == "CONNECT", name).await? {
             return Ok(());

@@ -65,7 +65,8 @@ pub enum BackendKind {
 pub struct Case {
     pub name: String,
     pub send: Vec<Send>,
-    /// Every request but the last is held at its backend until the last one was answered.
+    /// Each request but the last is sent when the one before has arrived at its backend (which holds it if it says
+    /// `x-do: hold`), and the last one after them.
     #[serde(default)]
     pub overlap: bool,
     #[serde(default)]

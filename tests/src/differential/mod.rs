@@ -19,4 +19,4 @@ mod suite;
 mod wire;
 
 pub use io::Certificates;
-pub use suite::run;
+pub use suite::{bootstraps, run};

@@ -120,6 +120,21 @@ fn sum_up(all: &[(String, Vec<String>)], broken: &[String], known: &Known, compl
     Ok(())
 }
 
+/// The configuration of each case file, with its name; the certificates that they name are made in `work`.
+///
+/// # Errors
+/// When a case file is not one.
+pub fn bootstraps(work: &Path) -> Result<Vec<(String, serde_json::Value)>> {
+    let certs = Certificates::make(work)?;
+    let ip = IpAddr::from(Ipv4Addr::LOCALHOST);
+    let of = |path: &PathBuf| {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let text = bootstrap(&CaseFile::read(path)?, ip, &certs.folder, &work.join("log"))?;
+        Ok((name, serde_json::from_str(&text)?))
+    };
+    case_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("differential"))?.iter().map(of).collect()
+}
+
 fn case_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files: Vec<_> = std::fs::read_dir(folder)
         .with_context(|| format!("cannot read {}", folder.display()))?
@@ -242,6 +257,7 @@ async fn run_case(
             answers.extend(client::send(request, id, ip, certs).await);
         }
     }
+    recorder.release();
     let mut first = Vec::new();
     for held in held {
         first.extend(held.await.unwrap_or_default());

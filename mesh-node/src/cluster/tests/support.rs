@@ -76,6 +76,7 @@ pub(crate) fn endpoint(address: &str, weight: u32, health: HealthStatus) -> Arc<
         peer: None,
         transport_match: Vec::new(),
         lb_metadata: Vec::new().into(),
+        metadata: Box::default(),
         check: None,
         additional: Vec::new(),
     })
@@ -135,6 +136,7 @@ pub(crate) fn cluster(name: &str, load_assignment: Vec<Locality>) -> Cluster {
         close_connections_on_host_health_failure: false,
         stats: Arc::default(),
         istio: Default::default(),
+        metadata: Box::default(),
         content_hash: 1,
     }
 }

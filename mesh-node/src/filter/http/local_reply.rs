@@ -7,7 +7,11 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
+use super::chain::put;
+use super::stream::Stream;
 use crate::http::body::Body;
+use crate::model::headers::HeaderTarget;
+use crate::model::network::{LocalReplies, ReplyMapper};
 use crate::telemetry::grpc_status;
 use crate::telemetry::stream_info::ResponseFlags;
 
@@ -31,6 +35,10 @@ pub struct LocalReply {
     pub grpc_status: Option<u8>,
     /// Sent before the headers of the body.
     pub headers: HeaderMap,
+    /// It is what the route says: the route's changes come after its own headers, not before.
+    pub of_route: bool,
+    /// Of a body that is not what it was.
+    pub content_type: Option<HeaderValue>,
 }
 
 impl LocalReply {
@@ -47,6 +55,8 @@ impl LocalReply {
             flags: ResponseFlags::default(),
             grpc_status: None,
             headers: HeaderMap::new(),
+            of_route: false,
+            content_type: None,
         }
     }
 
@@ -58,6 +68,50 @@ impl LocalReply {
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.insert(name, value);
         self
+    }
+
+    /// `local_reply_config`: another status, body and headers, where the configuration wants them.
+    pub fn rewrite(&mut self, stream: &Stream, replies: &LocalReplies) {
+        let status = |stream: &Stream, status: StatusCode| {
+            stream.info.borrow_mut().response_code = Some(status.as_u16());
+        };
+        status(stream, self.status);
+        let wants = |mapper: &&ReplyMapper| {
+            stream.with_context(&self.headers, None, |context| mapper.filter.wants(context))
+        };
+        let mapper = replies.mappers.iter().find(wants);
+        let own = self.bytes.take().unwrap_or_else(|| match std::mem::take(&mut self.body) {
+            Cow::Borrowed(text) => Bytes::from_static(text.as_bytes()),
+            Cow::Owned(text) => Bytes::from(text),
+        });
+        let mut body = own.clone();
+        if let Some(mapper) = mapper {
+            if let Some(text) = &mapper.body {
+                body = Bytes::copy_from_slice(text.as_bytes());
+            }
+            for add in &mapper.headers {
+                let mut value = String::new();
+                stream.evaluate(&add.value, None, Some(&self.headers), &mut value);
+                if let HeaderTarget::Name(_) = &add.name {
+                    put(add, value, &mut self.headers);
+                }
+            }
+            if let Some(code) = mapper.status.and_then(|code| StatusCode::from_u16(code).ok()) {
+                self.status = code;
+                status(stream, code);
+            }
+        }
+        if let Some(of) = mapper.and_then(|m| m.body_format.as_ref()).or(replies.body_format.as_ref()) {
+            let mut text = String::new();
+            let told = String::from_utf8_lossy(&body);
+            stream.with_context(&self.headers, Some(&told), |context| of.format.write(context, &mut text));
+            body = Bytes::from(text);
+            self.content_type = Some(of.content_type.clone());
+        }
+        if body != own && self.content_type.is_none() {
+            self.content_type = Some(HeaderValue::from_static("text/plain"));
+        }
+        self.bytes = Some(body);
     }
 
     /// The response, in the form that the request asks for: a gRPC client gets a status in headers (a
@@ -72,6 +126,8 @@ impl LocalReply {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(status)));
             let text = self.bytes.as_deref().unwrap_or(self.body.as_bytes());
+            let json = self.content_type.as_ref().is_some_and(|kind| kind == "application/json");
+            let text = if json { text.strip_suffix(b"\n").unwrap_or(text) } else { text };
             if !text.is_empty()
                 && let Ok(message) = HeaderValue::try_from(percent_encoded(text))
             {
@@ -88,6 +144,9 @@ impl LocalReply {
             return response;
         }
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        if let Some(content_type) = self.content_type {
+            headers.insert(CONTENT_TYPE, content_type);
+        }
         headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("text/plain"));
         if !head {
             *response.body_mut() = Body::from_bytes(body);

@@ -40,7 +40,7 @@ use self::local_reply::LocalReply;
 use self::request::Request;
 use self::response_body::ResponseBody;
 use self::router::Answer;
-use self::routes::Routes;
+use self::routes::{KeptRoute, Routes};
 use self::stream::{Expired, Owner, Stream};
 use self::timer::Timer;
 use self::xfcc::Xfcc;
@@ -162,7 +162,7 @@ impl ConnectionManager {
             return Answer::Local(refused);
         }
         let table = self.routes.now(&request.parts.headers);
-        let table = &*table;
+        let table: &Arc<RouteTable> = &table;
         let decision = crate::router::route(table, &request.head(), fastrand::u64(..));
         let routed = match &decision {
             Decision::Route(routed) => Some(routed),
@@ -170,6 +170,7 @@ impl ConnectionManager {
         };
         if let Some(routed) = routed {
             note_route(stream, routed);
+            stream.keep_route(KeptRoute::of(table, routed), &request);
             if let Some(refused) = self.refuse_upgrade(stream, &request, routed) {
                 self.note_cluster(stream, &request, routed);
                 stream.log_request(&request);
@@ -359,11 +360,17 @@ impl ConnectionManager {
     fn finish(&self, owner: Owner, timer: Timer, answer: Answer) -> Response<ResponseBody> {
         let (mut response, from_upstream) = match answer {
             Answer::Upstream(response) => (response, true),
-            Answer::Local(reply) => {
+            Answer::Local(mut reply) => {
                 let mut info = owner.info.borrow_mut();
                 info.flags.set(reply.flags);
                 info.response_code_details = Some(reply.details.clone());
                 drop(info);
+                if let Some(kept) = &*owner.kept_route() {
+                    router::finalize(&owner, kept, &mut reply);
+                }
+                if let Some(replies) = &self.hcm.local_replies {
+                    reply.rewrite(&owner, replies);
+                }
                 (reply.into_response(owner.grpc, owner.head), false)
             }
         };
@@ -408,7 +415,7 @@ impl ConnectionManager {
             info.flags.set(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
         }
         for log in &self.hcm.access_log {
-            log.log(&info, None, Some(headers), None);
+            log.log(&info, None, Some(headers), None, None);
         }
     }
 }

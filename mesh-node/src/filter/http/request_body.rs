@@ -21,11 +21,54 @@ use crate::http::body::{Body, BodyError};
 pub struct Observed {
     inner: Body,
     stream: Rc<Stream>,
+    /// Its bytes are what the client sent.
+    counts: bool,
 }
 
 impl Observed {
+    /// What a filter has made of the body is not counted: what it was made of is.
     pub fn new(inner: Body, stream: Rc<Stream>) -> Self {
-        Self { inner, stream }
+        let counts = !stream.counted.get();
+        Self { inner, stream, counts }
+    }
+}
+
+/// The body of a request as its client sends it, counted, for a filter that makes another one of it.
+pub fn counted(inner: Body, stream: &Rc<Stream>) -> Body {
+    if stream.counted.replace(true) {
+        return inner;
+    }
+    Body::boxed(Counted { inner, stream: stream.clone() })
+}
+
+struct Counted {
+    inner: Body,
+    stream: Rc<Stream>,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.stream.info.borrow_mut().bytes_received += data.len() as u64;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }
 
@@ -49,7 +92,7 @@ impl http_body::Body for Observed {
         match &frame {
             Some(Ok(frame)) => {
                 self.stream.touch();
-                if let Some(data) = frame.data_ref() {
+                if let Some(data) = frame.data_ref().filter(|_| self.counts) {
                     self.stream.info.borrow_mut().bytes_received += data.len() as u64;
                 }
                 if frame.is_trailers() || self.inner.is_end_stream() {

@@ -5,6 +5,7 @@ mod attempt;
 mod limits;
 mod local;
 mod mirror;
+mod tunnel;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -18,14 +19,19 @@ use super::request::Request;
 use super::stream::Stream;
 use crate::cluster::{ClusterState, RoutingPriority};
 use crate::http::body::Body;
+use crate::model::Str;
 use crate::model::header_lines::{join_lines, single_line_in_response};
+use crate::model::matcher::HeaderMatcher;
 use crate::model::network::RouterFilter;
-use crate::model::route::{Action, Forward, RetryPolicy, RouteTable};
-use crate::router::{RetryPlan, Routed, Timeouts, apply_request, apply_response, rewrite_host, rewrite_path};
+use crate::model::route::{Action, Forward, RetryPolicy, RouteTable, VirtualHost};
+use crate::router::{
+    RequestHead, RetryPlan, Routed, Timeouts, apply_request, apply_response, header_matches, rewrite_host,
+    rewrite_path,
+};
 use crate::telemetry::stream_info::ResponseFlags;
 
 pub use limits::TryLimit;
-pub use local::{redirect_to, timed_out};
+pub use local::{finalize, redirect_to, timed_out};
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
@@ -102,11 +108,15 @@ async fn to_cluster(routing: Routing<'_>, forward: &Forward, mut request: Reques
     };
     let policy = RetryPlan::policy(routing.routed.virtual_host, forward);
     let plan = RetryPlan::new(policy, &request.head());
+    if !routing.routed.virtual_host.virtual_clusters.is_empty() {
+        let name = virtual_cluster(routing.routed.virtual_host, &request.head());
+        stream.info.borrow_mut().virtual_cluster = name;
+    }
     RetryPlan::remove_headers(&mut request.parts.headers);
     let suppress = routing.filter.suppress_envoy_headers;
     let timeouts = Timeouts::resolve(forward, policy.map(|p| &**p), &mut request.parts.headers, !suppress);
     stream.limit_response(timeouts.global, timeouts.max_stream_duration);
-    if routing.changes_response() {
+    if stream.changes_response() {
         stream.keep_request(&request);
     }
     stream.set_upstream(&cluster, routing.routed.virtual_host.include_attempt_count_in_response);
@@ -131,13 +141,10 @@ async fn to_cluster(routing: Routing<'_>, forward: &Forward, mut request: Reques
     }
 }
 
-impl Routing<'_> {
-    /// Will response headers be computed, maybe from the request's?
-    fn changes_response(&self) -> bool {
-        let weighted = self.routed.weighted.map(|w| &w.headers);
-        let levels = [&self.routed.route.headers, &self.routed.virtual_host.headers, &self.table.headers];
-        levels.into_iter().chain(weighted).any(|level| !level.response_add.is_empty())
-    }
+/// The name of the kind of request that the virtual host finds this one to be.
+fn virtual_cluster(host: &VirtualHost, head: &RequestHead<'_>) -> Option<Str> {
+    let all = |matchers: &[HeaderMatcher]| matchers.iter().all(|m| header_matches(m, head));
+    host.virtual_clusters.iter().find(|(_, matchers)| all(matchers)).map(|(name, _)| name.clone())
 }
 
 impl Forwarding<'_> {

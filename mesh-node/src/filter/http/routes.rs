@@ -7,10 +7,12 @@ use arc_swap::ArcSwap;
 use http::HeaderMap;
 
 use super::WorkerContext;
+use crate::model::headers::HeaderMutations;
 use crate::model::network::RouteSource;
-use crate::model::route::RouteTable;
+use crate::model::route::{Action, ClusterChoice, Route, RouteTable, VirtualHost, WeightedCluster};
 use crate::model::scopes::{ScopeHandle, ScopedRoutes, Scopes};
 use crate::model::{RouteHandle, Str};
+use crate::router::Routed;
 
 /// Where the requests of one connection find their routes.
 #[derive(Debug)]
@@ -23,8 +25,62 @@ pub(super) enum Routes {
 
 /// The table as of one moment.
 pub(super) enum Now<'a> {
-    Fixed(&'a RouteTable),
+    Fixed(&'a Arc<RouteTable>),
     Swapped(Arc<RouteTable>),
+}
+
+/// The route of a stream whose response headers it changes: answers of the proxy's own have them too.
+#[derive(Debug)]
+pub struct KeptRoute {
+    table: Arc<RouteTable>,
+    virtual_host: Arc<VirtualHost>,
+    route: Arc<Route>,
+    /// Index of the weighted cluster that was drawn.
+    weighted: Option<usize>,
+}
+
+impl KeptRoute {
+    /// `None` if the response stays as it is.
+    pub(super) fn of(table: &Arc<RouteTable>, routed: &Routed<'_>) -> Option<Self> {
+        let weighted = routed.weighted.map(|weighted| &weighted.headers);
+        let levels = [&routed.route.headers, &routed.virtual_host.headers, &table.headers];
+        let changes =
+            |level: &HeaderMutations| !level.response_add.is_empty() || !level.response_remove.is_empty();
+        if !levels.into_iter().chain(weighted).any(changes) {
+            return None;
+        }
+        let at = |drawn: &WeightedCluster| {
+            weighted_clusters(routed.route).iter().position(|cluster| std::ptr::eq(cluster, drawn))
+        };
+        Some(Self {
+            table: table.clone(),
+            virtual_host: routed.virtual_host.clone(),
+            route: routed.route.clone(),
+            weighted: routed.weighted.and_then(at),
+        })
+    }
+
+    pub(super) fn table(&self) -> &RouteTable {
+        &self.table
+    }
+
+    pub(super) fn routed(&self) -> Routed<'_> {
+        Routed {
+            virtual_host: &self.virtual_host,
+            route: &self.route,
+            weighted: self.weighted.and_then(|at| weighted_clusters(&self.route).get(at)),
+        }
+    }
+}
+
+fn weighted_clusters(route: &Route) -> &[WeightedCluster] {
+    match &route.action {
+        Action::Forward(forward) => match &forward.cluster {
+            ClusterChoice::Weighted { clusters, .. } => clusters,
+            _ => &[],
+        },
+        _ => &[],
+    }
 }
 
 impl Routes {
@@ -65,9 +121,9 @@ impl Routes {
 }
 
 impl Deref for Now<'_> {
-    type Target = RouteTable;
+    type Target = Arc<RouteTable>;
 
-    fn deref(&self) -> &RouteTable {
+    fn deref(&self) -> &Arc<RouteTable> {
         match self {
             Self::Fixed(table) => table,
             Self::Swapped(table) => table,

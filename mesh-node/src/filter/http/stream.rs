@@ -19,12 +19,15 @@ use super::chain;
 use super::request::Request;
 use super::request_headers::{X_REQUEST_ID, is_upgrade};
 use super::router::TryLimit;
+use super::routes::KeptRoute;
 use super::timer::Timer;
 use crate::cluster::{ClusterState, Host, Outcome, Report};
 use crate::http::body::{Body, BodyError};
 use crate::model::format::Format;
 use crate::model::route::Forward;
-use crate::telemetry::format::{Context as FormatContext, Missing, RequestHead, RequestView, evaluate};
+use crate::telemetry::format::{
+    Context as FormatContext, Missing, RequestHead, RequestView, UpstreamView, evaluate,
+};
 use crate::telemetry::stream_info::{ResponseFlags, StreamInfo};
 
 /// How much of a request that nobody wants is read: Envoy's default buffer of a connection.
@@ -55,12 +58,15 @@ pub struct Stream {
     request_id: RefCell<Option<HeaderValue>>,
     /// What the response says that the request is called.
     decoration: RefCell<Option<HeaderValue>>,
+    route: RefCell<Option<KeptRoute>>,
     /// What its filters keep.
     pub chain: chain::State,
     grpc_status: Cell<Option<u8>>,
     /// Something was waited for before the answer.
     waited: Cell<bool>,
     /// What nobody has read of a request whose tries are over.
+    /// A filter reads the body, and what it makes of it goes on: the bytes are counted where it reads.
+    pub counted: Cell<bool>,
     unread: RefCell<Option<Body>>,
 }
 
@@ -71,6 +77,19 @@ pub struct Upstream {
     pub host: Option<Arc<Host>>,
     /// The response says how many tries it took.
     pub tell_attempts: bool,
+}
+
+impl Upstream {
+    /// What configuration says of it.
+    fn view(&self) -> UpstreamView<'_> {
+        let endpoint = self.host.as_ref().and_then(|host| host.endpoint.as_deref());
+        UpstreamView {
+            cluster_metadata: &self.cluster.config.metadata,
+            endpoint_metadata: endpoint.map_or(&[][..], |endpoint| &endpoint.metadata[..]),
+            endpoint_lb: endpoint.map_or(&[][..], |endpoint| &endpoint.lb_metadata[..]),
+            host_name: self.host.as_ref().and_then(|host| host.hostname.as_deref()),
+        }
+    }
 }
 
 /// Headers as the access log sees them.
@@ -150,9 +169,11 @@ impl Stream {
             upstream: RefCell::default(),
             request_id: RefCell::default(),
             decoration: RefCell::default(),
+            route: RefCell::default(),
             chain: chain::State::default(),
             grpc_status: Cell::new(None),
             waited: Cell::new(false),
+            counted: Cell::default(),
             unread: RefCell::default(),
             manager,
         }))
@@ -287,7 +308,8 @@ impl Stream {
 
     /// Keeps the request's head, as it is sent upstream, for the access log, if there is one.
     pub fn log_request(&self, request: &Request) {
-        if !self.manager.hcm.access_log.is_empty() {
+        let hcm = &self.manager.hcm;
+        if !hcm.access_log.is_empty() || hcm.local_replies.is_some() {
             self.keep_request(request);
         }
     }
@@ -302,6 +324,23 @@ impl Stream {
             path: request.path().to_owned(),
             headers: request.parts.headers.clone(),
         });
+    }
+
+    /// Keeps the route that changes response headers, with the request that their formats may speak of.
+    pub fn keep_route(&self, route: Option<KeptRoute>, request: &Request) {
+        if route.is_some() {
+            self.keep_request(request);
+        }
+        *self.route.borrow_mut() = route;
+    }
+
+    pub fn kept_route(&self) -> Ref<'_, Option<KeptRoute>> {
+        self.route.borrow()
+    }
+
+    /// Will the route change response headers?
+    pub fn changes_response(&self) -> bool {
+        self.route.borrow().is_some()
     }
 
     /// Keeps the request's id for the response, if that is to tell it.
@@ -324,6 +363,25 @@ impl Stream {
         self.decoration.borrow().clone()
     }
 
+    /// Shows what is known of the stream, with the response that is being made and its body.
+    pub fn with_context<T>(
+        &self,
+        response: &HeaderMap,
+        local_reply: Option<&str>,
+        f: impl FnOnce(&FormatContext<'_>) -> T,
+    ) -> T {
+        let logged = self.logged.borrow();
+        let info = self.info.borrow();
+        let upstream = self.upstream.borrow();
+        f(&FormatContext {
+            request: logged.request.as_ref().map(Into::into),
+            response: Some(response),
+            upstream: upstream.as_ref().map(Upstream::view),
+            local_reply,
+            ..FormatContext::of(&info)
+        })
+    }
+
     /// Appends the value of a header's format. Without `request` the kept one counts.
     pub fn evaluate(
         &self,
@@ -342,7 +400,9 @@ impl Stream {
             headers,
         });
         let request = view.or_else(|| logged.request.as_ref().map(Into::into));
-        let context = FormatContext { info: &info, request, response, trailers: None };
+        let upstream = self.upstream.borrow();
+        let upstream = upstream.as_ref().map(Upstream::view);
+        let context = FormatContext { request, response, upstream, ..FormatContext::of(&info) };
         evaluate(format, &context, Missing::Empty, out);
     }
 
@@ -354,7 +414,8 @@ impl Stream {
 
     /// Notes the host of the next try.
     pub fn set_host(&self, host: &Arc<Host>) {
-        self.info.borrow_mut().upstream.host = Some(host.address);
+        let info = &mut self.info.borrow_mut().upstream;
+        info.earlier.extend(info.host.replace(host.address));
         if let Some(upstream) = &mut *self.upstream.borrow_mut() {
             upstream.host = Some(host.clone());
         }
@@ -508,8 +569,11 @@ impl Drop for Owner {
         stats.downstream_rq_time.record_ms(end);
         chain::report(stream, &info);
         let logged = stream.logged.borrow();
+        let upstream = stream.upstream.borrow();
+        let upstream = upstream.as_ref().map(Upstream::view);
         for log in &stream.manager.hcm.access_log {
-            log.log(&info, logged.request.as_ref(), logged.response.as_ref(), logged.trailers.as_ref());
+            let (request, response) = (logged.request.as_ref(), logged.response.as_ref());
+            log.log(&info, request, response, logged.trailers.as_ref(), upstream);
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ use crate::http::h1::parse::ConnectionTokens;
 use crate::http::informational::Informational;
 use crate::http::metered::Metered;
 use crate::model::network::Http2Options;
+use crate::telemetry::stream_info::UpstreamConnection;
 
 /// Bytes of a response's headers, uncompressed: Envoy's `max_response_headers_kb`.
 const MAX_HEADER_BYTES: u32 = 60 << 10;
@@ -57,7 +58,7 @@ pub enum Failure {
 #[derive(Clone)]
 pub struct Handle {
     sender: SendRequest<Bytes>,
-    local: SocketAddr,
+    connection: Arc<UpstreamConnection>,
     shared: Rc<Shared>,
 }
 
@@ -74,14 +75,14 @@ struct Shared {
     idle_timeout: Option<Duration>,
 }
 
-/// Starts HTTP/2 on a connected transport with this local address. The owner closes it when it is idle for
+/// Starts HTTP/2 on a connected transport. The owner closes it when it is idle for
 /// `idle_timeout`. What is held for it counts in `purse`.
 ///
 /// # Errors
 /// The handshake failed.
 pub async fn connect<IO>(
     io: IO,
-    local: SocketAddr,
+    facts: Arc<UpstreamConnection>,
     options: &Http2Options,
     idle_timeout: Option<Duration>,
     purse: Option<Rc<Purse>>,
@@ -132,7 +133,7 @@ where
             }
         }
     });
-    Ok(Handle { sender, local, shared })
+    Ok(Handle { sender, connection: facts, shared })
 }
 
 impl Handle {
@@ -148,9 +149,9 @@ impl Handle {
         !self.shared.closed.get() && !matches!(self.sender.poll_ready(&mut context), Poll::Ready(Err(_)))
     }
 
-    /// The connection's own address.
-    pub fn local(&self) -> SocketAddr {
-        self.local
+    /// Facts of the connection.
+    pub fn connection(&self) -> &Arc<UpstreamConnection> {
+        &self.connection
     }
 
     /// How long it may be without an exchange.

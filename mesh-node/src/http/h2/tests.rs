@@ -22,6 +22,7 @@ use crate::http::body::{Body, BodyError};
 use crate::http::informational::Informational;
 use crate::http::service::{HttpService, Refusal, Reset};
 use crate::model::network::Http2Options;
+use crate::telemetry::stream_info::UpstreamConnection;
 
 struct FnService<F>(F);
 
@@ -80,7 +81,7 @@ fn options() -> Options {
 
 async fn handle(io: TcpStream) -> Handle {
     let local: SocketAddr = io.local_addr().unwrap();
-    connect(io, local, &Http2Options::default(), None, None).await.unwrap()
+    connect(io, UpstreamConnection::new(local, None), &Http2Options::default(), None, None).await.unwrap()
 }
 
 async fn served<F, A>(answer: F) -> Served

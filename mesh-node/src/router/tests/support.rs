@@ -104,6 +104,7 @@ pub(crate) fn forward() -> Forward {
         grpc_timeout_header_max: None,
         retry: None,
         upgrades: Vec::new(),
+        terminates_connect: false,
         hash_policy: Vec::new(),
         metadata_match: None,
         priority_high: false,
@@ -145,6 +146,7 @@ pub(crate) fn virtual_host(name: &str, domains: &[&str], routes: Vec<Arc<Route>>
         rate_limits: Vec::new(),
         include_request_attempt_count: false,
         include_attempt_count_in_response: false,
+        virtual_clusters: Vec::new(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! HTTP filters and what routes say to them. The table of supported fields has refused what is not known before
 //! anything here is asked.
 
+mod compressor;
 mod istio;
 mod metadata;
 mod rate_limit;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use mesh_xds::pb::envoy::config::route::v3::cors_policy::EnabledSpecifier;
 use mesh_xds::pb::envoy::config::route::v3::{CorsPolicy as OldCorsPolicy, FilterConfig};
 use mesh_xds::pb::envoy::extensions::filters::http::buffer::v3::{Buffer, BufferPerRoute, buffer_per_route};
+use mesh_xds::pb::envoy::extensions::filters::http::compressor::v3::{Compressor, CompressorPerRoute};
 use mesh_xds::pb::envoy::extensions::filters::http::cors::v3::{Cors, CorsPolicy};
 use mesh_xds::pb::envoy::extensions::filters::http::csrf::v3::CsrfPolicy;
 use mesh_xds::pb::envoy::extensions::filters::http::dynamic_forward_proxy::v3::{
@@ -169,6 +171,9 @@ fn one(at: At<'_>, config: &Any, place: &Place<'_, '_>) -> Result<HttpFilterKind
     if let Some(proto) = read::<ForwardProxy>(at, config)? {
         return Ok(HttpFilterKind::ForwardProxy(forward_proxy::filter(at, &proto)?));
     }
+    if let Some(proto) = read::<Compressor>(at, config)? {
+        return Ok(HttpFilterKind::Compressor(Arc::new(compressor::convert(at, &proto)?)));
+    }
     Err(extension(at, config))
 }
 
@@ -263,6 +268,9 @@ fn said(at: At<'_>, config: &Any, context: &Context<'_>) -> Result<Override, Xds
     if let Some(proto) = read::<SetFilterState>(at, config)? {
         let entries = metadata::filter_state(at.field("on_request_headers"), &proto.on_request_headers)?;
         return Ok(Override::SetFilterState(Arc::new(entries)));
+    }
+    if let Some(proto) = read::<CompressorPerRoute>(at, config)? {
+        return Ok(compressor::of_route(&proto));
     }
     if let Some(proto) = read::<PerRouteConfig>(at, config)? {
         return forward_proxy::of_route(at, &proto);

@@ -55,6 +55,11 @@ impl Certificate {
         self.uris.clone()
     }
 
+    /// The certificate itself, DER.
+    pub(super) fn leaf(&self) -> Arc<[u8]> {
+        self.key.cert.first().map_or(&[][..], |leaf| leaf).into()
+    }
+
     fn has_name(&self, name: &str) -> bool {
         let parent = name.split_once('.').map(|(_, parent)| parent);
         self.dns_names

@@ -6,6 +6,7 @@
 
 mod certificates;
 mod parameters;
+mod pins;
 mod verify;
 
 use std::hash::{BuildHasher, Hasher};
@@ -181,7 +182,7 @@ fn server(
         &provider,
     )?;
     let versions = parameters::versions(at.field("tls_params"), common.tls_params.as_ref())?;
-    let local_uri_sans = certificates[0].uri_sans();
+    let (local_uri_sans, local_leaf) = (certificates[0].uri_sans(), certificates[0].leaf());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&versions)
         .map_err(|e| at.field("tls_params").invalid(e.to_string()))?
@@ -198,6 +199,7 @@ fn server(
         without_alpn,
         require_client_certificate: require,
         local_uri_sans,
+        local_leaf,
     })
 }
 
@@ -224,13 +226,15 @@ fn client(
         .map_err(|e| at.field("tls_params").invalid(e.to_string()))?
         .dangerous()
         .with_custom_certificate_verifier(verifier);
+    let local_uri_sans = certificates.first().map(certificates::Certificate::uri_sans).unwrap_or_default();
+    let local_leaf = certificates.first().map(certificates::Certificate::leaf);
     let mut config = match certificates.into_iter().next() {
         Some(certificate) => builder.with_client_cert_resolver(Arc::new(certificate)),
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = alpn(common);
     let identity_hash = super::common::content_hash(common, parts.files.hashes());
-    Ok(UpstreamTls { config: Arc::new(config), sni, identity_hash })
+    Ok(UpstreamTls { config: Arc::new(config), sni, local_uri_sans, local_leaf, identity_hash })
 }
 
 /// Compiles a secret that comes by SDS: it is read, so that one that cannot be used is refused, and kept as it

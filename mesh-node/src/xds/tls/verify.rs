@@ -25,6 +25,7 @@ use rustls::{
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::certificates::certificates;
+use super::pins::{Pins, Revoked};
 use crate::model::matcher::{StringMatcher, StringPattern};
 use crate::xds::common::enumeration;
 use crate::xds::error::{At, XdsError};
@@ -38,6 +39,8 @@ struct Trust {
     /// A `trusted_ca` is given, so a certificate is asked for, even if any will do.
     ask: bool,
     names: Vec<NameMatcher>,
+    pins: Pins,
+    revoked: Option<Revoked>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -94,8 +97,8 @@ impl Trust {
         provider: &CryptoProvider,
     ) -> Result<Self, XdsError> {
         let algorithms = provider.signature_verification_algorithms;
-        let any = |ask| Self { roots: None, ask, names: Vec::new(), algorithms };
-        let Some(proto) = proto else { return Ok(any(false)) };
+        let any = |ask, pins| Self { roots: None, ask, names: Vec::new(), pins, revoked: None, algorithms };
+        let Some(proto) = proto else { return Ok(any(false, Pins::default())) };
         let roots = match &proto.trusted_ca {
             Some(source) => {
                 let at = at.field("trusted_ca");
@@ -109,12 +112,28 @@ impl Trust {
                 at.invalid("subject alternative names can be verified only together with trusted_ca; add it")
             );
         }
+        let pins = Pins::of(at, proto)?;
+        let revoked = Revoked::of(at, proto, &mut read)?;
+        let ask = roots.is_some() || !pins.is_empty();
         let at = at.field("trust_chain_verification");
         let verification: TrustChainVerification = enumeration(at, proto.trust_chain_verification)?;
         if verification == TrustChainVerification::AcceptUntrusted {
-            return Ok(any(roots.is_some()));
+            return Ok(any(ask, pins));
         }
-        Ok(Self { ask: roots.is_some(), roots, names, algorithms })
+        Ok(Self { ask, roots, names, pins, revoked, algorithms })
+    }
+
+    /// What is asked of a certificate whose chain is good, but for its names.
+    fn check(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        if let Some(revoked) = &self.revoked {
+            revoked.check(leaf, intermediates, now)?;
+        }
+        self.pins.check(leaf)
     }
 
     fn check_names(&self, leaf: &CertificateDer<'_>) -> Result<(), Error> {
@@ -244,6 +263,7 @@ impl ClientCertVerifier for Clients {
         {
             chain.verify_client_cert(end_entity, intermediates, now)?;
         }
+        self.trust.check(end_entity, intermediates, now)?;
         self.trust.check_names(end_entity)?;
         Ok(ClientCertVerified::assertion())
     }
@@ -289,6 +309,7 @@ impl ServerCertVerifier for Servers {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
+        self.trust.check(end_entity, intermediates, now)?;
         let Some(roots) = &self.trust.roots else { return Ok(ServerCertVerified::assertion()) };
         if !roots.contains(end_entity, now)? {
             let cert = ParsedCertificate::try_from(end_entity)?;

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use smallvec::SmallVec;
 
 use super::super::local_reply::LocalReply;
 use super::super::request::Request;
@@ -100,22 +101,26 @@ fn take<'l>(
     request: &Request,
     now: Instant,
 ) -> (bool, Option<&'l TokenBucket>) {
-    let mut of_descriptor = None;
+    let mut matched = SmallVec::<[&TokenBucket; 4]>::new();
     if !limit.descriptors.is_empty() {
         for actions in limits_of(decoding.routed, limit) {
             let Some(entries) = describe(decoding, actions, request) else { continue };
-            let Some(of) = limit.descriptors.iter().find(|of| of.entries == entries) else { continue };
-            of_descriptor = Some(&of.bucket);
-            if !of.bucket.take(now) {
-                return (false, of_descriptor);
-            }
+            let of = limit.descriptors.iter().find(|of| of.entries == entries);
+            matched.extend(of.map(|of| &of.bucket));
         }
+        // What fills slowest is asked first, and told of where all have tokens.
+        matched.sort_by(|a, b| a.fill_rate().total_cmp(&b.fill_rate()));
     }
+    if let Some(empty) = matched.iter().copied().find(|bucket| !bucket.take(now)) {
+        return (false, Some(empty));
+    }
+    let first = matched.first().copied();
     match &limit.bucket {
-        Some(bucket) if of_descriptor.is_none() || limit.always_consume_default => {
-            (bucket.take(now), of_descriptor.or(Some(bucket)))
-        }
-        _ => (true, of_descriptor),
+        Some(bucket) if first.is_none() || limit.always_consume_default => match bucket.take(now) {
+            true => (true, first.or(Some(bucket))),
+            false => (false, Some(bucket)),
+        },
+        _ => (true, first),
     }
 }
 

@@ -5,6 +5,7 @@
 //! waits allocates. What a filter wants to do with the response it leaves behind as a [`Step`].
 
 mod buffer;
+mod compressor;
 mod cors;
 mod csrf;
 mod fault;
@@ -40,6 +41,7 @@ use crate::model::route::RouteTable;
 use crate::router::Routed;
 
 pub use self::grpc_stats::Messages;
+pub(super) use self::header_mutation::put;
 pub use self::istio_stats::{SeriesCache, report};
 pub use self::peer_metadata::Peers;
 
@@ -102,6 +104,8 @@ enum Step {
     RateLimited(local_rate_limit::Headers),
     StatefulSession(Arc<StatefulSession>, Option<SocketAddr>),
     Metadata(Arc<crate::model::http_filter::HeaderToMetadata>),
+    HealthCheck,
+    Compress(compressor::Responding),
 }
 
 /// One request on its way through the filters.
@@ -252,6 +256,10 @@ pub async fn decode(
             HttpFilterKind::ForwardProxy(own) => {
                 Box::pin(forward_proxy::decode(&decoding, filter, own, request)).await
             }
+            HttpFilterKind::Compressor(own) => {
+                compressor::decode(&decoding, filter, own, stream, request);
+                None
+            }
             // The converter lets only the last be a router.
             HttpFilterKind::Router(_) => None,
         };
@@ -278,6 +286,8 @@ pub fn encode(stream: &Stream, response: &mut Response<Body>) {
             Step::HeaderMutation(of) => header_mutation::encode(stream, &of, response),
             Step::RateLimited(headers) => headers.encode(response.headers_mut()),
             Step::StatefulSession(of, was) => stateful_session::encode(stream, &of, was, response),
+            Step::Compress(responding) => compressor::encode(stream, &responding, response),
+            Step::HealthCheck => health_check::encode(stream, response.headers_mut()),
             Step::Metadata(of) => metadata::from_response(stream, &of, response),
         }
     }

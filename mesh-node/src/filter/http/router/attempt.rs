@@ -14,13 +14,14 @@ use super::super::request::Request;
 use super::super::request_body::{Observed, Replayable};
 use super::super::reset::ResetReason;
 use super::limits::{TryLimit, TryLimits};
-use super::{ATTEMPT_COUNT, EXPECTED_TIMEOUT, Forwarding, local};
+use super::{ATTEMPT_COUNT, EXPECTED_TIMEOUT, Forwarding, local, tunnel};
 use crate::cluster::{Host, LbContext, Outcome, Report, RetryGuard};
 use crate::http::body::Body;
 use crate::model::cluster::{Discovery, Transport, UpstreamProtocol};
 use crate::model::hash;
 use crate::model::http_filter::AlpnList;
 use crate::model::listener::Direction;
+use crate::model::metadata;
 use crate::model::route::{HashCookie, HostRewrite, RetryPolicy};
 use crate::router::{self, RetryPlan, back_off};
 use crate::telemetry::stream_info::ResponseFlags;
@@ -149,6 +150,15 @@ impl Forwarding<'_> {
             }
             _ => None,
         };
+        let of_route = match self.routing.routed.weighted {
+            Some(weighted) => weighted.metadata_match.as_ref(),
+            None => self.forward.metadata_match.as_ref(),
+        };
+        // What filters found out of the request comes before what the route asks for.
+        let info = self.stream().info.borrow();
+        let of_request = info.metadata.as_ref().and_then(|metadata| metadata.get("envoy.lb"));
+        let of_request = of_request.map(|fields| metadata::over(fields, of_route));
+        drop(info);
         let context = LbContext {
             original_dst: match self.cluster.config.discovery {
                 Discovery::ForwardProxy(_) => self.stream().chain.forward_to(),
@@ -157,10 +167,7 @@ impl Forwarding<'_> {
             original_dst_header: header,
             exclude: if previous_hosts.is_some() { &tries.tried } else { &[] },
             exclude_attempts: previous_hosts.map_or(0, |p| p.host_selection_retry_max_attempts),
-            metadata_match: match self.routing.routed.weighted {
-                Some(weighted) => weighted.metadata_match.as_deref(),
-                None => self.forward.metadata_match.as_deref(),
-            },
+            metadata_match: of_request.as_ref().or(of_route).map(|criteria| &criteria[..]),
             override_host: self.stream().chain.session_host().filter(|_| tries.tried.is_empty()),
             hash: self.cluster.config.lb.hashes().then(|| self.hash(request)).flatten(),
         };
@@ -263,6 +270,9 @@ impl Forwarding<'_> {
                 _ => UpstreamPath::Network,
             },
         };
+        if stream.connect && self.forward.terminates_connect {
+            return self.terminate(&target, message).await;
+        }
         let upstreams = &stream.manager.ctx.upstreams;
         let mut exchange = pin!(upstreams.request(&target, self.priority, stream.version, message));
         let limits = TryLimits::new(&self.timeouts, &self.cluster);
@@ -288,7 +298,7 @@ impl Forwarding<'_> {
                     limits.bound_body(stream);
                 }
                 let mut info = stream.info.borrow_mut();
-                info.upstream.local = Some(exchange.local);
+                info.upstream.connection = Some(exchange.connection);
                 info.upstream.protocol = Some(exchange.protocol);
                 info.upstream.transport_failure = None;
                 let begun = exchange.begun.saturating_duration_since(stream.start);
@@ -299,19 +309,43 @@ impl Forwarding<'_> {
                 info.first_upstream_rx = Some(stream.start.elapsed());
                 Ok(exchange.response)
             }
-            Err(error) => {
-                tracing::debug!(cluster = %self.cluster.name(), host = %target.host.address, %error, "try failed");
-                let upstream = &mut stream.info.borrow_mut().upstream;
-                if error.kind == ErrorKind::Overflow {
-                    // Envoy: the pool of the host was never asked.
-                    upstream.host = None;
-                } else {
-                    self.cluster.report(&target.host, Report::ConnectFailed);
-                    upstream.transport_failure = error.details.as_ref().map(|text| text.replace(' ', "_"));
-                }
-                Err(Failure::Reset(error))
-            }
+            Err(error) => Err(self.failed(&target, error)),
         }
+    }
+
+    /// A CONNECT that ends here: a connection to the host, and the bytes of both ways as bodies.
+    async fn terminate(
+        &self,
+        target: &Target,
+        message: http::Request<Body>,
+    ) -> Result<Response<Body>, Failure> {
+        let stream = self.stream();
+        match stream.manager.ctx.upstreams.connect(target, self.priority).await {
+            Ok(connection) => {
+                self.cluster.report(&target.host, Report::ConnectedForGood);
+                let mut info = stream.info.borrow_mut();
+                info.upstream.connection = Some(connection.facts.clone());
+                info.upstream.transport_failure = None;
+                info.first_upstream_tx = Some(stream.start.elapsed());
+                info.first_upstream_rx = info.first_upstream_tx;
+                Ok(tunnel::response(connection, message.into_body()))
+            }
+            Err(error) => Err(self.failed(target, error)),
+        }
+    }
+
+    /// Notes a try that ended without a response.
+    fn failed(&self, target: &Target, error: UpstreamError) -> Failure {
+        tracing::debug!(cluster = %self.cluster.name(), host = %target.host.address, %error, "try failed");
+        let upstream = &mut self.stream().info.borrow_mut().upstream;
+        if error.kind == ErrorKind::Overflow {
+            // Envoy: the pool of the host was never asked.
+            upstream.host = None;
+        } else {
+            self.cluster.report(&target.host, Report::ConnectFailed);
+            upstream.transport_failure = error.details.as_ref().map(|text| text.replace(' ', "_"));
+        }
+        Failure::Reset(error)
     }
 }
 

@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use super::super::local_reply::LocalReply;
 use super::super::request::Request;
 use super::super::reset::{self, ResetReason};
+use super::super::routes::KeptRoute;
 use super::super::stream::Stream;
 use super::{ATTEMPT_COUNT, Routing};
 use crate::model::route::{DirectResponse, Redirect};
@@ -28,7 +29,7 @@ pub(super) fn redirect(routing: &Routing<'_>, redirect: &Redirect, request: &Req
     routing.stream.log_request(request);
     let location = redirect_location(routing.routed.route, redirect, &request.head());
     let status = StatusCode::from_u16(redirect.status).unwrap_or(StatusCode::MOVED_PERMANENTLY);
-    mutated(routing, redirect_to(status, &location))
+    LocalReply { of_route: true, ..redirect_to(status, &location) }
 }
 
 /// A route's direct response. Envoy adds a location to 201 and 3xx.
@@ -43,24 +44,36 @@ pub(super) fn direct(routing: &Routing<'_>, direct: &DirectResponse, request: &R
     };
     reply.bytes = Some(match &direct.body_format {
         None => direct.body.clone(),
-        Some(format) => {
+        Some(of) => {
+            routing.stream.keep_request(request);
+            let told = String::from_utf8_lossy(&direct.body);
             let mut text = String::new();
-            routing.stream.evaluate(format, Some((request, &request.parts.headers)), None, &mut text);
+            routing
+                .stream
+                .with_context(&reply.headers, Some(&told), |context| of.format.write(context, &mut text));
+            reply.content_type = Some(of.content_type.clone());
             text.into()
         }
     });
-    mutated(routing, reply)
+    reply.of_route = true;
+    reply
 }
 
-fn mutated(routing: &Routing<'_>, mut reply: LocalReply) -> LocalReply {
+/// What the route and its parents say of response headers, on an answer of the proxy's own (Envoy: once it is
+/// made, before whoever answers adds what is its own).
+pub fn finalize(stream: &Stream, kept: &KeptRoute, reply: &mut LocalReply) {
+    let own = std::mem::take(&mut reply.headers);
+    let (before, after) = if reply.of_route { (own, HeaderMap::new()) } else { (HeaderMap::new(), own) };
     let mut response = Response::new(());
     *response.status_mut() = reply.status;
-    *response.headers_mut() = std::mem::replace(&mut reply.headers, HeaderMap::new());
-    super::mutate_response(routing.stream, routing.table, routing.routed, &mut response);
+    *response.headers_mut() = before;
+    super::mutate_response(stream, kept.table(), &kept.routed(), &mut response);
     let (parts, ()) = response.into_parts();
     reply.status = parts.status;
     reply.headers = parts.headers;
-    reply
+    for (name, value) in &after {
+        reply.headers.append(name, value.clone());
+    }
 }
 
 /// No host can be chosen.

@@ -92,6 +92,7 @@ impl Inbound {
             workload: Some(self.workload.clone()),
             tls: None,
             requested_server_name: None,
+            filter_chain: "".into(),
             listener_log: Vec::new(),
             drain: self.drain.clone(),
         })

@@ -30,7 +30,7 @@ use crate::model::route::{
     Route, RouteMatch, RouteTable, VirtualHost,
 };
 use crate::model::{Published, Snapshot};
-use crate::telemetry::access_log::{AccessLog, LogFormat, Output};
+use crate::telemetry::access_log::{AccessLog, Layout, LogFormat, Output};
 use crate::telemetry::log_file::LogFiles;
 use crate::telemetry::stream_info::ConnectionInfo;
 
@@ -82,6 +82,7 @@ pub fn hcm() -> HttpConnectionManager {
         set_client_cert: ClientCertDetails::default(),
         proxy_100_continue: false,
         access_log: Vec::new(),
+        local_replies: None,
         stats: Arc::default(),
     }
 }
@@ -97,6 +98,7 @@ pub fn connection(remote: &str) -> ConnectionInfo {
         workload: None,
         tls: None,
         requested_server_name: None,
+        filter_chain: "".into(),
         drain: Arc::default(),
         listener_log: Vec::new(),
     }
@@ -118,6 +120,7 @@ pub fn forward_to(cluster: &str) -> Forward {
         grpc_timeout_header_max: None,
         retry: None,
         upgrades: Vec::new(),
+        terminates_connect: false,
         hash_policy: Vec::new(),
         metadata_match: None,
         priority_high: false,
@@ -182,6 +185,7 @@ pub fn routes(routes: Vec<Route>) -> RouteSource {
             rate_limits: Vec::new(),
             include_request_attempt_count: true,
             include_attempt_count_in_response: true,
+            virtual_clusters: Vec::new(),
         })],
         ..RouteTable::default()
     }))
@@ -198,6 +202,7 @@ pub fn cluster(name: &str, endpoints: &[SocketAddr]) -> Cluster {
             peer: None,
             transport_match: Vec::new(),
             lb_metadata: Vec::new().into(),
+            metadata: Box::default(),
             check: None,
             additional: Vec::new(),
         })
@@ -242,6 +247,7 @@ pub fn cluster(name: &str, endpoints: &[SocketAddr]) -> Cluster {
         close_connections_on_host_health_failure: false,
         stats: Arc::default(),
         istio: Default::default(),
+        metadata: Box::default(),
         content_hash: 0,
     }
 }
@@ -273,7 +279,7 @@ impl Proxy {
         Self {
             hcm: Arc::new(hcm),
             connection: Arc::new(connection("192.0.2.9:4000")),
-            ctx: Rc::new(WorkerContext::new(published, manager)),
+            ctx: Rc::new(WorkerContext::new(published, manager, Arc::default())),
             log: None,
         }
     }
@@ -306,7 +312,10 @@ impl Proxy {
             Part::Text("\n".into()),
         ];
         hcm.access_log = vec![Arc::new(AccessLog {
-            output: Output::File(files.open(&path).unwrap(), LogFormat::Text(Format { parts })),
+            output: Output::File(
+                files.open(&path).unwrap(),
+                LogFormat { layout: Layout::Text(Format { parts }), omit_empty: false },
+            ),
             filter: None,
         })];
         let mut proxy = Self::new(hcm, clusters);

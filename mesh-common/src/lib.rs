@@ -451,7 +451,7 @@ mod tests {
         assert_eq!(size_of::<accel::Pair>(), 48);
         assert_eq!(size_of::<accel::End>(), 112);
         assert_eq!(size_of::<hand_off::Direction>(), 8 * hand_off::word::COUNT);
-        assert_eq!(size_of::<accel::Offsets>(), 26 * 4);
+        assert_eq!(size_of::<accel::Offsets>(), 29 * 4);
         assert_eq!(hook::NAMES.len(), hook::ACCEL as usize + 1);
         assert_eq!(reason::NAMES.len(), reason::TCP_SPLICE_UNSEEN as usize + 1);
     }

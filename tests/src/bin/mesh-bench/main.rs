@@ -102,7 +102,7 @@ enum Helper {
 }
 
 const STANDARD_RUNS: usize = 5;
-const STANDARD_SECONDS: u22 = 3;
+const STANDARD_SECONDS: u32 = 2;
 
 fn main() {
     let args = Args::parse();

@@ -94,8 +94,9 @@ fn left_to_win(way: Way) -> &'static str {
              proxy's own code for HTTP is what can still shrink."
         }
         (Path::MeshInmem, _) => {
-            "Between the halves nothing of the kernel is left; heads that are encoded by one half and parsed by \
-             the other would be the next to go, then the allocations of a request."
+            "Between the halves nothing of the kernel is left, and heads are handed over as they are. What can still \
+             shrink is user space: headers that are looked up and removed by name, and the state of a request that \
+             is moved about (7 % of the samples are in memmove)."
         }
         (Path::MeshL4 | Path::MeshL4Out, false) => {
             "It is reads, writes and the network stack below them; user space has nothing to save, only fewer \
@@ -127,6 +128,9 @@ pub fn item(title: &str, file: &str, way: Way, stacks: &Stacks) -> String {
         .collect();
     shares.sort_by(|a, b| b.0.total_cmp(&a.0));
     let mut text = format!("- [{title}]({file}): ");
+    if shares.is_empty() {
+        text.push_str("no samples");
+    }
     for (index, (share, name)) in shares.iter().enumerate() {
         let _ = write!(text, "{}{name} {share:.0} %", if index == 0 { "" } else { ", " });
     }

@@ -20,8 +20,9 @@ const DEAF: u16 = 9202;
 const OUT: &str = "tcp.PassthroughCluster";
 const IN: &str = "tcp.InboundPassthroughCluster";
 
-/// What a connection that is handed off may take of the proxy.
-const MOST_BYTES: f64 = 5.0 * 1024.0;
+/// What a connection that is handed off may take of the proxy: twice two sockets, two tasks, what is logged of them.
+/// The pages that memory is taken in are counted too, so it differs by some hundred bytes between runs.
+const MOST_BYTES: f64 = 6.0 * 1024.0;
 
 fn any(port: u16) -> SocketAddr {
     SocketAddr::from(([0u16; 8], port))

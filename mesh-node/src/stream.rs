@@ -37,11 +37,6 @@ pub trait Bare {
     /// The socket, if bytes may be read off it and written to it behind the stream's back: no TLS, nothing read
     /// ahead, nothing past TCP.
     fn bare(&self) -> Option<&TcpStream>;
-
-    /// The socket, if bytes may be written to it behind the stream's back.
-    fn bare_to_write(&self) -> Option<&TcpStream> {
-        self.bare()
-    }
 }
 
 /// A connection.
@@ -314,17 +309,6 @@ impl Bare for Stream {
     fn bare(&self) -> Option<&TcpStream> {
         match self {
             Self::Socket(socket) => socket.past_tcp.is_none().then_some(&socket.io),
-            Self::Memory(_) => None,
-        }
-    }
-
-    fn bare_to_write(&self) -> Option<&TcpStream> {
-        match self {
-            // What is not known yet of an ordinary socket concerns its reader only; one that sends nothing
-            // would never be known.
-            Self::Socket(socket) => {
-                socket.past_tcp.as_ref().is_none_or(|past| past.plain).then_some(&socket.io)
-            }
             Self::Memory(_) => None,
         }
     }

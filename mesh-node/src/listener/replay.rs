@@ -33,10 +33,6 @@ impl<I: Bare> Bare for Replay<I> {
     fn bare(&self) -> Option<&TcpStream> {
         self.inner.bare().filter(|_| self.prefix.is_none())
     }
-
-    fn bare_to_write(&self) -> Option<&TcpStream> {
-        self.inner.bare_to_write()
-    }
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Replay<I> {

@@ -187,7 +187,7 @@ impl Direction {
         reader: &R,
         writer: &W,
     ) -> Poll<Result<(), Side>> {
-        let Some((from, to)) = reader.bare().zip(writer.bare_to_write()) else { return Poll::Ready(Ok(())) };
+        let Some((from, to)) = reader.bare().zip(writer.bare()) else { return Poll::Ready(Ok(())) };
         loop {
             while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
                 let moved = ready!(pipe.poll_drain(cx, to)).map_err(Side::Writer)?;

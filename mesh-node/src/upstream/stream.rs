@@ -47,13 +47,6 @@ impl Bare for UpstreamStream {
             Self::Tls(_) => None,
         }
     }
-
-    fn bare_to_write(&self) -> Option<&TcpStream> {
-        match self {
-            Self::Raw(io) => io.bare_to_write(),
-            Self::Tls(_) => None,
-        }
-    }
 }
 
 macro_rules! either {

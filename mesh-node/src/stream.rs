@@ -192,19 +192,8 @@ const DECIDED: u8 = 2;
 impl Socket {
     fn new(io: TcpStream, workload: Option<&Workload>) -> Self {
         let past_tcp = workload.and_then(|workload| workload.sockets.past_tcp(io.as_fd()));
-        let past = |tcp| {
-            Box::new(Past {
-                tcp,
-                unread: 0,
-                looking: None,
-                in_both_queues: false,
-                writes: 0,
-                moved: 0,
-                look_at: MOVED.0,
-                plain: false,
-            })
-        };
-        Self { io, past_tcp: past_tcp.map(past), trial: None, judged: Cell::new(false) }
+        let past_tcp = past_tcp.map(|tcp| Box::new(Past::new(tcp)));
+        Self { io, past_tcp, trial: None, judged: Cell::new(false) }
     }
 
     fn to_application(io: TcpStream, workload: &Workload, remote: SocketAddr) -> Self {
@@ -224,9 +213,11 @@ impl Socket {
 
     /// How many bytes may be written now.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
-        let Some(past) = self.past_tcp.as_mut().filter(|past| past.tcp.bounded) else {
+        let Some(past) = &mut self.past_tcp else { return Poll::Ready(usize::MAX) };
+        if !past.tcp.bounded {
+            past.looking = None;
             return Poll::Ready(usize::MAX);
-        };
+        }
         loop {
             if past.unread <= STREAM_BYTES {
                 return Poll::Ready((MAX_WAITING_BYTES - past.unread) as usize);
@@ -292,6 +283,19 @@ impl Socket {
 }
 
 impl Past {
+    fn new(tcp: PastTcp) -> Self {
+        Self {
+            tcp,
+            unread: 0,
+            looking: None,
+            in_both_queues: false,
+            writes: 0,
+            moved: 0,
+            look_at: MOVED.0,
+            plain: false,
+        }
+    }
+
     fn leave(&mut self, io: &TcpStream) {
         // Before the other end's first byte by TCP.
         self.on_tcp();
@@ -301,7 +305,10 @@ impl Past {
     fn on_tcp(&mut self) {
         self.in_both_queues = true;
         self.tcp.bounded = false;
-        self.looking = None;
+        // It may be a read that finds this out, while a writer waits for room: nothing else would wake it.
+        if let Some((sleep, _)) = &mut self.looking {
+            sleep.as_mut().reset(Instant::now());
+        }
     }
 }
 
@@ -427,5 +434,75 @@ impl AsyncWrite for Socket {
 
     fn is_write_vectored(&self) -> bool {
         self.io.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::BorrowedFd;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::model::workload::Gauge;
+
+    /// Of a reader that reads nothing past TCP, until its end is found to have left.
+    #[derive(Debug, Default)]
+    struct Stuck {
+        left: AtomicBool,
+    }
+
+    impl Gauge for Stuck {
+        fn waiting(&self, _: BorrowedFd<'_>) -> Waiting {
+            Waiting::Something
+        }
+
+        fn leave(&self, _: BorrowedFd<'_>) {}
+
+        fn look(&self, _: BorrowedFd<'_>) -> Look {
+            self.left.store(true, Ordering::Relaxed);
+            Look::Left
+        }
+
+        fn last_switch_ns(&self) -> u64 {
+            0
+        }
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_waits_for_room_goes_on_when_a_read_finds_the_socket_to_be_an_ordinary_one() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let io = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut peer, _) = listener.accept().await.unwrap();
+        let gauge = Arc::new(Stuck::default());
+        let mut socket = Socket::new(io, None);
+        socket.past_tcp =
+            Some(Box::new(Past::new(PastTcp { bounded: true, since_ns: 1, gauge: gauge.clone() })));
+        let sent = vec![7; 2 * MAX_WAITING_BYTES as usize];
+        let answer = vec![1; MOVED.0 as usize];
+        let (mut written, mut read) = (0, 0);
+        let ours = poll_fn(|cx| {
+            // The writer first, as a pair of directions is polled: its wait is begun before the read.
+            while written < sent.len()
+                && let Poll::Ready(n) = Pin::new(&mut socket).poll_write(cx, &sent[written..])
+            {
+                written += n.unwrap();
+            }
+            let mut room = [0; 16 << 10];
+            let mut into = ReadBuf::new(&mut room);
+            while read < answer.len() && Pin::new(&mut socket).poll_read(cx, &mut into).is_ready() {
+                read += into.filled().len();
+                into.clear();
+            }
+            if written == sent.len() && read == answer.len() { Poll::Ready(()) } else { Poll::Pending }
+        });
+        let theirs = async {
+            peer.write_all(&answer).await.unwrap();
+            peer.read_exact(&mut vec![0; sent.len()]).await.unwrap();
+        };
+        let both = async { tokio::join!(ours, theirs) };
+        tokio::time::timeout(Duration::from_secs(20), both).await.expect("the writer was never woken");
+        assert!(gauge.left.load(Ordering::Relaxed), "the socket was never looked at");
     }
 }

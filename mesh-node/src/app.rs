@@ -516,7 +516,8 @@ fn start_capture(
 /// Who streams of no workload speak for.
 fn own_peer(node: &mesh_xds::pb::envoy::config::core::v3::Node) -> Arc<LocalPeer> {
     let shown = mesh_xds::to_json(node).unwrap_or_default();
-    Arc::new(LocalPeer::of_node(&node.id, &shown["metadata"]).in_cluster(&node.cluster))
+    let zone = node.locality.as_ref().map_or("", |locality| locality.zone.as_str());
+    Arc::new(LocalPeer::of_node(&node.id, &shown["metadata"]).in_cluster(&node.cluster).in_zone(zone))
 }
 
 fn start_workers(

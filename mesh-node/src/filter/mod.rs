@@ -38,6 +38,8 @@ pub struct WorkerContext {
     pub date: Rc<http::DateCache>,
     /// Peers that were decoded before.
     pub peers: Rc<http::Peers>,
+    /// Spans on their way to collectors.
+    pub spans: Rc<http::Reporters>,
     /// Who streams of no workload speak for: the node of the bootstrap.
     pub node: Arc<LocalPeer>,
     /// This machine's, as Envoy chooses it: what `x-forwarded-for` says in place of a loopback peer.
@@ -54,6 +56,7 @@ impl WorkerContext {
             timers: http::Timers::default(),
             date: Rc::default(),
             peers: Rc::default(),
+            spans: Rc::default(),
             node,
             address: own_address(),
         }
@@ -68,6 +71,7 @@ impl WorkerContext {
             timers: self.timers.clone(),
             date: self.date.clone(),
             peers: self.peers.clone(),
+            spans: self.spans.clone(),
             node: self.node.clone(),
             address: self.address,
         }

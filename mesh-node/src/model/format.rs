@@ -231,7 +231,9 @@ pub enum Plain {
     LocalReplyBody,
     /// What HTTP/3 alone counts.
     Zero,
-    /// What is never known here: nothing is traced, no fingerprints are taken.
+    TraceId,
+    SpanId,
+    /// What is never known here: no fingerprints are taken.
     Unknown,
     ConnectionId,
     StreamId,

@@ -25,6 +25,7 @@ pub mod route;
 pub mod scopes;
 pub mod source;
 pub mod tls;
+pub mod tracing;
 pub mod workload;
 
 use std::collections::HashMap;

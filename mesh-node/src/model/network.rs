@@ -11,6 +11,7 @@ use super::rate_limit::TokenBucket;
 use super::rbac::{HttpRbac, RbacStats};
 use super::route::RouteTable;
 use super::scopes::ScopedRoutes;
+use super::tracing::{RequestIds, Tracing};
 use crate::telemetry::access_log::{AccessLog, LogFormat};
 use crate::telemetry::log_filter::LogFilter;
 use crate::telemetry::stats::{Counter, Gauge, HttpStats, TcpStats};
@@ -155,8 +156,9 @@ pub struct HttpConnectionManager {
     pub forward_client_cert: ForwardClientCert,
     pub set_client_cert: ClientCertDetails,
     pub proxy_100_continue: bool,
-    /// `tracing` is there. Nothing is traced, but routes tell what they call their requests.
-    pub tracing: bool,
+    pub tracing: Option<Arc<Tracing>>,
+    /// `request_id_extension`
+    pub request_ids: RequestIds,
     pub access_log: Vec<Arc<AccessLog>>,
     /// `local_reply_config`
     pub local_replies: Option<Arc<LocalReplies>>,

@@ -13,6 +13,7 @@ use super::matcher::{HeaderKey, HeaderMatcher, QueryMatcher};
 use super::metadata::Metadata;
 use super::network::BodyFormat;
 use super::rate_limit::DescriptorAction;
+use super::tracing::{Decorator, RouteTracing};
 
 /// A `RouteConfiguration`.
 #[derive(Debug, Default)]
@@ -85,8 +86,9 @@ pub struct Route {
     pub rate_limits: Vec<RouteRateLimit>,
     /// `include_vh_rate_limits`
     pub with_rate_limits_of_host: bool,
-    /// `decorator.operation`, unless `decorator.propagate` is false.
-    pub decorator: Option<http::HeaderValue>,
+    pub decorator: Option<Decorator>,
+    /// `None`: as the connection manager has it.
+    pub tracing: Option<RouteTracing>,
 }
 
 /// `route.v3.RateLimit`: how rate limit filters of the same stage describe a request.

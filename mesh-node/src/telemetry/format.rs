@@ -296,6 +296,24 @@ fn json_of(fields: &[(Str, MetadataValue)]) -> serde_json::Value {
     serde_json::Value::Object(entries.collect())
 }
 
+/// The text of metadata: a string as it is, all else as JSON; `None` if there is none.
+pub fn metadata_text(
+    context: &Context<'_>,
+    of: MetadataOf,
+    namespace: &str,
+    path: &[String],
+) -> Option<String> {
+    match metadata(context, of, namespace, path) {
+        Value::Json(serde_json::Value::String(text)) => Some(text),
+        Value::Json(value) => {
+            let mut text = String::new();
+            write_json(&value, &mut text);
+            Some(text)
+        }
+        _ => None,
+    }
+}
+
 /// The name that the client asked for, by TLS or by its request.
 fn server_name<'a>(context: &Context<'a>, from: ServerNameFrom, host: PathSource) -> Value<'a> {
     let sni = || context.info.connection.requested_server_name.as_deref().map(Cow::Borrowed);

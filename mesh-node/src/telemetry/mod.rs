@@ -17,6 +17,9 @@ pub mod stats;
 pub mod stream_info;
 mod time;
 pub mod tls_session;
+pub mod trace;
+
+pub use operators::protocol;
 
 /// A point in time as Envoy's messages write it: `2016-12-15T16:07:39.000Z`.
 pub fn iso8601(at: std::time::SystemTime) -> String {

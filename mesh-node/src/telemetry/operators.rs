@@ -83,6 +83,8 @@ pub(super) fn plain<'a>(plain: Plain, context: &Context<'a>) -> Value<'a> {
         Plain::UniqueId => Value::Text(unique_id().into()),
         Plain::LocalReplyBody => Value::Text(context.local_reply.unwrap_or_default().into()),
         Plain::Zero => Value::Number(0),
+        Plain::TraceId => info.trace.as_ref().map(|span| span.trace_id()).into(),
+        Plain::SpanId => info.trace.as_ref().and_then(|span| span.id_in_logs()).into(),
         Plain::Unknown => Value::Missing,
         Plain::ConnectionId => Value::Number(connection.id),
         Plain::StreamId => context.request.and_then(|request| header(request.headers, "x-request-id")).into(),
@@ -95,7 +97,7 @@ pub(super) fn plain<'a>(plain: Plain, context: &Context<'a>) -> Value<'a> {
 }
 
 /// A protocol by Envoy's name.
-pub(super) fn protocol(version: Version) -> &'static str {
+pub fn protocol(version: Version) -> &'static str {
     match version {
         Version::HTTP_10 => "HTTP/1.0",
         Version::HTTP_2 => "HTTP/2",

@@ -195,6 +195,8 @@ pub struct LocalPeer {
     pub id: HeaderValue,
     /// `node.cluster`
     pub service_cluster: HeaderValue,
+    /// `node.locality.zone`
+    pub zone: String,
     /// `x-envoy-peer-metadata`
     pub value: HeaderValue,
     pub baggage: HeaderValue,
@@ -226,6 +228,7 @@ impl LocalPeer {
         Self {
             id: header(id),
             service_cluster: HeaderValue::from_static(""),
+            zone: String::new(),
             value: header(&base64::encode(&encoded)),
             baggage: header(&peer.to_baggage()),
             preface: preface.into(),
@@ -237,6 +240,12 @@ impl LocalPeer {
     /// The same as part of this cluster (`node.cluster`).
     pub fn in_cluster(mut self, cluster: &str) -> Self {
         self.service_cluster = HeaderValue::from_str(cluster).unwrap_or(HeaderValue::from_static(""));
+        self
+    }
+
+    /// The same in this zone.
+    pub fn in_zone(mut self, zone: &str) -> Self {
+        zone.clone_into(&mut self.zone);
         self
     }
 
@@ -289,7 +298,8 @@ impl LocalPeer {
         let of_app = labels.get("app").unwrap_or(&peer.workload);
         let cluster = format!("{of_app}.{namespace}");
         let id = format!("sidecar~{ip}~{pod}.{namespace}~{namespace}.svc.cluster.local");
-        Self::new(&id, peer).in_cluster(&cluster)
+        let zone = labels.get("topology.kubernetes.io/zone").map_or("", String::as_str);
+        Self::new(&id, peer).in_cluster(&cluster).in_zone(zone)
     }
 }
 

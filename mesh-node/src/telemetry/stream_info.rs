@@ -13,6 +13,7 @@ use crate::model::{DynamicMetadata, Str};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::peer::Peer;
 pub use crate::telemetry::response_flags::ResponseFlags;
+use crate::telemetry::trace::SpanContext;
 
 /// Facts of the downstream connection, shared by its streams.
 #[derive(Debug)]
@@ -113,6 +114,8 @@ pub struct StreamInfo {
     pub metadata: Option<Box<DynamicMetadata>>,
     /// It asks for the health of the proxy.
     pub health_check: bool,
+    /// Which span the stream is, if its connection manager has a tracer.
+    pub trace: Option<Box<SpanContext>>,
     /// Values that filters set, by name.
     pub filter_state: Option<Box<BTreeMap<String, String>>>,
 }
@@ -175,6 +178,7 @@ impl StreamInfo {
             peer: None,
             metadata: None,
             health_check: false,
+            trace: None,
             filter_state: None,
         }
     }

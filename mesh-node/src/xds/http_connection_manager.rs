@@ -18,7 +18,7 @@ use super::config_source::need;
 use super::error::{At, XdsError};
 use super::http_filters::{self, Place};
 use super::http_options::{http1, http2};
-use super::{Context, access_log, local_replies, route, scoped_routes};
+use super::{Context, access_log, local_replies, route, scoped_routes, tracing};
 use crate::model::Str;
 use crate::model::listener::Direction;
 use crate::model::network::{
@@ -101,7 +101,14 @@ pub(super) fn convert(
         generate_request_id: boolean(proto.generate_request_id, true),
         preserve_external_request_id: proto.preserve_external_request_id,
         append_x_forwarded_port: proto.append_x_forwarded_port,
-        tracing: proto.tracing.is_some(),
+        tracing: match &proto.tracing {
+            Some(tracing) => Some(Arc::new(tracing::convert(at.field("tracing"), tracing, context)?)),
+            None => None,
+        },
+        request_ids: tracing::request_ids(
+            at.field("request_id_extension"),
+            proto.request_id_extension.as_ref(),
+        )?,
         always_set_request_id_in_response: proto.always_set_request_id_in_response,
         stream_idle_timeout: timeout(
             at.field("stream_idle_timeout"),

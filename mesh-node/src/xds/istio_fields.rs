@@ -15,7 +15,7 @@ const PATHS: &str = include_str!("istio_fields.txt");
 const REASONS: &[(&str, &str)] = &[
     ("address", "ambient: only node proxies of Istio's own get it"),
     ("authorization", "ambient: only node proxies of Istio's own get it"),
-    ("envoy.config.trace", "tracing is not built yet: requests are served untraced"),
+    ("envoy.config.trace", "not one of the tracers that are built: requests are served untraced"),
     ("envoy.extensions.access_loggers.open_telemetry", "remote access logs are not built yet"),
     ("envoy.extensions.filters.http.jwt_authn", "not built yet"),
     ("envoy.extensions.filters.http.ext_authz", "not built yet"),

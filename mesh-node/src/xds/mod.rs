@@ -41,8 +41,10 @@ mod scoped_routes;
 mod subset;
 mod support;
 mod supported;
+mod supported_filters;
 mod tcp_proxy;
 mod tls;
+mod tracing;
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};

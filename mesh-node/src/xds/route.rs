@@ -7,16 +7,18 @@ use mesh_xds::pb::envoy::config::route::v3::route::Action as ActionProto;
 use mesh_xds::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use mesh_xds::pb::envoy::config::route::v3::virtual_host::TlsRequirementType;
 use mesh_xds::pb::envoy::config::route::v3::{
-    Decorator, Route as RouteProto, RouteConfiguration, RouteMatch as MatchProto, VirtualHost as HostProto,
+    Decorator as DecoratorProto, Route as RouteProto, RouteConfiguration, RouteMatch as MatchProto,
+    VirtualHost as HostProto,
 };
 
 use super::common::{boolean, enumeration, number, runtime_fraction};
 use super::error::{At, XdsError};
 use super::headers::{lists, mutations};
 use super::http_filters::{overrides, rate_limits, with_cors};
-use super::{Context, matcher, route_action, support};
+use super::{Context, matcher, route_action, support, tracing};
 use crate::model::domains::Domains;
 use crate::model::route::{Action, PathMatch, RequireTls, Route, RouteMatch, RouteTable, VirtualHost};
+use crate::model::tracing::Decorator;
 
 /// Envoy's `max_direct_response_body_size_bytes`.
 const DIRECT_RESPONSE_BODY_BYTES: u32 = 4096;
@@ -155,6 +157,10 @@ fn route(at: At<'_>, proto: &RouteProto, table: &Table<'_, '_>) -> Result<Route,
         rate_limits,
         with_rate_limits_of_host,
         decorator: decorator(at.field("decorator"), proto.decorator.as_ref())?,
+        tracing: match &proto.tracing {
+            Some(own) => Some(tracing::of_route(at.field("tracing"), own)?),
+            None => None,
+        },
         name: proto.name.as_str().into(),
         matches: route_match(at.field("match"), matches)?,
         action,
@@ -166,15 +172,15 @@ fn route(at: At<'_>, proto: &RouteProto, table: &Table<'_, '_>) -> Result<Route,
     })
 }
 
-/// What requests are called in a header, if they are to be.
-fn decorator(at: At<'_>, proto: Option<&Decorator>) -> Result<Option<HeaderValue>, XdsError> {
+/// What requests are called.
+fn decorator(at: At<'_>, proto: Option<&DecoratorProto>) -> Result<Option<Decorator>, XdsError> {
     let Some(proto) = proto else { return Ok(None) };
     if proto.operation.is_empty() {
         return Err(at.field("operation").invalid("is required"));
     }
     let operation = HeaderValue::try_from(&proto.operation)
         .map_err(|_| at.field("operation").invalid("cannot be the value of a header"))?;
-    Ok(boolean(proto.propagate, true).then_some(operation))
+    Ok(Some(Decorator { operation, propagate: boolean(proto.propagate, true) }))
 }
 
 fn route_match(at: At<'_>, proto: &MatchProto) -> Result<RouteMatch, XdsError> {

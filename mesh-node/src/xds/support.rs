@@ -73,7 +73,12 @@ pub(super) fn of_field(message: &str, field: &str) -> Verdict {
 
 fn row(message: &str) -> Option<&'static Row> {
     let name = message.strip_prefix("envoy.").unwrap_or(message);
-    super::supported::ROWS.iter().find(|(of, ..)| *of == name)
+    rows().find(|(of, ..)| *of == name)
+}
+
+/// The whole table.
+fn rows() -> impl Iterator<Item = &'static Row> {
+    super::supported::ROWS.iter().chain(super::supported_filters::ROWS)
 }
 
 fn join(at: &str, path: &str) -> String {
@@ -82,13 +87,13 @@ fn join(at: &str, path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::supported::ROWS;
+    use super::rows;
 
     /// The table as documentation. Written by `MESH_WRITE_DOCS=1 cargo test -p mesh-node support`.
     fn page() -> String {
         let mut page = include_str!("support.md").to_owned();
         page.push_str("\n| message (`envoy.…`) | honoured | ignored |\n| --- | --- | --- |\n");
-        for (message, honoured, ignored) in ROWS {
+        for (message, honoured, ignored) in rows() {
             let list = |fields: &str| fields.split_whitespace().collect::<Vec<_>>().join(", ");
             page.push_str(&format!("| `{message}` | {} | {} |\n", list(honoured), list(ignored)));
         }
@@ -111,7 +116,7 @@ mod tests {
 
     #[test]
     fn every_message_and_field_of_the_table_exists() {
-        for (message, honoured, ignored) in ROWS {
+        for (message, honoured, ignored) in rows() {
             let fields =
                 mesh_xds::fields_of(&format!("envoy.{message}")).or_else(|| mesh_xds::fields_of(message));
             let fields = fields.unwrap_or_else(|| panic!("no message envoy.{message}"));

@@ -21,7 +21,7 @@ pub(super) const ROWS: &[Row] = &[
     ("config.core.v3.SelfConfigSource", "transport_api_version", ""),
     ("config.core.v3.ApiConfigSource", "api_type grpc_services transport_api_version",
      "refresh_delay request_timeout rate_limit_settings set_node_on_first_message_only"),
-    ("config.core.v3.GrpcService", "envoy_grpc google_grpc initial_metadata", "timeout retry_policy"),
+    ("config.core.v3.GrpcService", "envoy_grpc google_grpc initial_metadata timeout", "retry_policy"),
     ("config.core.v3.GrpcService.GoogleGrpc",
      "target_uri channel_credentials call_credentials channel_args",
      "stat_prefix credentials_factory_name config per_stream_buffer_limit_bytes"),
@@ -174,9 +174,6 @@ pub(super) const ROWS: &[Row] = &[
      "http1_safe_max_connection_duration http3_protocol_options stream_flush_timeout drain_timeout_jitter \
       access_log_flush_interval flush_access_log_on_new_request access_log_options \
       stream_error_on_invalid_http_message append_local_overload add_proxy_protocol_connection_state"),
-    ("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing", "",
-     "client_sampling random_sampling overall_sampling verbose max_path_tag_length custom_tags provider \
-      spawn_upstream_span operation upstream_operation no_context_propagation"),
     ("extensions.filters.network.http_connection_manager.v3.LocalReplyConfig", "mappers body_format", ""),
     ("extensions.filters.network.http_connection_manager.v3.ResponseMapper",
      "filter status_code body body_format_override headers_to_add", ""),
@@ -200,8 +197,6 @@ pub(super) const ROWS: &[Row] = &[
     ("extensions.filters.network.sni_cluster.v3.SniCluster", "", ""),
     ("extensions.filters.network.mysql_proxy.v3.MySQLProxy", "", "stat_prefix"),
     ("extensions.filters.network.http_connection_manager.v3.RequestIDExtension", "typed_config", ""),
-    ("extensions.request_id.uuid.v3.UuidRequestIdConfig", "",
-     "pack_trace_reason use_request_id_for_trace_sampling"),
     ("extensions.filters.network.mongo_proxy.v3.MongoProxy", "", "stat_prefix emit_dynamic_metadata commands"),
     ("tcp.metadataexchange.config.MetadataExchange", "protocol", "enable_discovery additional_labels"),
     ("config.route.v3.FilterConfig", "config disabled", "is_optional"),
@@ -356,8 +351,9 @@ pub(super) const ROWS: &[Row] = &[
     ("config.route.v3.VirtualCluster", "name headers", ""),
     ("config.route.v3.Route",
      "name match route redirect direct_response request_headers_to_add request_headers_to_remove \
-      response_headers_to_add response_headers_to_remove typed_per_filter_config decorator",
-     "metadata tracing stat_prefix per_request_buffer_limit_bytes \
+      response_headers_to_add response_headers_to_remove typed_per_filter_config decorator \
+      tracing",
+     "metadata stat_prefix per_request_buffer_limit_bytes \
       request_body_buffer_limit"),
     ("config.route.v3.RouteMatch",
      "prefix path safe_regex path_separated_prefix connect_matcher case_sensitive runtime_fraction headers \

@@ -8,7 +8,6 @@
 
 mod chain;
 mod date;
-mod decorate;
 mod header_list;
 mod local_reply;
 mod path;
@@ -22,9 +21,11 @@ mod router;
 mod routes;
 mod serve;
 mod stream;
+mod stream_parts;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod trace;
 mod xfcc;
 
 use std::cell::Cell;
@@ -58,6 +59,7 @@ pub use self::chain::Peers;
 pub use self::date::DateCache;
 pub use self::serve::serve;
 pub use self::timer::Timers;
+pub use self::trace::Reporters;
 
 /// The connection manager of one client connection.
 #[derive(Debug)]
@@ -168,6 +170,9 @@ impl ConnectionManager {
             Decision::Route(routed) => Some(routed),
             Decision::NotFound(_) | Decision::TlsRedirect(_) => None,
         };
+        let route = routed.map(|routed| routed.route);
+        let headers = &mut request.parts.headers;
+        let traced = trace::decide(self, stream, headers, route.map(|route| &**route));
         if let Some(routed) = routed {
             note_route(stream, routed);
             stream.keep_route(KeptRoute::of(table, routed), &request);
@@ -177,7 +182,7 @@ impl ConnectionManager {
                 return Answer::Local(refused);
             }
         }
-        decorate::request(self, stream, &mut request.parts.headers, routed.map(|routed| &**routed.route));
+        trace::begin(self, stream, &mut request, route, traced);
         if let Some(reply) = chain::decode(stream, &mut request, table, routed).await {
             if let Some(routed) = routed {
                 self.note_cluster(stream, &request, routed);
@@ -376,7 +381,7 @@ impl ConnectionManager {
         };
         chain::encode(&owner, &mut response);
         response_headers::mutate(self, &owner, &mut response, from_upstream);
-        decorate::response(self, &owner, response.headers_mut());
+        trace::response(self, &owner, response.headers_mut());
         chain::sent(&owner, &response);
         owner.start_response(&response);
         let (parts, body) = response.into_parts();

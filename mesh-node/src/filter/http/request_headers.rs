@@ -174,7 +174,11 @@ pub fn mutate(parts: &mut Parts, with: &Mutation<'_>) -> Facts {
     if edge && let Ok(value) = HeaderValue::try_from(remote.ip().to_string()) {
         headers.insert(X_ENVOY_EXTERNAL_ADDRESS, value);
     }
-    let replace_id = edge && !with.hcm.preserve_external_request_id;
+    let keep_id = with.hcm.preserve_external_request_id;
+    if edge && keep_id && with.hcm.request_ids.pack_trace_reason {
+        super::trace::forget(headers);
+    }
+    let replace_id = edge && !keep_id;
     if with.hcm.generate_request_id && (!seen.request_id || replace_id) {
         headers.insert(X_REQUEST_ID, new_request_id());
     }

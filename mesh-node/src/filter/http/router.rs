@@ -17,6 +17,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use super::local_reply::LocalReply;
 use super::request::Request;
 use super::stream::Stream;
+use super::trace;
 use crate::cluster::{ClusterState, RoutingPriority};
 use crate::http::body::Body;
 use crate::model::Str;
@@ -131,6 +132,7 @@ async fn to_cluster(routing: Routing<'_>, forward: &Forward, mut request: Reques
         new_cookies: RefCell::default(),
     };
     forwarding.rewrite(&mut request);
+    trace::inject(stream, &mut request.parts.headers);
     stream.log_request(&request);
     if !forward.mirrors.is_empty() {
         mirror::start(&forwarding, &mut request);

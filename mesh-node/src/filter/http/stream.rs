@@ -20,14 +20,16 @@ use super::request::Request;
 use super::request_headers::{X_REQUEST_ID, is_upgrade};
 use super::router::TryLimit;
 use super::routes::KeptRoute;
+use super::stream_parts::Limits;
+pub use super::stream_parts::{Expired, Upstream};
 use super::timer::Timer;
+use super::trace::{self, Trace};
 use crate::cluster::{ClusterState, Host, Outcome, Report};
 use crate::http::body::{Body, BodyError};
+use crate::model::Str;
 use crate::model::format::Format;
 use crate::model::route::Forward;
-use crate::telemetry::format::{
-    Context as FormatContext, Missing, RequestHead, RequestView, UpstreamView, evaluate,
-};
+use crate::telemetry::format::{Context as FormatContext, Missing, RequestHead, RequestView, evaluate};
 use crate::telemetry::stream_info::{ResponseFlags, StreamInfo};
 
 /// How much of a request that nobody wants is read: Envoy's default buffer of a connection.
@@ -59,6 +61,7 @@ pub struct Stream {
     /// What the response says that the request is called.
     decoration: RefCell<Option<HeaderValue>>,
     route: RefCell<Option<KeptRoute>>,
+    trace: RefCell<Option<Box<Trace>>>,
     /// What its filters keep.
     pub chain: chain::State,
     grpc_status: Cell<Option<u8>>,
@@ -70,61 +73,12 @@ pub struct Stream {
     unread: RefCell<Option<Body>>,
 }
 
-/// The cluster that serves a stream.
-#[derive(Debug)]
-pub struct Upstream {
-    pub cluster: Arc<ClusterState>,
-    pub host: Option<Arc<Host>>,
-    /// The response says how many tries it took.
-    pub tell_attempts: bool,
-}
-
-impl Upstream {
-    /// What configuration says of it.
-    fn view(&self) -> UpstreamView<'_> {
-        let endpoint = self.host.as_ref().and_then(|host| host.endpoint.as_deref());
-        UpstreamView {
-            cluster_metadata: &self.cluster.config.metadata,
-            endpoint_metadata: endpoint.map_or(&[][..], |endpoint| &endpoint.metadata[..]),
-            endpoint_lb: endpoint.map_or(&[][..], |endpoint| &endpoint.lb_metadata[..]),
-            host_name: self.host.as_ref().and_then(|host| host.hostname.as_deref()),
-        }
-    }
-}
-
 /// Headers as the access log sees them.
 #[derive(Debug, Default)]
 struct Logged {
     request: Option<RequestHead>,
     response: Option<HeaderMap>,
     trailers: Option<HeaderMap>,
-}
-
-/// Bounds on the time of a stream; `None` is no limit.
-#[derive(Debug, Clone, Copy, Default)]
-struct Limits {
-    /// Since the last byte in either direction.
-    idle: Option<Duration>,
-    /// To the end of the request.
-    request: Option<Duration>,
-    /// Of the whole stream.
-    max_duration: Option<Duration>,
-    /// From the end of the request to the end of the response.
-    response: Option<Duration>,
-    /// Since the last byte in either direction, once the response has begun.
-    try_idle: Option<Duration>,
-    /// When the upstream's stream must have ended.
-    try_end: Option<Instant>,
-}
-
-/// Which limit was reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Expired {
-    Idle,
-    Request,
-    MaxDuration,
-    Response,
-    Try(TryLimit),
 }
 
 impl Stream {
@@ -170,6 +124,7 @@ impl Stream {
             request_id: RefCell::default(),
             decoration: RefCell::default(),
             route: RefCell::default(),
+            trace: RefCell::default(),
             chain: chain::State::default(),
             grpc_status: Cell::new(None),
             waited: Cell::new(false),
@@ -300,7 +255,7 @@ impl Stream {
         let mut info = self.info.borrow_mut();
         info.response_code = Some(status.as_u16());
         info.first_downstream_tx = Some(self.start.elapsed());
-        if !self.manager.hcm.access_log.is_empty() {
+        if !self.manager.hcm.access_log.is_empty() || self.is_sampled() {
             info.response_headers_bytes = header_bytes(response.headers());
             self.logged.borrow_mut().response = Some(response.headers().clone());
         }
@@ -309,7 +264,7 @@ impl Stream {
     /// Keeps the request's head, as it is sent upstream, for the access log, if there is one.
     pub fn log_request(&self, request: &Request) {
         let hcm = &self.manager.hcm;
-        if !hcm.access_log.is_empty() || hcm.local_replies.is_some() {
+        if !hcm.access_log.is_empty() || hcm.local_replies.is_some() || self.is_sampled() {
             self.keep_request(request);
         }
     }
@@ -361,6 +316,34 @@ impl Stream {
 
     pub fn decoration(&self) -> Option<HeaderValue> {
         self.decoration.borrow().clone()
+    }
+
+    /// The stream is this span.
+    pub fn trace(&self, trace: Trace) {
+        *self.trace.borrow_mut() = Some(Box::new(trace));
+    }
+
+    pub fn traced(&self) -> Ref<'_, Option<Box<Trace>>> {
+        self.trace.borrow()
+    }
+
+    pub fn change_trace(&self, change: impl FnOnce(&mut Trace)) {
+        if let Some(trace) = &mut *self.trace.borrow_mut() {
+            change(trace);
+        }
+    }
+
+    pub fn take_trace(&self) -> Option<Trace> {
+        self.trace.borrow_mut().take().map(|trace| *trace)
+    }
+
+    fn is_sampled(&self) -> bool {
+        self.trace.borrow().as_ref().is_some_and(|trace| trace.is_sampled())
+    }
+
+    /// What statistics call the cluster that serves the stream.
+    pub fn stat_name(&self) -> Option<Str> {
+        self.upstream.borrow().as_ref().map(|upstream| upstream.cluster.config.stat_name.clone())
     }
 
     /// Shows what is known of the stream, with the response that is being made and its body.
@@ -463,7 +446,7 @@ impl Stream {
 
     pub fn log_trailers(&self, trailers: &HeaderMap) {
         self.note_grpc_status(trailers);
-        if !self.manager.hcm.access_log.is_empty() {
+        if !self.manager.hcm.access_log.is_empty() || self.is_sampled() {
             self.logged.borrow_mut().trailers = Some(trailers.clone());
         }
     }
@@ -571,6 +554,19 @@ impl Drop for Owner {
         let logged = stream.logged.borrow();
         let upstream = stream.upstream.borrow();
         let upstream = upstream.as_ref().map(Upstream::view);
+        if stream.is_sampled() {
+            trace::finish(
+                stream,
+                &FormatContext {
+                    info: &info,
+                    request: logged.request.as_ref().map(Into::into),
+                    response: logged.response.as_ref(),
+                    trailers: logged.trailers.as_ref(),
+                    upstream,
+                    local_reply: None,
+                },
+            );
+        }
         for log in &stream.manager.hcm.access_log {
             let (request, response) = (logged.request.as_ref(), logged.response.as_ref());
             log.log(&info, request, response, logged.trailers.as_ref(), upstream);

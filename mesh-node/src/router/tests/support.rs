@@ -122,6 +122,7 @@ pub(crate) fn route(name: &str, matches: RouteMatch, action: Action) -> Arc<Rout
         rate_limits: Vec::new(),
         with_rate_limits_of_host: false,
         decorator: None,
+        tracing: None,
     })
 }
 

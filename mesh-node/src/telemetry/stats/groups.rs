@@ -133,6 +133,11 @@ group! {
             rq_direct_response,
             rq_redirect,
             rq_total,
+            tracing_client_enabled as "tracing.client_enabled",
+            tracing_health_check as "tracing.health_check",
+            tracing_not_traceable as "tracing.not_traceable",
+            tracing_random_sampling as "tracing.random_sampling",
+            tracing_service_forced as "tracing.service_forced",
         }
         gauges {
             downstream_cx_active,

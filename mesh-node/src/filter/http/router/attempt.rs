@@ -13,6 +13,7 @@ use super::super::local_reply::LocalReply;
 use super::super::request::Request;
 use super::super::request_body::{Observed, Replayable};
 use super::super::reset::ResetReason;
+use super::super::trace;
 use super::limits::{TryLimit, TryLimits};
 use super::{ATTEMPT_COUNT, EXPECTED_TIMEOUT, Forwarding, local, tunnel};
 use crate::cluster::{Host, LbContext, Outcome, Report, RetryGuard};
@@ -109,6 +110,16 @@ impl Forwarding<'_> {
                     tries.judge(self, &source, |plan| plan.retries_reset(for_retry(error.kind)))
                 }
             };
+            match &outcome {
+                Ok(response) if matches!(verdict, Verdict::Again(_)) => {
+                    trace::end_try(stream, trace::Ended::Response(response.status().as_u16()));
+                }
+                Ok(_) => {}
+                Err(Failure::TimedOut(_)) => trace::end_try(stream, trace::Ended::TimedOut),
+                Err(Failure::Reset(error)) => {
+                    trace::end_try(stream, trace::Ended::Reset(ResetReason::from(error.kind)));
+                }
+            }
             match (verdict, outcome) {
                 (Verdict::Again(pause), outcome) => {
                     // A response that is not wanted is reset before the pause, not after.
@@ -205,6 +216,7 @@ impl Forwarding<'_> {
         if matches!(self.forward.host_rewrite, HostRewrite::Auto) {
             self.rewrite_host(request, host.hostname.as_deref());
         }
+        trace::begin_try(self.stream(), &mut request.parts.headers, host.address, attempts);
         let parts = match &tries.plan {
             Some(plan) if plan.remaining > tries.retries => request.parts.clone(),
             _ => {

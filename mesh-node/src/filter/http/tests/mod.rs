@@ -7,4 +7,5 @@ mod limits;
 mod neighbours;
 mod requests;
 pub mod support;
+mod tracing;
 mod upstreams;

@@ -56,7 +56,8 @@ pub fn hcm() -> HttpConnectionManager {
         generate_request_id: true,
         preserve_external_request_id: false,
         append_x_forwarded_port: false,
-        tracing: false,
+        tracing: None,
+        request_ids: Default::default(),
         always_set_request_id_in_response: false,
         stream_idle_timeout: Some(Duration::from_secs(300)),
         request_timeout: None,
@@ -165,6 +166,7 @@ pub fn route(prefix: &str, action: Action) -> Route {
         rate_limits: Vec::new(),
         with_rate_limits_of_host: false,
         decorator: None,
+        tracing: None,
     }
 }
 

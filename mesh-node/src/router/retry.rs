@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 
 use super::RequestHead;
 use super::matching::{header_matches, response_header_matches};
@@ -54,6 +54,27 @@ const RETRY_HEADERS: [&str; 6] = [
     "x-envoy-hedge-on-per-try-timeout",
 ];
 
+/// Which kinds of headers that steer this proxy a request has. One pass over the names is cheaper than looking
+/// for each of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Steering {
+    /// Of retries.
+    pub retries: bool,
+    /// Of timeouts.
+    pub timeouts: bool,
+}
+
+impl Steering {
+    pub fn of(headers: &HeaderMap) -> Self {
+        let mut steering = Self::default();
+        for name in headers.keys().map(HeaderName::as_str).filter(|name| name.starts_with("x-envoy-")) {
+            steering.retries |= RETRY_HEADERS.contains(&name);
+            steering.timeouts |= super::timeout::HEADERS.contains(&name);
+        }
+        steering
+    }
+}
+
 impl RetryPlan {
     /// The policy that counts: the route's, else its virtual host's.
     pub fn policy<'a>(virtual_host: &'a VirtualHost, forward: &'a Forward) -> Option<&'a Arc<RetryPolicy>> {
@@ -62,8 +83,15 @@ impl RetryPlan {
 
     /// Puts policy and headers together; `None` where nothing asks for retries. The connection manager has
     /// removed the headers of requests that may not use them. Call [`RetryPlan::remove_headers`] after it.
-    pub fn new(policy: Option<&Arc<RetryPolicy>>, head: &RequestHead<'_>) -> Option<Self> {
-        let text = |name: &str| head.headers.get(name).and_then(|v| v.to_str().ok());
+    pub fn new(
+        policy: Option<&Arc<RetryPolicy>>,
+        head: &RequestHead<'_>,
+        steering: Steering,
+    ) -> Option<Self> {
+        let text = |name: &str| {
+            let value = if steering.retries { head.headers.get(name) } else { None };
+            value.and_then(|value| value.to_str().ok())
+        };
         let asked = text("x-envoy-retry-on").is_some() || text("x-envoy-retry-grpc-on").is_some();
         let mut on = policy.map(|p| p.on).unwrap_or_default();
         if !asked && on == RetryOn::default() {
@@ -97,7 +125,10 @@ impl RetryPlan {
     }
 
     /// Removes the headers that are for this proxy only.
-    pub fn remove_headers(headers: &mut HeaderMap) {
+    pub fn remove_headers(headers: &mut HeaderMap, steering: Steering) {
+        if !steering.retries {
+            return;
+        }
         for name in RETRY_HEADERS {
             headers.remove(name);
         }

@@ -5,7 +5,12 @@ use std::time::Duration;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue};
 
+use super::retry::Steering;
 use crate::model::route::{Forward, RetryPolicy};
+
+/// Request headers that change the timeouts: of all tries together, and of each.
+pub(super) const HEADERS: [&str; 2] =
+    ["x-envoy-upstream-rq-timeout-ms", "x-envoy-upstream-rq-per-try-timeout-ms"];
 
 /// The timeouts of one request; `None` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -27,6 +32,7 @@ impl Timeouts {
         forward: &Forward,
         retry: Option<&RetryPolicy>,
         headers: &mut HeaderMap,
+        steering: Steering,
         insert_expected: bool,
     ) -> Self {
         let grpc = is_grpc(headers);
@@ -38,11 +44,16 @@ impl Timeouts {
             Some(max) if grpc => capped_grpc_timeout(max, forward.grpc_timeout_offset, headers),
             _ => forward.timeout,
         };
-        if let Some(ms) = take_milliseconds(headers, "x-envoy-upstream-rq-timeout-ms") {
+        let [of_all, of_try] = HEADERS;
+        if steering.timeouts
+            && let Some(ms) = take_milliseconds(headers, of_all)
+        {
             global = nonzero(Duration::from_millis(ms));
         }
         let mut per_try = retry.and_then(|r| r.per_try_timeout).and_then(nonzero);
-        if let Some(ms) = take_milliseconds(headers, "x-envoy-upstream-rq-per-try-timeout-ms") {
+        if steering.timeouts
+            && let Some(ms) = take_milliseconds(headers, of_try)
+        {
             per_try = nonzero(Duration::from_millis(ms));
         }
         // A try that may take as long as all tries needs no limit of its own.

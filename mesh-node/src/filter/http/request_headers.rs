@@ -78,7 +78,9 @@ struct Seen {
     transfer_encoding: bool,
     upgrade: bool,
     expect: bool,
-    envoy: bool,
+    said_internal: bool,
+    internal_only: bool,
+    edge_only: bool,
     xff: bool,
     xfp: bool,
     xfcc: bool,
@@ -104,7 +106,11 @@ impl Seen {
                 "x-forwarded-proto" => seen.xfp = true,
                 "x-forwarded-client-cert" => seen.xfcc = true,
                 "x-request-id" => seen.request_id = true,
-                name if name.starts_with("x-envoy-") => seen.envoy = true,
+                "x-envoy-internal" => seen.said_internal = true,
+                name if name.starts_with("x-envoy-") => {
+                    seen.internal_only |= INTERNAL_ONLY.contains(&name);
+                    seen.edge_only |= EDGE_ONLY.contains(&name);
+                }
                 _ => {}
             }
         }
@@ -147,7 +153,7 @@ pub fn mutate(parts: &mut Parts, with: &Mutation<'_>) -> Facts {
         (seen.proxy_connection, PROXY_CONNECTION),
         (seen.transfer_encoding, TRANSFER_ENCODING),
         (seen.expect && !with.hcm.proxy_100_continue, EXPECT),
-        (seen.envoy, X_ENVOY_INTERNAL),
+        (seen.said_internal, X_ENVOY_INTERNAL),
     ] {
         if there {
             headers.remove(name);
@@ -158,7 +164,7 @@ pub fn mutate(parts: &mut Parts, with: &Mutation<'_>) -> Facts {
         let port = HeaderValue::from(with.connection.local.port());
         headers.entry(X_FORWARDED_PORT).or_insert(port);
     }
-    if !headers.contains_key(X_FORWARDED_PROTO) {
+    if !seen.xfp && !headers.contains_key(X_FORWARDED_PROTO) {
         headers.insert(X_FORWARDED_PROTO, own_scheme(with.connection));
     }
     let internal = trusted && with.hcm.internal_cidrs.iter().any(|cidr| cidr.contains(remote.ip()));
@@ -256,14 +262,14 @@ fn own_scheme(connection: &ConnectionInfo) -> HeaderValue {
 }
 
 fn remove_internal(headers: &mut HeaderMap, edge: bool, seen: &Seen, more: &[crate::model::Str]) {
-    if seen.envoy {
+    if seen.internal_only {
         for name in INTERNAL_ONLY {
             headers.remove(name);
         }
-        if edge {
-            for name in EDGE_ONLY {
-                headers.remove(name);
-            }
+    }
+    if edge && seen.edge_only {
+        for name in EDGE_ONLY {
+            headers.remove(name);
         }
     }
     for name in more {

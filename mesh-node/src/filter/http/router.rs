@@ -26,8 +26,8 @@ use crate::model::matcher::HeaderMatcher;
 use crate::model::network::RouterFilter;
 use crate::model::route::{Action, Forward, RetryPolicy, RouteTable, VirtualHost};
 use crate::router::{
-    RequestHead, RetryPlan, Routed, Timeouts, apply_request, apply_response, header_matches, rewrite_host,
-    rewrite_path,
+    RequestHead, RetryPlan, Routed, Steering, Timeouts, apply_request, apply_response, header_matches,
+    rewrite_host, rewrite_path,
 };
 use crate::telemetry::stream_info::ResponseFlags;
 
@@ -108,14 +108,16 @@ async fn to_cluster(routing: Routing<'_>, forward: &Forward, mut request: Reques
         return Answer::Local(reply.flag(ResponseFlags::NO_CLUSTER_FOUND));
     };
     let policy = RetryPlan::policy(routing.routed.virtual_host, forward);
-    let plan = RetryPlan::new(policy, &request.head());
+    let steering = Steering::of(&request.parts.headers);
+    let plan = RetryPlan::new(policy, &request.head(), steering);
     if !routing.routed.virtual_host.virtual_clusters.is_empty() {
         let name = virtual_cluster(routing.routed.virtual_host, &request.head());
         stream.info.borrow_mut().virtual_cluster = name;
     }
-    RetryPlan::remove_headers(&mut request.parts.headers);
+    RetryPlan::remove_headers(&mut request.parts.headers, steering);
     let suppress = routing.filter.suppress_envoy_headers;
-    let timeouts = Timeouts::resolve(forward, policy.map(|p| &**p), &mut request.parts.headers, !suppress);
+    let headers = &mut request.parts.headers;
+    let timeouts = Timeouts::resolve(forward, policy.map(|p| &**p), headers, steering, !suppress);
     stream.limit_response(timeouts.global, timeouts.max_stream_duration);
     if stream.changes_response() {
         stream.keep_request(&request);

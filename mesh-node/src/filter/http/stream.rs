@@ -67,9 +67,9 @@ pub struct Stream {
     grpc_status: Cell<Option<u8>>,
     /// Something was waited for before the answer.
     waited: Cell<bool>,
-    /// What nobody has read of a request whose tries are over.
     /// A filter reads the body, and what it makes of it goes on: the bytes are counted where it reads.
     pub counted: Cell<bool>,
+    /// What nobody has read of a request whose tries are over.
     unread: RefCell<Option<Body>>,
 }
 

@@ -225,7 +225,9 @@ impl<S> Drop for Busy<S> {
 
 impl<S: HttpService> Callee for Server<S> {
     fn call(self: Rc<Self>, request: Request<Body>, trailers: bool) -> Calling {
-        Box::pin(exchange(Busy::new(self), request, trailers))
+        // The room first: a future of this size is dear to move.
+        let exchange = Box::write(Box::new_uninit(), exchange(Busy::new(self), request, trailers));
+        Box::into_pin(exchange)
     }
 }
 

@@ -9,7 +9,11 @@ use proptest::prelude::*;
 use super::support::{forward, get, header, headers, policy, virtual_host};
 use crate::model::matcher::HeaderMatchKind;
 use crate::model::route::{Forward, RetryPolicy, VirtualHost};
-use crate::router::{ResetReason, RetryPlan, back_off};
+use crate::router::{ResetReason, RetryPlan, Steering, back_off};
+
+fn plan(policy: Option<&Arc<RetryPolicy>>, request: &[(&str, &str)]) -> Option<RetryPlan> {
+    RetryPlan::new(policy, &get("h", "/", request).head(), Steering::of(&headers(request)))
+}
 
 /// How many retries the request would get for this response; `None` where it does not ask for any.
 fn retries(
@@ -19,7 +23,7 @@ fn retries(
     response: &[(&str, &str)],
 ) -> Option<u32> {
     let policy = on.map(policy);
-    let plan = RetryPlan::new(policy.as_ref(), &get("h", "/", request).head())?;
+    let plan = plan(policy.as_ref(), request)?;
     plan.retries_response(StatusCode::from_u16(status).unwrap(), &headers(response)).then_some(plan.remaining)
 }
 
@@ -100,14 +104,15 @@ fn a_policy_can_be_for_some_requests_only() {
         ..(*policy("5xx")).clone()
     };
     let only = Some(Arc::new(only));
-    assert!(RetryPlan::new(only.as_ref(), &get("h", "/", &[]).head()).is_none());
-    assert!(RetryPlan::new(only.as_ref(), &get("h", "/", &[("x-ok", "1")]).head()).is_some());
+    assert!(plan(only.as_ref(), &[]).is_none());
+    assert!(plan(only.as_ref(), &[("x-ok", "1")]).is_some());
 }
 
 #[test]
 fn retry_headers_do_not_reach_the_upstream() {
     let mut all = headers(&[("x-envoy-retry-on", "5xx"), ("x-envoy-max-retries", "1"), ("x-other", "1")]);
-    RetryPlan::remove_headers(&mut all);
+    let steering = Steering::of(&all);
+    RetryPlan::remove_headers(&mut all, steering);
     assert_eq!(all.keys().collect::<Vec<_>>(), ["x-other"]);
 }
 
@@ -125,7 +130,7 @@ fn resets_are_retried_as_the_policy_says() {
         ("reset-before-request", &[ConnectFailure, unsent], &[sent, PerTryTimeout, RefusedStream]),
         ("retriable-4xx,unavailable", &[], &[ConnectFailure, sent, RefusedStream]),
     ] {
-        let plan = RetryPlan::new(Some(&policy(on)), &get("h", "/", &[]).head()).unwrap();
+        let plan = plan(Some(&policy(on)), &[]).unwrap();
         yes.iter().for_each(|reason| assert!(plan.retries_reset(*reason), "{on} {reason:?}"));
         no.iter().for_each(|reason| assert!(!plan.retries_reset(*reason), "{on} {reason:?}"));
         assert!(!plan.retries_reset(Overflow), "{on}: an open circuit breaker is never retried");

@@ -6,7 +6,7 @@ use http::HeaderMap;
 
 use super::support::{forward, headers, policy};
 use crate::model::route::{Forward, RetryPolicy};
-use crate::router::{Timeouts, grpc_timeout, grpc_timeout_value};
+use crate::router::{Steering, Timeouts, grpc_timeout, grpc_timeout_value};
 
 const GRPC: (&str, &str) = ("content-type", "application/grpc");
 
@@ -17,7 +17,8 @@ fn s(seconds: u64) -> Duration {
 fn resolve(forward: &Forward, per_try: Option<Duration>, lines: &[(&str, &str)]) -> (Timeouts, HeaderMap) {
     let retry = per_try.map(|t| RetryPolicy { per_try_timeout: Some(t), ..(*policy("5xx")).clone() });
     let mut headers = headers(lines);
-    let timeouts = Timeouts::resolve(forward, retry.as_ref(), &mut headers, true);
+    let steering = Steering::of(&headers);
+    let timeouts = Timeouts::resolve(forward, retry.as_ref(), &mut headers, steering, true);
     (timeouts, headers)
 }
 
@@ -121,7 +122,7 @@ fn a_try_that_may_take_as_long_as_all_has_no_limit_of_its_own() {
 #[test]
 fn envoy_headers_are_suppressed_on_request() {
     let mut headers = HeaderMap::new();
-    Timeouts::resolve(&forward(), None, &mut headers, false);
+    Timeouts::resolve(&forward(), None, &mut headers, Steering::default(), false);
     assert!(headers.is_empty());
 }
 

@@ -376,7 +376,8 @@ impl Socket {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             done => return Poll::Ready(done),
         }
-        if past.plain {
+        // Not before a writer that waits for room has been woken.
+        if past.plain && past.looking.is_none() {
             this.past_tcp = None;
             return Pin::new(&mut this.io).poll_read(cx, buf);
         }
@@ -448,9 +449,10 @@ mod tests {
     use crate::model::workload::Gauge;
 
     /// Of a reader that reads nothing past TCP, until its end is found to have left.
-    #[derive(Debug, Default)]
+    #[derive(Debug)]
     struct Stuck {
         left: AtomicBool,
+        how: fn() -> Look,
     }
 
     impl Gauge for Stuck {
@@ -462,7 +464,7 @@ mod tests {
 
         fn look(&self, _: BorrowedFd<'_>) -> Look {
             self.left.store(true, Ordering::Relaxed);
-            Look::Left
+            (self.how)()
         }
 
         fn last_switch_ns(&self) -> u64 {
@@ -470,15 +472,14 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_writer_that_waits_for_room_goes_on_when_a_read_finds_the_socket_to_be_an_ordinary_one() {
+    async fn writes_while_a_read_finds_it(how: fn() -> Look) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let io = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut peer, _) = listener.accept().await.unwrap();
-        let gauge = Arc::new(Stuck::default());
+        let gauge = Arc::new(Stuck { left: AtomicBool::new(false), how });
         let mut socket = Socket::new(io, None);
-        socket.past_tcp =
-            Some(Box::new(Past::new(PastTcp { bounded: true, since_ns: 1, gauge: gauge.clone() })));
+        let tcp = PastTcp { bounded: true, since_ns: 1, gauge: gauge.clone() };
+        socket.past_tcp = Some(Box::new(Past::new(tcp)));
         let sent = vec![7; 2 * MAX_WAITING_BYTES as usize];
         let answer = vec![1; MOVED.0 as usize];
         let (mut written, mut read) = (0, 0);
@@ -491,18 +492,30 @@ mod tests {
             }
             let mut room = [0; 16 << 10];
             let mut into = ReadBuf::new(&mut room);
-            while read < answer.len() && Pin::new(&mut socket).poll_read(cx, &mut into).is_ready() {
+            while read <= answer.len() && Pin::new(&mut socket).poll_read(cx, &mut into).is_ready() {
                 read += into.filled().len();
                 into.clear();
             }
-            if written == sent.len() && read == answer.len() { Poll::Ready(()) } else { Poll::Pending }
+            if written == sent.len() && read > answer.len() { Poll::Ready(()) } else { Poll::Pending }
         });
         let theirs = async {
             peer.write_all(&answer).await.unwrap();
             peer.read_exact(&mut vec![0; sent.len()]).await.unwrap();
+            // Only now: before, the socket was read empty.
+            peer.write_all(&[2]).await.unwrap();
         };
         let both = async { tokio::join!(ours, theirs) };
         tokio::time::timeout(Duration::from_secs(20), both).await.expect("the writer was never woken");
         assert!(gauge.left.load(Ordering::Relaxed), "the socket was never looked at");
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_waits_for_room_goes_on_when_a_read_finds_its_peer_gone_back_to_tcp() {
+        writes_while_a_read_finds_it(|| Look::Left).await;
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_waits_for_room_goes_on_when_a_read_finds_the_socket_to_be_an_ordinary_one() {
+        writes_while_a_read_finds_it(|| Look::Plain).await;
     }
 }

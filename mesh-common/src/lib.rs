@@ -87,6 +87,20 @@ pub struct FlowKey {
     pub remote_port: u16,
 }
 
+impl FlowKey {
+    /// The same flow as the pod in `slot` sees it that is its other end.
+    #[inline(always)]
+    pub const fn seen_by(&self, slot: u32) -> Self {
+        Self {
+            slot,
+            local: self.remote,
+            remote: self.local,
+            local_port: self.remote_port,
+            remote_port: self.local_port,
+        }
+    }
+}
+
 /// What is known about a socket or a noted flow: values of [`SocketTag::kind`], and what [`kind::of`] says of
 /// a value of the flow map.
 pub mod kind {

@@ -74,15 +74,8 @@ pub fn mesh_sk_lookup(ctx: SkLookupContext) -> u32 {
 /// back because the chosen endpoint is the pod itself.
 #[inline(always)]
 fn from_proxy(flow: &FlowKey) -> bool {
-    let mirrored = FlowKey {
-        slot: flow.slot,
-        local: flow.remote,
-        remote: flow.local,
-        local_port: flow.remote_port,
-        remote_port: flow.local_port,
-    };
     // SAFETY: the value is copied at once.
-    unsafe { FLOWS.get(&mirrored) }.is_some_and(|noted| kind::of(*noted) == kind::NETWORK)
+    unsafe { FLOWS.get(&flow.seen_by(flow.slot)) }.is_some_and(|noted| kind::of(*noted) == kind::NETWORK)
 }
 
 /// Gives a connection that the proxy makes from another pod of this node to the worker that makes it: the two
@@ -91,15 +84,8 @@ fn from_proxy(flow: &FlowKey) -> bool {
 fn assign_to_sibling(ctx: &SkLookupContext, slot: u32, flow: &FlowKey) -> bool {
     // SAFETY: the value is copied at once.
     let Some(client) = unsafe { ADDRESS_PODS.get(&flow.remote) }.copied() else { return false };
-    let theirs = FlowKey {
-        slot: client,
-        local: flow.remote,
-        remote: flow.local,
-        local_port: flow.remote_port,
-        remote_port: flow.local_port,
-    };
     // SAFETY: as above.
-    let worker = unsafe { FLOWS.get(&theirs) }.map_or(0, |noted| kind::worker(*noted));
+    let worker = unsafe { FLOWS.get(&flow.seen_by(client)) }.map_or(0, |noted| kind::worker(*noted));
     if worker == 0 || u32::from(worker) > MAX_WORKERS {
         return false;
     }

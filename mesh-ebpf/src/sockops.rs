@@ -126,15 +126,6 @@ fn key(ctx: &SockOpsContext, tag: &SocketTag) -> FlowKey {
             u32::from_be(field!(ops, remote_port)) as u16,
         )
     };
-    if tag.kind == kind::NETWORK || tag.kind == kind::INBOUND {
-        FlowKey { slot: tag.slot, local, remote, local_port, remote_port }
-    } else {
-        FlowKey {
-            slot: tag.slot,
-            local: remote,
-            remote: local,
-            local_port: remote_port,
-            remote_port: local_port,
-        }
-    }
+    let own = FlowKey { slot: tag.slot, local, remote, local_port, remote_port };
+    if tag.kind == kind::NETWORK || tag.kind == kind::INBOUND { own } else { own.seen_by(tag.slot) }
 }

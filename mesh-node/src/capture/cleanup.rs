@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use aya::programs::TcAttachType;
 use aya::programs::tc::qdisc_detach_program;
 
-use super::enrol;
 use super::error::CaptureError;
 use super::lock::InstanceLock;
 use super::netlink::Netlink;
 use super::netns::Namespace;
 use super::programs::{TC_GUARD, TC_STEER, check_capabilities};
 use super::record::{self, Interface};
+use super::release;
 use super::settings::Settings;
 
 /// What [`cleanup`] removed.
@@ -47,14 +47,14 @@ pub(super) fn cleanup_locked(settings: &Settings, lock: InstanceLock) -> Result<
     let pins = settings.pins();
     // Programs first: while the way to the listeners is removed, nothing is steered any more.
     if pins.exists() {
-        enrol::remove_folder(&pins);
+        release::remove_folder(&pins);
         removed.pins = Some(pins);
         // Shared with other instances: goes with the last.
         let _ = std::fs::remove_dir(settings.bpffs.join("mesh-node"));
     }
     let folder = settings.records();
     for record in record::read_all(&folder) {
-        enrol::undo_outside_maps(&host, &record);
+        release::undo_outside_maps(&host, &record);
         removed.pods.push(record.pod);
     }
     if folder.exists()

@@ -1,10 +1,8 @@
-//! One pod: everything that is done when it is enrolled, and undone when it leaves.
+//! One pod: everything that is done when it is enrolled (`release.rs` undoes it).
 //!
-//! The order is what matters here. Listeners exist before anything can be steered to them; what is
-//! changed is on record before it is changed; and at release nothing new is steered before what is
-//! already steered loses its way.
+//! The order is what matters here. Listeners exist before anything can be steered to them, and what is
+//! changed is on record before it is changed.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, TcpListener};
 use std::sync::atomic::AtomicU16;
 use std::sync::{Arc, Weak, mpsc};
@@ -14,7 +12,7 @@ use mesh_common::{
     worker_listener_index,
 };
 
-use super::accel::{self, Acceleration};
+use super::accel::Acceleration;
 use super::bpf::Map;
 use super::error::{CaptureError, PodProblem};
 use super::manager::Command;
@@ -24,6 +22,7 @@ use super::pods::PodSpec;
 use super::ports;
 use super::programs::{CidrEntry, Maps, Programs};
 use super::record::{Interface, Record, Records};
+use super::release;
 use super::settings::{Cidr, Settings};
 use super::sysctl;
 use crate::budget::Budget;
@@ -82,11 +81,11 @@ pub(super) fn enrol(
     if let Err(problem) = result {
         // The record says what was done; without one nothing was.
         if let Some(record) = context.records.all().iter().find(|record| record.slot == slot) {
-            stop_steering(context.maps, record.slot, None, &spec.ips);
-            undo_inside_maps(context.programs, context.maps, record);
+            release::stop_steering(context.maps, record.slot, None, &spec.ips);
+            release::undo_inside_maps(context.programs, context.maps, record);
             // Another enrolment in the namespace keeps what it needs there.
             if before.is_none_or(|before| before.slot == slot) {
-                undo_outside_maps(context.host, record);
+                release::undo_outside_maps(context.host, record);
             }
         }
         context.records.remove(slot);
@@ -416,7 +415,7 @@ pub(super) fn fill_maps(
     maps.namespaces.insert(&cookie, &slot)
 }
 
-fn clear_exclusions(maps: &Maps, slot: u32) {
+pub(super) fn clear_exclusions(maps: &Maps, slot: u32) {
     for key in maps.excluded_ports.keys().unwrap_or_default() {
         if key.slot == slot {
             let _ = maps.excluded_ports.remove(&key);
@@ -472,113 +471,6 @@ fn hand_over(settings: &Settings, spec: &PodSpec) -> HandOver {
             .map(|cidr| crate::model::listener::Cidr { address: cidr.address, prefix_len: cidr.bits })
             .collect(),
     }
-}
-
-/// First step of release: nothing new is marked or judged, and the host's connections are no longer
-/// told apart. What is marked already still finds its listener.
-pub(super) fn stop_steering(maps: &Maps, slot: u32, cookie: Option<u64>, ips: &[IpAddr]) {
-    if let Ok(Some(pod)) = maps.pods.get(&slot) {
-        // Before the connect hook lets connections pass, the guard must.
-        let _ = maps.pods.insert(&slot, &Pod { flags: pod.flags & !pod_flags::GUARD });
-    }
-    let of_slot = |key: &u64| maps.namespaces.get(key).ok().flatten() == Some(slot);
-    let cookies = match cookie {
-        Some(cookie) => vec![cookie],
-        None => maps.namespaces.keys().unwrap_or_default().into_iter().filter(of_slot).collect(),
-    };
-    for cookie in cookies {
-        // It is known, so that nothing of it is held.
-        let _ = maps.strangers.insert(&cookie, &1);
-        let _ = maps.namespaces.remove(&cookie);
-    }
-    for ip in ips {
-        if maps.address_pods.get(&address(*ip)).ok().flatten() == Some(slot) {
-            let _ = maps.address_pods.remove(&address(*ip));
-        }
-    }
-}
-
-/// Second step: new connections inside the pod meet the application itself.
-pub(super) fn stop_lookup(programs: &Programs, maps: &Maps, slot: u32) {
-    let _ = maps.pods.insert(&slot, &Pod::default());
-    let _ = std::fs::remove_file(programs.pod_folder(slot).join("sk_lookup"));
-}
-
-/// Last step, when no connection of the pod is left: the programs forget the pod.
-pub(super) fn undo_inside_maps(programs: &Programs, maps: &Maps, record: &Record) {
-    let _ = maps.pods.insert(&record.slot, &Pod::default());
-    forget_pod(maps, record);
-    remove_folder(&programs.pod_folder(record.slot));
-}
-
-/// The namespace, if it is still the one of the record, is made as it was. Needs no map, for cleanup.
-pub(super) fn undo_outside_maps(host: &Namespace, record: &Record) {
-    for interface in record.host_interfaces.iter().filter(|i| i.filter) {
-        super::cleanup::remove_filter(interface, true);
-    }
-    let Some(namespace) = Namespace::find(&record.netns, record.netns_id) else { return };
-    let result = host.enter(&namespace, || -> Result<(), (String, std::io::Error)> {
-        for interface in record.pod_interfaces.iter().filter(|i| i.filter) {
-            super::cleanup::remove_filter(interface, false);
-        }
-        let named = |error| ("rule and route".to_owned(), error);
-        let mut netlink = Netlink::open().map_err(named)?;
-        for (present, v6) in [(record.v4, false), (record.v6, true)] {
-            if present {
-                netlink.remove_steering(&record.steering, v6).map_err(named)?;
-            }
-        }
-        sysctl::restore(&record.sysctls)
-    });
-    match result {
-        Ok(Ok(())) => {}
-        Ok(Err((name, error))) => tracing::warn!("pod {}: {name} could not be put back: {error}", record.pod),
-        Err(error) => {
-            tracing::warn!("pod {}: its network namespace could not be entered: {error}", record.pod)
-        }
-    }
-}
-
-fn forget_pod(maps: &Maps, record: &Record) {
-    let slot = record.slot;
-    clear_exclusions(maps, slot);
-    for key in maps.pod_addresses.keys().unwrap_or_default() {
-        if key.slot == slot {
-            let _ = maps.pod_addresses.remove(&key);
-        }
-    }
-    accel::forget(maps, slot);
-    for interface in &record.host_interfaces {
-        if maps.interfaces.get(&interface.index).ok().flatten() == Some(slot) {
-            let _ = maps.interfaces.remove(&interface.index);
-        }
-    }
-    for key in maps.counters.keys().unwrap_or_default() {
-        if key.slot == slot {
-            let _ = maps.counters.remove(&key);
-        }
-    }
-    let stale: BTreeSet<_> =
-        [direction::OUTBOUND, direction::INBOUND].map(|d| listener_index(slot, d)).into();
-    for index in stale {
-        // Gone by itself once the listeners are closed.
-        let _ = maps.listeners.remove(&index);
-    }
-    for worker in 1..=MAX_WORKERS as u16 {
-        let _ = maps.worker_listeners.remove(&worker_listener_index(slot, worker));
-    }
-}
-
-/// Removes a folder of pins and what is in it; a link whose pin goes is detached.
-pub(super) fn remove_folder(folder: &std::path::Path) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            remove_folder(&entry.path());
-        } else {
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
-    let _ = std::fs::remove_dir(folder);
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use super::error::{CaptureError, PodProblem};
 use super::netns::PodSockets;
 use super::pods::PodSpec;
 use super::record::Record;
+use super::release;
 use crate::model::workload::WorkloadLimits;
 
 /// How long connections are still brought to a released pod's listeners, for those that were marked.
@@ -95,7 +96,7 @@ impl Leaving {
     ) -> Result<(Enrolled, Option<Vec<Listeners>>), CaptureError> {
         let outcome = self.try_return(context, slot, spec, sockets, record);
         outcome.map_err(|problem| {
-            enrol::stop_steering(context.maps, slot, Some(self.cookie), &spec.ips);
+            release::stop_steering(context.maps, slot, Some(self.cookie), &spec.ips);
             problem.of(spec.display_name())
         })
     }

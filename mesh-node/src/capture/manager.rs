@@ -22,6 +22,7 @@ use super::netns::{self, Namespace, PodSockets};
 use super::pods::{Held, PodSpec};
 use super::programs::{Maps, Programs};
 use super::record::{Record, Records};
+use super::release;
 use super::settings::Settings;
 use super::worker::Assignment;
 use crate::model::workload::Workload;
@@ -125,7 +126,7 @@ impl Manager {
                     // Pods that were let go must not meet what waits for the next process.
                     for (slot, leaving) in &self.leaving {
                         if let Step::Brought { .. } = leaving.step {
-                            enrol::stop_lookup(&self.programs, &self.maps, *slot);
+                            release::stop_lookup(&self.programs, &self.maps, *slot);
                         }
                     }
                     return;
@@ -219,7 +220,7 @@ impl Manager {
             .map(|(slot, _)| *slot)
             .collect();
         for slot in stale {
-            enrol::stop_steering(&self.maps, slot, None, &[]);
+            release::stop_steering(&self.maps, slot, None, &[]);
             self.finish(slot);
         }
     }
@@ -331,7 +332,7 @@ impl Manager {
         for (other, leaving) in &mut self.leaving {
             if leaving.netns_id == netns && matches!(leaving.step, Step::Brought { .. }) {
                 leaving.step = leaving.step.next(Instant::now());
-                enrol::stop_lookup(&self.programs, &self.maps, *other);
+                release::stop_lookup(&self.programs, &self.maps, *other);
             }
         }
     }
@@ -373,7 +374,7 @@ impl Manager {
 
     fn release(&mut self, slot: u32) {
         let Some(pod) = self.enrolled.remove(&slot) else { return };
-        enrol::stop_steering(&self.maps, slot, Some(pod.cookie), &pod.spec.ips);
+        release::stop_steering(&self.maps, slot, Some(pod.cookie), &pod.spec.ips);
         // At once: the pod's network may be gone soon, and then nobody can be told any more.
         pod.workload.drain.start();
         self.roster.set(slot, None);
@@ -388,7 +389,7 @@ impl Manager {
                 continue;
             }
             if let Step::Brought { .. } = leaving.step {
-                enrol::stop_lookup(&self.programs, &self.maps, *slot);
+                release::stop_lookup(&self.programs, &self.maps, *slot);
             } else {
                 for worker in &self.workers {
                     let _ = worker.send(Assignment::Remove { slot: *slot });
@@ -401,10 +402,10 @@ impl Manager {
     fn finish(&mut self, slot: u32) {
         self.leaving.remove(&slot);
         if let Some(record) = self.kept.remove(&slot) {
-            enrol::undo_inside_maps(&self.programs, &self.maps, &record);
+            release::undo_inside_maps(&self.programs, &self.maps, &record);
             // The pod may be enrolled again already; then its namespace stays prepared.
             if !self.kept.values().any(|other| other.netns_id == record.netns_id) {
-                enrol::undo_outside_maps(&self.host, &record);
+                release::undo_outside_maps(&self.host, &record);
             }
             self.records.remove(slot);
         }

@@ -29,6 +29,7 @@ pub mod pods;
 mod ports;
 mod programs;
 mod record;
+mod release;
 pub mod settings;
 mod sockopt;
 mod start;

@@ -100,7 +100,7 @@ pub struct End {
     pub waiting: u64,
     pub messages: u64,
     pub bytes: u64,
-    /// When it was put among the accelerated ones; monotonic nanoseconds.
+    /// Which direction of any flow had last been switched to TCP when this end was put among the accelerated ones.
     pub joined: u64,
     /// One of [`state`].
     pub state: u32,

@@ -5,10 +5,12 @@
 //! a socket out again (user space does, of streams that have gone to TCP): what is not right for a socket must
 //! be known before.
 
+use core::ptr::read_volatile;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_NOEXIST, BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB_FLAG, bpf_sock, bpf_sock_ops},
-    helpers::{bpf_get_socket_cookie, generated::bpf_ktime_get_ns},
+    helpers::bpf_get_socket_cookie,
     programs::SockOpsContext,
 };
 use mesh_common::{
@@ -20,7 +22,7 @@ use mesh_common::{
 use crate::{
     context::{address, field},
     kernel::{self, Manner},
-    maps::{ACCELERATED, ADDRESS_PODS, ENDS, OWNERS, PAIRS, count, pod, settings},
+    maps::{ACCELERATED, ADDRESS_PODS, ENDS, OWNERS, PAIRS, SWITCHED, count, pod, settings},
 };
 
 const AF_INET: u32 = 2;
@@ -233,7 +235,7 @@ fn join(ctx: &SockOpsContext, sk: *mut bpf_sock, mut end: End) -> bool {
     // SAFETY: the socket was checked for null by the caller; the key is on the stack. The state comes
     // first: from the moment that the socket is in the map its messages are judged by it.
     unsafe {
-        end.joined = bpf_ktime_get_ns();
+        end.joined = SWITCHED.get_ptr(0).map_or(0, |switched| read_volatile(switched));
         ENDS.set(sk, end);
         let done = aya_ebpf::helpers::bpf_sock_hash_update(
             ctx.ops,

@@ -122,8 +122,9 @@ pub static OWNERS: LruHashMap<OwnerKey, Owner> = LruHashMap::pinned(MAX_OWNERS, 
 #[map]
 pub static OFFSETS: Array<Offsets> = Array::pinned(1, 0);
 
-/// When a direction last went to TCP while something still waited at its reader; the proxy has it in its
-/// own memory.
+/// The key of the end whose direction last went to TCP while something still waited at its reader; the proxy has it
+/// in its own memory. Every key comes once, so whoever saw one and finds it again knows that none came since;
+/// of times, an older one that was written late would hide a newer one.
 #[map]
 pub static SWITCHED: Array<u64> = Array::pinned(1, BPF_F_MMAPABLE);
 

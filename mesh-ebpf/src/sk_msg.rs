@@ -5,9 +5,10 @@
 //! the proxy reads what came both ways; an application may take a short read for the end of what there is,
 //! and would sleep on the rest.
 
+use core::ptr::write_volatile;
+
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, sk_action},
-    helpers::generated::bpf_ktime_get_ns,
     macros::sk_msg,
     programs::SkMsgContext,
 };
@@ -133,9 +134,9 @@ fn leave(end: &mut End, reason: u16) -> u32 {
     if end.waiting != 0
         && let Some(switched) = SWITCHED.get_ptr_mut(0)
     {
-        // Before the first byte goes by TCP. Any value that was not there before will do.
-        // SAFETY: a map value and a helper without arguments.
-        unsafe { core::ptr::write_volatile(switched, bpf_ktime_get_ns()) };
+        // Before the first byte goes by TCP.
+        // SAFETY: a map value, written in one store.
+        unsafe { write_volatile(switched, end.key) };
     }
     end.state = state::TCP;
     count(end.owner.slot, hook::ACCEL, reason);

@@ -18,6 +18,7 @@ pub mod listener;
 pub mod model;
 pub mod pipe;
 pub mod readiness;
+pub mod resting;
 pub mod router;
 pub mod stream;
 pub mod telemetry;

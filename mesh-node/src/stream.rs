@@ -12,7 +12,7 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -25,6 +25,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::model::workload::{Look, PastTcp, Trial, Waiting, Workload};
 use crate::pipe::Pipe;
+use crate::resting;
 
 /// Nothing tells when a reader has read; it is looked at this often, at first and at last.
 const LOOK: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(50));
@@ -37,6 +38,11 @@ pub trait Bare {
     /// The socket, if bytes may be read off it and written to it behind the stream's back: no TLS, nothing read
     /// ahead, nothing past TCP.
     fn bare(&self) -> Option<&TcpStream>;
+
+    /// The socket, if bytes may be written to it behind the stream's back.
+    fn bare_to_write(&self) -> Option<&TcpStream> {
+        self.bare()
+    }
 }
 
 /// A connection.
@@ -91,11 +97,44 @@ impl Stream {
     /// The kernel does not let us.
     pub fn abort(&self) -> io::Result<()> {
         match self {
-            Self::Socket(socket) => socket2::SockRef::from(&socket.io).set_linger(Some(Duration::ZERO)),
+            Self::Socket(socket) => {
+                let Some(io) = socket.io.descriptor() else { return Ok(()) };
+                socket2::SockRef::from(&io).set_linger(Some(Duration::ZERO))
+            }
             Self::Memory(pipe) => {
                 pipe.abort();
                 Ok(())
             }
+        }
+    }
+
+    /// Lets go of what the runtime keeps for a socket, which is used no more until it is [woken](Self::wake).
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub fn rest(&mut self) -> io::Result<()> {
+        match self {
+            Self::Socket(socket) => socket.io.rest(),
+            Self::Memory(_) => Ok(()),
+        }
+    }
+
+    /// Takes a socket up again.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub fn wake(&mut self) -> io::Result<()> {
+        match self {
+            Self::Socket(socket) => socket.io.wake(),
+            Self::Memory(_) => Ok(()),
+        }
+    }
+
+    /// The socket's descriptor, also while it rests.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Socket(socket) => socket.io.descriptor(),
+            Self::Memory(_) => None,
         }
     }
 
@@ -161,7 +200,7 @@ impl AsyncWrite for Stream {
 /// A connected socket.
 #[derive(Debug)]
 pub struct Socket {
-    io: TcpStream,
+    io: resting::Socket,
     past_tcp: Option<Box<Past>>,
     trial: Option<Arc<dyn Trial>>,
     /// The trial is over.
@@ -173,7 +212,7 @@ struct Past {
     tcp: PastTcp,
     /// Bytes written since the reader was last known to have read everything.
     unread: u64,
-    looking: Option<(Pin<Box<Sleep>>, Duration)>,
+    looking: Option<Box<(Pin<Box<Sleep>>, Duration)>>,
     /// A direction has gone to TCP meanwhile, perhaps the one that is read here.
     in_both_queues: bool,
     /// Writes so far, as far as they are counted.
@@ -193,7 +232,7 @@ impl Socket {
     fn new(io: TcpStream, workload: Option<&Workload>) -> Self {
         let past_tcp = workload.and_then(|workload| workload.sockets.past_tcp(io.as_fd()));
         let past_tcp = past_tcp.map(|tcp| Box::new(Past::new(tcp)));
-        Self { io, past_tcp, trial: None, judged: Cell::new(false) }
+        Self { io: resting::Socket::new(io), past_tcp, trial: None, judged: Cell::new(false) }
     }
 
     fn to_application(io: TcpStream, workload: &Workload, remote: SocketAddr) -> Self {
@@ -230,14 +269,15 @@ impl Socket {
                 // A stream is better off with TCP's own flow control.
                 Waiting::NothingOfStream | Waiting::ByTcp => {
                     past.leave(&self.io);
+                    past.looking = None;
                     return Poll::Ready(usize::MAX);
                 }
                 Waiting::Something if past.unread < MAX_WAITING_BYTES => {
                     return Poll::Ready((MAX_WAITING_BYTES - past.unread) as usize);
                 }
                 Waiting::Something => {
-                    let (sleep, step) =
-                        past.looking.get_or_insert_with(|| (Box::pin(tokio::time::sleep(LOOK.0)), LOOK.0));
+                    let first = || Box::new((Box::pin(tokio::time::sleep(LOOK.0)), LOOK.0));
+                    let (sleep, step) = &mut **past.looking.get_or_insert_with(first);
                     ready!(sleep.as_mut().poll(cx));
                     *step = (*step * 2).min(LOOK.1);
                     sleep.as_mut().reset(Instant::now() + *step);
@@ -306,8 +346,8 @@ impl Past {
         self.in_both_queues = true;
         self.tcp.bounded = false;
         // It may be a read that finds this out, while a writer waits for room: nothing else would wake it.
-        if let Some((sleep, _)) = &mut self.looking {
-            sleep.as_mut().reset(Instant::now());
+        if let Some(looking) = &mut self.looking {
+            looking.0.as_mut().reset(Instant::now());
         }
     }
 }
@@ -316,6 +356,17 @@ impl Bare for Stream {
     fn bare(&self) -> Option<&TcpStream> {
         match self {
             Self::Socket(socket) => socket.past_tcp.is_none().then_some(&socket.io),
+            Self::Memory(_) => None,
+        }
+    }
+
+    fn bare_to_write(&self) -> Option<&TcpStream> {
+        match self {
+            // What is not known yet of an ordinary socket concerns its reader only; one that sends nothing
+            // would never be known.
+            Self::Socket(socket) => {
+                socket.past_tcp.as_ref().is_none_or(|past| past.plain).then_some(&socket.io)
+            }
             Self::Memory(_) => None,
         }
     }
@@ -349,7 +400,7 @@ impl AsyncRead for Socket {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.past_tcp.is_none() {
-            return Pin::new(&mut this.io).poll_read(cx, buf);
+            return Pin::new(&mut *this.io).poll_read(cx, buf);
         }
         let before = buf.filled().len();
         let read = ready!(this.poll_read_past(cx, buf));
@@ -364,9 +415,9 @@ impl Socket {
         let this = self;
         let Some(past) = &mut this.past_tcp else { return Poll::Ready(Ok(())) };
         if !past.in_both_queues {
-            let read = Pin::new(&mut this.io).poll_read(cx, buf);
+            let read = Pin::new(&mut *this.io).poll_read(cx, buf);
             // Asked after reading: what is by TCP now was not there, or the answer is no.
-            past.in_both_queues = past.tcp.gauge.last_switch_ns() >= past.tcp.since_ns;
+            past.in_both_queues = past.tcp.gauge.last_switch() != past.tcp.since;
             if !past.in_both_queues || read.is_ready() {
                 return read;
             }
@@ -376,10 +427,10 @@ impl Socket {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             done => return Poll::Ready(done),
         }
-        // Not before a writer that waits for room has been woken.
+        // A writer that waits goes on first: what it waits by is kept here.
         if past.plain && past.looking.is_none() {
             this.past_tcp = None;
-            return Pin::new(&mut this.io).poll_read(cx, buf);
+            return Pin::new(&mut *this.io).poll_read(cx, buf);
         }
         loop {
             ready!(this.io.poll_read_ready(cx))?;
@@ -405,17 +456,17 @@ fn receive(io: &TcpStream, buf: &mut ReadBuf<'_>) -> io::Result<()> {
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let room = ready!(self.poll_room(cx));
-        let n = ready!(Pin::new(&mut self.io).poll_write(cx, &buf[..buf.len().min(room)]))?;
+        let n = ready!(Pin::new(&mut *self.io).poll_write(cx, &buf[..buf.len().min(room)]))?;
         self.wrote(n);
         Poll::Ready(Ok(n))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        Pin::new(&mut *self.io).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        Pin::new(&mut *self.io).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -428,7 +479,7 @@ impl AsyncWrite for Socket {
             let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| buf);
             return self.poll_write(cx, first);
         }
-        let n = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, bufs))?;
+        let n = ready!(Pin::new(&mut *self.io).poll_write_vectored(cx, bufs))?;
         self.wrote(n);
         Poll::Ready(Ok(n))
     }
@@ -440,82 +491,107 @@ impl AsyncWrite for Socket {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::BorrowedFd;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
 
     use super::*;
     use crate::model::workload::Gauge;
 
-    /// Of a reader that reads nothing past TCP, until its end is found to have left.
+    /// A kernel of which only as much is known as a test says.
     #[derive(Debug)]
-    struct Stuck {
-        left: AtomicBool,
-        how: fn() -> Look,
+    struct Known {
+        waiting: Waiting,
+        look: Look,
+        last_switch: AtomicU64,
+        looks: AtomicU64,
     }
 
-    impl Gauge for Stuck {
+    impl Known {
+        fn new(waiting: Waiting, look: Look, last_switch: u64) -> Arc<Self> {
+            Arc::new(Self {
+                waiting,
+                look,
+                last_switch: AtomicU64::new(last_switch),
+                looks: AtomicU64::new(0),
+            })
+        }
+    }
+
+    impl Gauge for Known {
         fn waiting(&self, _: BorrowedFd<'_>) -> Waiting {
-            Waiting::Something
+            self.waiting
         }
-
         fn leave(&self, _: BorrowedFd<'_>) {}
-
         fn look(&self, _: BorrowedFd<'_>) -> Look {
-            self.left.store(true, Ordering::Relaxed);
-            (self.how)()
+            self.looks.fetch_add(1, Ordering::Relaxed);
+            self.look
         }
-
-        fn last_switch_ns(&self) -> u64 {
-            0
+        fn last_switch(&self) -> u64 {
+            self.last_switch.load(Ordering::Relaxed)
         }
     }
 
-    async fn writes_while_a_read_finds_it(how: fn() -> Look) {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let io = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (mut peer, _) = listener.accept().await.unwrap();
-        let gauge = Arc::new(Stuck { left: AtomicBool::new(false), how });
-        let mut socket = Socket::new(io, None);
-        let tcp = PastTcp { bounded: true, since_ns: 1, gauge: gauge.clone() };
-        socket.past_tcp = Some(Box::new(Past::new(tcp)));
-        let sent = vec![7; 2 * MAX_WAITING_BYTES as usize];
-        let answer = vec![1; MOVED.0 as usize];
-        let (mut written, mut read) = (0, 0);
-        let ours = poll_fn(|cx| {
-            // The writer first, as a pair of directions is polled: its wait is begun before the read.
-            while written < sent.len()
-                && let Poll::Ready(n) = Pin::new(&mut socket).poll_write(cx, &sent[written..])
-            {
-                written += n.unwrap();
-            }
-            let mut room = [0; 16 << 10];
-            let mut into = ReadBuf::new(&mut room);
-            while read <= answer.len() && Pin::new(&mut socket).poll_read(cx, &mut into).is_ready() {
-                read += into.filled().len();
-                into.clear();
-            }
-            if written == sent.len() && read > answer.len() { Poll::Ready(()) } else { Poll::Pending }
-        });
-        let theirs = async {
-            peer.write_all(&answer).await.unwrap();
-            peer.read_exact(&mut vec![0; sent.len()]).await.unwrap();
-            // Only now: before, the socket was read empty.
-            peer.write_all(&[2]).await.unwrap();
-        };
-        let both = async { tokio::join!(ours, theirs) };
-        tokio::time::timeout(Duration::from_secs(20), both).await.expect("the writer was never woken");
-        assert!(gauge.left.load(Ordering::Relaxed), "the socket was never looked at");
+    /// A socket whose bytes go past TCP, as `gauge` has it, and the other end.
+    async fn connected(gauge: &Arc<Known>, bounded: bool, since: u64) -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (io, accepted) =
+            tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let mut socket = Socket::new(io.unwrap(), None);
+        socket.past_tcp = Some(Box::new(Past::new(PastTcp { bounded, since, gauge: gauge.clone() })));
+        (socket, accepted.unwrap().0)
     }
 
     #[tokio::test]
-    async fn a_writer_that_waits_for_room_goes_on_when_a_read_finds_its_peer_gone_back_to_tcp() {
-        writes_while_a_read_finds_it(|| Look::Left).await;
+    async fn short_reads_are_distrusted_after_any_switch_since_the_connection_began_however_late_it_was_written()
+     {
+        let gauge = Known::new(Waiting::Nothing, Look::Stays, 9);
+        let (mut socket, mut peer) = connected(&gauge, false, 9).await;
+        let mut read = async |expected| {
+            peer.write_all(b"!").await.unwrap();
+            assert_eq!(socket.read_u8().await.unwrap(), b'!');
+            assert_eq!(socket.past_tcp.as_ref().unwrap().in_both_queues, expected);
+        };
+        read(false).await;
+        // Of a flow that began before this one, and was slower to say so than a later one.
+        gauge.last_switch.store(3, Ordering::Relaxed);
+        read(true).await;
     }
 
     #[tokio::test]
     async fn a_writer_that_waits_for_room_goes_on_when_a_read_finds_the_socket_to_be_an_ordinary_one() {
-        writes_while_a_read_finds_it(|| Look::Plain).await;
+        for look in [Look::Left, Look::Plain] {
+            let gauge = Known::new(Waiting::Something, look, 0);
+            let (mut socket, mut peer) = connected(&gauge, true, 0).await;
+            let sent = vec![7; 2 * MAX_WAITING_BYTES as usize];
+            let answer = vec![1; MOVED.0 as usize];
+            let (mut written, mut read) = (0, 0);
+            let ours = poll_fn(|cx| {
+                // The writer first, as a pair of directions is polled: its wait is begun before the read. A reader
+                // goes on until nothing is left.
+                while written < sent.len()
+                    && let Poll::Ready(n) = Pin::new(&mut socket).poll_write(cx, &sent[written..])
+                {
+                    written += n.unwrap();
+                }
+                let mut room = [0; 16 << 10];
+                let mut into = ReadBuf::new(&mut room);
+                while Pin::new(&mut socket).poll_read(cx, &mut into).is_ready() {
+                    read += into.filled().len();
+                    into.clear();
+                }
+                if written == sent.len() && read == answer.len() { Poll::Ready(()) } else { Poll::Pending }
+            });
+            let theirs = async {
+                peer.write_all(&answer).await.unwrap();
+                peer.read_exact(&mut vec![0; sent.len()]).await.unwrap();
+                peer
+            };
+            let both = async { tokio::join!(ours, theirs) };
+            let done = tokio::time::timeout(Duration::from_secs(20), both).await;
+            drop(done.unwrap_or_else(|_| panic!("{look:?}: the writer was never woken")));
+            assert!(gauge.looks.load(Ordering::Relaxed) > 0, "the socket was never looked at");
+        }
     }
 }

@@ -18,10 +18,10 @@ use anyhow::{Context, Result, bail};
 
 /// The stages of the data path in the order in which a connection meets them.
 const STAGES: [&str; 7] = ["capture", "listener", "filter", "router", "cluster", "upstream", "http"];
-/// What every stage may use beside the stages after it. `drain`, `readiness`, `budget` and `pipe` are leaves:
+/// What every stage may use beside the stages after it. `drain`, `readiness`, `budget`, `pipe` and `resting` are leaves:
 /// they import nothing themselves.
-const SHARED: [&str; 8] =
-    ["model", "identity", "telemetry", "drain", "readiness", "budget", "stream", "pipe"];
+const SHARED: [&str; 9] =
+    ["model", "identity", "telemetry", "drain", "readiness", "budget", "stream", "pipe", "resting"];
 /// Imports against the order, each with its reason: stage, what it imports.
 const EXCEPTIONS: [(&str, &str); 1] = [
     // A connection belongs to the endpoint that was chosen and counts against its cluster's limits for as
@@ -30,7 +30,7 @@ const EXCEPTIONS: [(&str, &str); 1] = [
 ];
 /// Modules outside the data path, with what each may import. A module in neither list is free to be
 /// imported only by the composition root.
-const BESIDE: [(&str, &[&str]); 14] = [
+const BESIDE: [(&str, &[&str]); 15] = [
     // The settings of capture are a part of the settings.
     ("config", &["xds", "capture", "model", "identity", "telemetry"]),
     ("xds", &["model", "identity", "telemetry"]),
@@ -46,8 +46,9 @@ const BESIDE: [(&str, &[&str]); 14] = [
     ("model", &["identity", "telemetry", "drain", "budget"]),
     ("budget", &[]),
     // A socket of the proxy is a workload's.
-    ("stream", &["model", "pipe"]),
+    ("stream", &["model", "pipe", "resting"]),
     ("pipe", &[]),
+    ("resting", &[]),
     ("drain", &[]),
     ("readiness", &[]),
 ];

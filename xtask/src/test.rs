@@ -113,11 +113,12 @@ fn run_suite(suite: Suite, filter: Option<&str>) -> Result<()> {
 }
 
 /// Tests of byte streams at full length: the suite, a part of their names, and what makes them long.
-const LONG_STREAMS: [(&str, &str, &str, &str); 6] = [
-    ("streams", "accelerated_streams_are", "MESH_STREAMS", "80000"),
+const LONG_STREAMS: [(&str, &str, &str, &str); 7] = [
+    ("streams", "accelerated_streams_are", "MESH_STREAMS", "100000"),
     ("streams", "transfers_begun_before", "MESH_STREAMS", "20000"),
     ("streams", "short_connections_leave", "MESH_STREAMS", "10000"),
     ("streams", "again_and_again", "MESH_ROUNDS", "50"),
+    ("streams", "programs_of_every_language", "MESH_ROUNDS", "10"),
     ("netns", "streams_that_are_handed_off", "MESH_STREAMS", "50000"),
     ("netns", "handing_off_and_back", "MESH_STREAMS", "50000"),
 ];

@@ -90,6 +90,7 @@ fn own_address() -> IpAddr {
 pub trait Downstream: AsyncRead + AsyncWrite + Bare + Unpin + 'static {
     /// What carries the bytes.
     fn transport(&self) -> &Stream;
+    fn transport_mut(&mut self) -> &mut Stream;
     /// Whether what is read and written here is what the transport gets and gives.
     fn is_plain(&self) -> bool;
 }

@@ -2,10 +2,10 @@
 //! all that led here, because most of the connections of a node are here most of the time.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
 use super::Downstream;
@@ -17,6 +17,7 @@ use crate::cluster::ConnectionGuard;
 use crate::model::listener::Direction;
 use crate::model::network::TcpProxy;
 use crate::model::workload::{HalfOfConnection, HandOff};
+use crate::resting::Rest;
 use crate::stream::Stream;
 use crate::telemetry::peer::Peer;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo, UpstreamInfo};
@@ -29,6 +30,8 @@ pub type Copying = Pin<Box<dyn Future<Output = ()>>>;
 
 /// A connection whose bytes are copied. Both streams, and all that is said of it at its end.
 pub(super) struct Relay<I> {
+    /// While the applications need no copy between them.
+    rest: Option<Rest>,
     config: Arc<TcpProxy>,
     io: I,
     upstream: UpstreamStream,
@@ -80,7 +83,7 @@ impl<I: Downstream> Relay<I> {
         let pair = Pair::new(limits, purse, beside);
         let Connection { stream: upstream, guard, .. } = connection;
         let facts = Some(Facts::of(stream));
-        Self { config, io, upstream, pair, series, _counted: (guard, counts), facts }
+        Self { rest: None, config, io, upstream, pair, series, _counted: (guard, counts), facts }
     }
 
     /// Lets each side know how the other ended, and logs the connection.
@@ -121,10 +124,72 @@ impl<I: Downstream> Future for Relay<I> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        let meters = meters(&this.config, this.series.as_ref());
-        let end = ready!(this.pair.poll(cx, &mut this.io, &mut this.upstream, meters));
+        let end = match this.wake(cx) {
+            Err(error) => End::Downstream(error),
+            Ok(false) => {
+                let ended = this.pair.look(meters(&this.config, this.series.as_ref()));
+                let Some(end) = ended else {
+                    this.rest.iter().for_each(|rest| rest.until(this.pair.next_alarm()));
+                    return Poll::Pending;
+                };
+                end
+            }
+            Ok(true) => {
+                let meters = meters(&this.config, this.series.as_ref());
+                match this.pair.poll(cx, &mut this.io, &mut this.upstream, meters) {
+                    Poll::Ready(end) => end,
+                    Poll::Pending if !this.pair.may_rest() => return Poll::Pending,
+                    Poll::Pending => match this.rest(cx) {
+                        Ok(()) => return Poll::Pending,
+                        Err(error) => End::Downstream(error),
+                    },
+                }
+            }
+        };
         this.end(end);
         Poll::Ready(())
+    }
+}
+
+impl<I: Downstream> Relay<I> {
+    /// Both sockets rest until something comes to one of them.
+    fn rest(&mut self, cx: &Context<'_>) -> io::Result<()> {
+        self.streams().into_iter().try_for_each(Stream::rest)?;
+        let due = self.pair.lay_down();
+        match self.sockets().map(|sockets| Rest::begin(sockets, due, cx)) {
+            Some(Ok(rest)) => {
+                self.rest = Some(rest);
+                return Ok(());
+            }
+            Some(Err(error)) => tracing::debug!(%error, "a connection does not rest"),
+            None => {}
+        }
+        self.pair.stirred();
+        cx.waker().wake_by_ref();
+        self.streams().into_iter().try_for_each(Stream::wake)
+    }
+
+    /// Whether the sockets are, or are again, to be read and written.
+    fn wake(&mut self, cx: &Context<'_>) -> io::Result<bool> {
+        match &self.rest {
+            None => return Ok(true),
+            Some(rest) if rest.poll(cx).is_pending() => return Ok(false),
+            Some(_) => {}
+        }
+        if let Some((rest, sockets)) = self.rest.take().zip(self.sockets()) {
+            rest.end(sockets);
+        }
+        self.streams().into_iter().try_for_each(Stream::wake)?;
+        self.pair.stirred();
+        Ok(true)
+    }
+
+    fn streams(&mut self) -> [&mut Stream; 2] {
+        [self.io.transport_mut(), self.upstream.transport_mut()]
+    }
+
+    fn sockets(&self) -> Option<[BorrowedFd<'_>; 2]> {
+        self.io.transport().descriptor().zip(self.upstream.transport().descriptor()).map(<[_; 2]>::from)
     }
 }
 

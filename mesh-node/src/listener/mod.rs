@@ -45,6 +45,9 @@ impl Downstream for Replay<Stream> {
     fn transport(&self) -> &Stream {
         self.get_ref()
     }
+    fn transport_mut(&mut self) -> &mut Stream {
+        self.get_mut()
+    }
     fn is_plain(&self) -> bool {
         true
     }
@@ -53,6 +56,9 @@ impl Downstream for Replay<Stream> {
 impl Downstream for tokio_rustls::server::TlsStream<Replay<Stream>> {
     fn transport(&self) -> &Stream {
         self.get_ref().0.get_ref()
+    }
+    fn transport_mut(&mut self) -> &mut Stream {
+        self.get_mut().0.get_mut()
     }
     fn is_plain(&self) -> bool {
         false

@@ -27,11 +27,19 @@ impl<I> Replay<I> {
     pub fn get_ref(&self) -> &I {
         &self.inner
     }
+
+    pub fn get_mut(&mut self) -> &mut I {
+        &mut self.inner
+    }
 }
 
 impl<I: Bare> Bare for Replay<I> {
     fn bare(&self) -> Option<&TcpStream> {
         self.inner.bare().filter(|_| self.prefix.is_none())
+    }
+
+    fn bare_to_write(&self) -> Option<&TcpStream> {
+        self.inner.bare_to_write()
     }
 }
 

@@ -55,8 +55,8 @@ pub trait Trial: Send + Sync + std::fmt::Debug {
 pub struct PastTcp {
     /// The other end is an application's: who writes must see to it that not too much waits there.
     pub bounded: bool,
-    /// When that began; monotonic nanoseconds.
-    pub since_ns: u64,
+    /// What [`Gauge::last_switch`] was when that began.
+    pub since: u64,
     pub gauge: Arc<dyn Gauge>,
 }
 
@@ -69,9 +69,9 @@ pub trait Gauge: Send + Sync + std::fmt::Debug {
     /// Sees whether the socket carries a stream by TCP by now, and takes first the other end, then the socket itself
     /// out of acceleration, each when nothing can be lost by it.
     fn look(&self, socket: BorrowedFd<'_>) -> Look;
-    /// When a direction last went to TCP whose reader still had something to read that went past TCP: on the
-    /// whole node, told before the first byte goes by TCP. Monotonic nanoseconds; 0: never.
-    fn last_switch_ns(&self) -> u64;
+    /// Which direction last went to TCP whose reader still had something to read that went past TCP: on the
+    /// whole node, told before the first byte goes by TCP. No direction is told twice.
+    fn last_switch(&self) -> u64;
 }
 
 /// What the proxy copies between: a client and an endpoint.

@@ -10,8 +10,10 @@ use super::copy::Moved;
 use crate::drain::Signal;
 use crate::model::workload::{HandOff, PastProxy};
 
-/// Counters are brought up to date this often: at once busy, at most idle.
+/// Counters are brought up to date this often: while busy, and at most while idle.
 const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(4));
+/// The first time is soon: most connections of which all goes past the proxy do so from the beginning.
+const FIRST_LOOK: Duration = Duration::from_millis(100);
 
 /// A connection that may be handed off.
 #[derive(Debug)]
@@ -22,11 +24,24 @@ pub struct Beside {
     counted: Moved,
     due: Instant,
     pause: Duration,
+    /// When it was last looked, everything went past the copy, and nothing was copied since.
+    carries_all: bool,
 }
 
 impl Beside {
     pub fn new(hand_off: Box<dyn HandOff>, drain: Arc<Signal>) -> Self {
-        Self { hand_off, drain, counted: Moved::default(), due: Instant::now() + LOOK.0, pause: LOOK.0 }
+        let due = Instant::now() + FIRST_LOOK;
+        Self { hand_off, drain, counted: Moved::default(), due, pause: FIRST_LOOK, carries_all: false }
+    }
+
+    /// Something was copied, or is going to be.
+    pub(super) fn copied(&mut self) {
+        self.carries_all = false;
+    }
+
+    /// Whether the copy has nothing to do, as it seems.
+    pub(super) fn carries_all(&self) -> bool {
+        self.carries_all
     }
 
     /// Nothing is held back by the copy, which has moved so much.
@@ -50,6 +65,7 @@ impl Beside {
         let new = self.news();
         let idle = new == Moved::default();
         self.pause = if idle { (self.pause * 2).min(LOOK.1) } else { LOOK.0 };
+        self.carries_all |= !idle;
         self.due = now + self.pause;
         new
     }

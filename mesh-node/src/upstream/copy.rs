@@ -124,6 +124,11 @@ impl Direction {
         self.start == self.end && self.pipe.as_ref().is_none_or(|pipe| pipe.held() == 0)
     }
 
+    /// Whether it waits for its reader, and for nothing else.
+    pub(super) fn only_waits(&self) -> bool {
+        self.is_empty() && self.buffer.is_none() && !self.unflushed && !self.read_ended && !self.done
+    }
+
     /// Copies what there is. Ready: the direction has ended.
     pub(super) fn poll<R, W>(
         &mut self,
@@ -187,7 +192,7 @@ impl Direction {
         reader: &R,
         writer: &W,
     ) -> Poll<Result<(), Side>> {
-        let Some((from, to)) = reader.bare().zip(writer.bare()) else { return Poll::Ready(Ok(())) };
+        let Some((from, to)) = reader.bare().zip(writer.bare_to_write()) else { return Poll::Ready(Ok(())) };
         loop {
             while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
                 let moved = ready!(pipe.poll_drain(cx, to)).map_err(Side::Writer)?;
@@ -487,5 +492,84 @@ mod tests {
         assert_eq!((moved.received, moved.sent), (12 << 20, (6 << 20) + 3));
         assert_eq!(purse.used(), 0);
         assert!(super::super::splice::spare_pipes() > 0, "the streams did not go through pipes");
+    }
+
+    /// A socket to which bytes may be written behind its back, but not read off it.
+    struct WriteOnly(tokio::net::TcpStream);
+
+    impl Bare for WriteOnly {
+        fn bare(&self) -> Option<&tokio::net::TcpStream> {
+            None
+        }
+        fn bare_to_write(&self) -> Option<&tokio::net::TcpStream> {
+            Some(&self.0)
+        }
+    }
+
+    impl AsyncRead for WriteOnly {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for WriteOnly {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, buf)
+        }
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_to_a_side_that_has_sent_its_end_arrives_whole_through_a_pipe() {
+        // How much comes at a time is the kernel's business.
+        for _ in 0..20 {
+            stream_to_a_side_that_has_ended().await;
+            if super::super::splice::spare_pipes() > 0 {
+                return;
+            }
+        }
+        panic!("no stream went through a pipe");
+    }
+
+    async fn stream_to_a_side_that_has_ended() {
+        const SIZE: usize = 4 << 20;
+        let (mut client, mut downstream) = connected().await;
+        let (mut server, upstream) = connected().await;
+        let mut upstream = WriteOnly(upstream);
+        server.shutdown().await.unwrap();
+        let meters = Meters { received: [None; 2], sent: [None; 2] };
+        let relay = async {
+            let (end, moved) = copy(&mut downstream, &mut upstream, None, meters, None).await;
+            assert!(matches!(end, End::Finished), "{end:?}");
+            moved
+        };
+        let client = async {
+            assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+            client.write_all(&pattern(0..SIZE)).await.unwrap();
+            client.shutdown().await.unwrap();
+        };
+        let server = async {
+            let mut heard = Vec::new();
+            // A reader that lags behind, so that the writer has to wait for room.
+            while heard.len() < SIZE {
+                let before = heard.len();
+                heard.resize((before + 50_000).min(SIZE), 0);
+                server.read_exact(&mut heard[before..]).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
+            assert!(heard == pattern(0..SIZE), "what arrived is not what was sent");
+        };
+        let (moved, (), ()) = tokio::join!(relay, client, server);
+        assert_eq!((moved.received, moved.sent), (SIZE as u64, 0));
     }
 }

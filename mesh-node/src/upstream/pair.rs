@@ -76,6 +76,9 @@ impl Pair {
                 self.last = Instant::now();
             }
             self.count(new, meters);
+            if let Some(beside) = &mut self.beside {
+                beside.copied();
+            }
         }
         if let Some(beside) = &mut self.beside
             && self.out.is_empty()
@@ -109,20 +112,46 @@ impl Pair {
         meters.count(new);
     }
 
+    /// Whether there is nothing to copy and, as it seems, will not be for a while: what there is goes beside.
+    pub fn may_rest(&self) -> bool {
+        self.beside.as_ref().is_some_and(Beside::carries_all)
+            && self.out.only_waits()
+            && self.back.only_waits()
+    }
+
+    /// Something has come while it rested, which may not be seen at once.
+    pub fn stirred(&mut self) {
+        self.alarm = self.next_alarm().map(|at| Box::pin(tokio::time::sleep_until(at)));
+        if let Some(beside) = &mut self.beside {
+            beside.copied();
+        }
+    }
+
+    /// Begins to rest: time is somebody else's business. Returns when it is to be [looked](Self::look) at.
+    pub fn lay_down(&mut self) -> Option<Instant> {
+        self.alarm = None;
+        self.next_alarm()
+    }
+
+    /// What there is to do from time to time. Returns how the pair ended.
+    pub fn look(&mut self, meters: Meters<'_>) -> Option<End> {
+        let now = Instant::now();
+        if let Some(beside) = &mut self.beside {
+            let new = beside.look(now);
+            self.last = beside.last().map_or(self.last, |last| last.max(self.last));
+            self.count(new, meters);
+        }
+        if self.idle_end().is_some_and(|end| end <= now) {
+            return Some(End::Idle);
+        }
+        self.until.is_some_and(|until| until <= now).then_some(End::Duration)
+    }
+
     fn poll_alarm(&mut self, cx: &mut Context<'_>, meters: Meters<'_>) -> Poll<End> {
         while let Some(alarm) = &mut self.alarm {
             ready!(alarm.as_mut().poll(cx));
-            let now = Instant::now();
-            if let Some(beside) = &mut self.beside {
-                let new = beside.look(now);
-                self.last = beside.last().map_or(self.last, |last| last.max(self.last));
-                self.count(new, meters);
-            }
-            if self.idle_end().is_some_and(|end| end <= now) {
-                return Poll::Ready(End::Idle);
-            }
-            if self.until.is_some_and(|until| until <= now) {
-                return Poll::Ready(End::Duration);
+            if let Some(end) = self.look(meters) {
+                return Poll::Ready(end);
             }
             match (self.next_alarm(), &mut self.alarm) {
                 (Some(at), Some(alarm)) => alarm.as_mut().reset(at),
@@ -136,7 +165,8 @@ impl Pair {
         self.last.checked_add(self.idle?)
     }
 
-    fn next_alarm(&self) -> Option<Instant> {
+    /// When it is to be looked at next.
+    pub fn next_alarm(&self) -> Option<Instant> {
         let look = self.beside.as_ref().map(Beside::due);
         [self.idle_end(), self.until, look].into_iter().flatten().min()
     }

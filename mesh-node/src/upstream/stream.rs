@@ -26,6 +26,13 @@ impl UpstreamStream {
         }
     }
 
+    pub fn transport_mut(&mut self) -> &mut Stream {
+        match self {
+            Self::Raw(io) => io,
+            Self::Tls(io) => io.get_mut().0,
+        }
+    }
+
     /// Whether what is read and written here is what the transport gets and gives.
     pub fn is_plain(&self) -> bool {
         matches!(self, Self::Raw(_))
@@ -44,6 +51,13 @@ impl Bare for UpstreamStream {
     fn bare(&self) -> Option<&TcpStream> {
         match self {
             Self::Raw(io) => io.bare(),
+            Self::Tls(_) => None,
+        }
+    }
+
+    fn bare_to_write(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Raw(io) => io.bare_to_write(),
             Self::Tls(_) => None,
         }
     }

@@ -1,5 +1,5 @@
 //! Programs in other languages, each with the sockets of its own runtime, transfer to and from each other
-//! (`tests/peers/`).
+//! (`tests/peers/`). `MESH_ROUNDS` has all of them do so again and again.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -155,8 +155,9 @@ fn programs_of_every_language_exchange_whole_streams_with_all_others() -> Result
     }
     let pods: Vec<&Pod> = placed.iter().flat_map(|placed| [&placed.client, &placed.server]).collect();
     let mesh = MeshNode::start(&node, &MeshConfig::default().accelerated(), &pods)?;
+    let rounds = std::env::var("MESH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     let each = |from: &Placed| {
-        placed.iter().try_for_each(|to| {
+        (0..rounds).flat_map(|_| &placed).try_for_each(|to| {
             transfer(&from.client, built.command(from.peer), at(&to.server))
                 .with_context(|| format!("{} to {}", from.peer.name, to.peer.name))
         })

@@ -30,7 +30,7 @@ impl KernelGauge {
     pub(in crate::capture) fn past_tcp(self: &Arc<Self>, socket: BorrowedFd<'_>) -> Option<PastTcp> {
         let end = self.end(socket).filter(|end| end.key != 0)?;
         let bounded = end.way == way::TO_APPLICATION;
-        Some(PastTcp { bounded, since_ns: end.joined, gauge: self.clone() })
+        Some(PastTcp { bounded, since: end.joined, gauge: self.clone() })
     }
 }
 
@@ -66,7 +66,7 @@ impl KernelGauge {
         if peer == waits::NOTHING && by_tcp() {
             // Nothing comes there any more: its only sender is the caller.
             self.remove(end.key ^ 1);
-            peer = self.at(end.peer, end.peer_cookie)?;
+            peer = self.at(end.peer, end.peer_cookie).unwrap_or(waits::SOMETHING);
             if peer != waits::OUT {
                 return Some(Look::Left);
             }
@@ -93,7 +93,7 @@ impl Gauge for KernelGauge {
         self.look_at(socket).unwrap_or(Look::Stays)
     }
 
-    fn last_switch_ns(&self) -> u64 {
+    fn last_switch(&self) -> u64 {
         self.switched.load()
     }
 

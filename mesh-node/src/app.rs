@@ -4,6 +4,7 @@
 mod admin_state;
 mod files;
 mod logging;
+mod pod_token;
 mod publish;
 mod sidecars;
 mod worker;
@@ -226,7 +227,7 @@ impl Node {
             PodsFrom::Kubernetes => Some(kubernetes::Source::start(&kubernetes_options(settings)).await?),
             PodsFrom::File => None,
         };
-        let mut identity = Identity { node: loaded.node, dynamic: loaded.dynamic };
+        let mut identity = Identity { node: loaded.node, dynamic: loaded.dynamic, credentials: None };
         let statics = Statics { clusters: loaded.clusters, listeners: loaded.listeners };
         let compiler = Arc::new(Compiler::new(stats.clone(), log_files.clone()));
         let servers = Arc::new(Servers::new(clusters.clone()));
@@ -235,7 +236,9 @@ impl Node {
             let whole = identity.clone();
             // Clusters and listeners are the pods' own; this process has those of the bootstrap.
             (identity.dynamic.clusters, identity.dynamic.listeners) = (None, None);
-            PodSidecars::new(compiler.clone(), servers.clone(), statics.clone(), whole, count)
+            let audience = settings.node.pod_token_audience.as_deref();
+            let tokens = kubernetes.as_ref().zip(audience).map(|(source, audience)| source.tokens(audience));
+            PodSidecars::new(compiler.clone(), servers.clone(), statics.clone(), (whole, tokens), count)
         });
         let assembly = Assembly::new(compiler, identity.dynamic.clone(), statics.clone(), Instant::now());
         let mut sidecar = Sidecar::new(assembly, &identity, servers, publisher);

@@ -62,8 +62,16 @@ fn check_configuration(documents: &[Value]) {
     let container = &of_kind(documents, "DaemonSet")["spec"]["template"]["spec"]["containers"][0];
     let args: Vec<String> = serde_json::from_value(container["args"].clone()).unwrap();
     assert_eq!(args.last().map(String::as_str), Some("run"));
-    let here = |arg: &String| arg.replace("/etc/mesh-node", &folder.path().display().to_string());
-    let mut args: Vec<String> = args.iter().map(here).collect();
+    // The roots of istiod's certificate come from a volume, too.
+    let root = rcgen::generate_simple_self_signed(["istiod".to_owned()]).unwrap();
+    std::fs::write(folder.path().join("root-cert.pem"), root.cert.pem()).unwrap();
+    let here = |text: &str| {
+        let folder = folder.path().display().to_string();
+        text.replace("/etc/mesh-node", &folder).replace("/var/run/secrets/istio", &folder)
+    };
+    let bootstrap = folder.path().join("bootstrap.yaml");
+    std::fs::write(&bootstrap, here(&std::fs::read_to_string(&bootstrap).unwrap())).unwrap();
+    let mut args: Vec<String> = args.iter().map(|arg| here(arg)).collect();
     *args.last_mut().unwrap() = "validate".to_owned();
     let told = validated(&args);
     assert!(told.contains("configuration OK: ") && told.lines().count() == 1, "{told}");
@@ -144,6 +152,14 @@ fn the_chart_takes_what_its_values_offer_and_refuses_a_slip() {
     let under_istiod = template(&helm, &["istiod.address=istiod.istio-system.svc"]).unwrap();
     check_configuration(&documents(&under_istiod));
     assert!(under_istiod.contains("virtual_sidecars: true"));
+    assert!(
+        under_istiod.contains("pod_token_audience: istio-ca")
+            && under_istiod.contains("serviceaccounts/token")
+    );
+    let plain = ["istiod.address=istiod.istio-system.svc", "istiod.tls=false", "istiod.port=15010"];
+    let plain = template(&helm, &plain).unwrap();
+    check_configuration(&documents(&plain));
+    assert!(!plain.contains("pod_token_audience") && !plain.contains("serviceaccounts"));
     for (slip, told) in
         [("settings.fail_mode=ajar", "fail_mode"), ("imagee.tag=1", "imagee"), ("istiod.port=0", "port")]
     {

@@ -12,11 +12,13 @@ use mesh_xds::pb::envoy::config::core::v3::Node;
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
+use super::pod_token::{Keeper, PodToken};
 use super::publish::swap;
 use crate::cluster::ClusterManager;
 use crate::dynamic::{
     Assembled, Assembly, Compiler, Identity, Outlet, Refused, Servers, Sidecar, Statics, node_of,
 };
+use crate::kubernetes::{Bearer, Tokens};
 use crate::model::source::Dynamic;
 use crate::model::workload::Workload;
 use crate::model::{Published, Snapshot, Str};
@@ -85,6 +87,8 @@ pub struct PodSidecars {
     dynamic: Dynamic,
     /// The bootstrap's node, of which each pod's is made.
     node: Node,
+    /// Where the pods' streams have tokens from, if they show any.
+    tokens: Option<Tokens>,
     workers: usize,
     running: BTreeMap<Str, Running>,
 }
@@ -102,13 +106,13 @@ impl PodSidecars {
         compiler: Arc<Compiler>,
         servers: Arc<Servers>,
         statics: Statics,
-        identity: Identity,
+        (identity, tokens): (Identity, Option<Tokens>),
         workers: usize,
     ) -> Self {
         let statics = watch::Sender::new(Statics { listeners: Vec::new(), ..statics });
-        let Identity { node, dynamic } = identity;
+        let Identity { node, dynamic, .. } = identity;
         let (servings, running) = (Arc::default(), BTreeMap::new());
-        Self { servings, compiler, servers, statics, dynamic, node, workers, running }
+        Self { servings, compiler, servers, statics, dynamic, node, tokens, workers, running }
     }
 
     /// Other static resources are in force, for all pods.
@@ -140,7 +144,14 @@ impl PodSidecars {
     }
 
     fn start(&self, pod: &Arc<Workload>) -> (Arc<Serving>, Running) {
-        let identity = Identity { node: node_of(pod, &self.node), dynamic: self.dynamic.clone() };
+        let keeper = self.tokens.clone().map(|tokens| Keeper {
+            tokens,
+            pod: Bearer::from(&**pod),
+            shown: Arc::<PodToken>::default(),
+        });
+        let credentials = keeper.as_ref().map(|keeper| keeper.shown.clone() as _);
+        let identity =
+            Identity { node: node_of(pod, &self.node), dynamic: self.dynamic.clone(), credentials };
         let (compiler, dynamic) = (self.compiler.clone(), self.dynamic.clone());
         let mut statics = self.statics.subscribe();
         let first = statics.borrow_and_update().clone();
@@ -159,7 +170,13 @@ impl PodSidecars {
             configured: watch::Sender::new(false),
         });
         tracing::info!(node = %identity.node.id, "sidecar starts");
-        let task = tokio::spawn(run(sidecar, serving.clone(), statics, first)).abort_handle();
+        let running = run(sidecar, serving.clone(), statics, first);
+        let task = tokio::spawn(async move {
+            let Some(keeper) = keeper else { return running.await };
+            let renew_after = keeper.renew().await;
+            tokio::join!(running, keeper.keep(renew_after));
+        });
+        let task = task.abort_handle();
         (serving, Running { task, workload })
     }
 }
@@ -232,8 +249,14 @@ mod tests {
         let stats = Arc::new(Store::default());
         let log_files = LogFiles::start(stats.filesystem().clone()).unwrap();
         let servers = Arc::new(Servers::new(Arc::new(ClusterManager::new(1))));
-        let identity = Identity { node: Node::default(), dynamic };
-        PodSidecars::new(Arc::new(Compiler::new(stats, log_files)), servers, Statics::default(), identity, 1)
+        let identity = Identity { node: Node::default(), dynamic, credentials: None };
+        PodSidecars::new(
+            Arc::new(Compiler::new(stats, log_files)),
+            servers,
+            Statics::default(),
+            (identity, None),
+            1,
+        )
     }
 
     #[tokio::test]

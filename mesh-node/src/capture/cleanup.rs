@@ -1,7 +1,7 @@
 //! `mesh-node cleanup`: removes all that an instance left on the host and in its pods, and nothing
 //! else; also after `kill -9`, because everything was recorded or pinned before it was done.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aya::programs::TcAttachType;
 use aya::programs::tc::qdisc_detach_program;
@@ -65,7 +65,11 @@ pub(super) fn cleanup_locked(settings: &Settings, lock: InstanceLock) -> Result<
     let _ = std::fs::remove_file(settings.known_pods());
     lock.remove();
     // Shared, too.
-    let _ = std::fs::remove_dir(&settings.state_dir);
+    if std::fs::remove_dir(&settings.state_dir).is_err() {
+        // In a container it is a mount, which cannot be removed from there: as the node's first process sees it, it can.
+        let below = settings.state_dir.strip_prefix("/").unwrap_or(&settings.state_dir);
+        let _ = std::fs::remove_dir(Path::new("/proc/1/root").join(below));
+    }
     Ok(removed)
 }
 

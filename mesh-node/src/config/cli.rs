@@ -221,6 +221,9 @@ fn help(name: &str) -> &'static str {
         "log_level" => "trace, debug, info, warn, error, off, or target=level,…",
         "log_format" => "text or json",
         "virtual_sidecars" => "Each pod is an xDS node of its own, as under Istio: true or false",
+        "pod_token_audience" => {
+            "Audience of the token that each pod's xDS stream shows, such as istio-ca; without it none"
+        }
         "pods_from" => "file (pods_file) or kubernetes: where the pods of this node come from",
         "node_name" => "Name of this node in Kubernetes; also by NODE_NAME",
         "kubeconfig" => "Where the Kubernetes API is; without it KUBECONFIG or the pod's service account",

@@ -30,6 +30,9 @@ pub struct NodeSettings {
     pub log_format: LogFormat,
     /// Each pod is an xDS node of its own, with its own configuration.
     pub virtual_sidecars: bool,
+    /// With `virtual_sidecars` and pods from Kubernetes: each pod's stream of `ads_config` shows a token of the pod's
+    /// service account for this audience (`istio-ca`), bound to the pod.
+    pub pod_token_audience: Option<String>,
     pub pods_from: PodsFrom,
     /// The name of this node in Kubernetes; also by `NODE_NAME`, as DaemonSets commonly set it.
     pub node_name: Option<String>,
@@ -55,6 +58,7 @@ impl Default for NodeSettings {
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
             virtual_sidecars: false,
+            pod_token_audience: None,
             pods_from: PodsFrom::File,
             node_name: None,
             kubeconfig: None,
@@ -133,6 +137,12 @@ impl Settings {
         }
         if settings.node.pods_from == PodsFrom::Kubernetes && settings.capture.pods_file.is_some() {
             problems.push("pods_from: kubernetes takes no pods_file; remove one of the two".to_owned());
+        }
+        if settings.node.pod_token_audience.is_some()
+            && !(settings.node.virtual_sidecars && settings.node.pods_from == PodsFrom::Kubernetes)
+        {
+            let needs = "pod_token_audience needs virtual_sidecars: true and pods_from: kubernetes";
+            problems.push(needs.to_owned());
         }
         problems.extend(settings.capture.problems());
         if problems.is_empty() { Ok(settings) } else { Err(SettingsError(problems)) }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use mesh_xds::client::{Event, Received, Rejected};
+use mesh_xds::client::{Credentials, Event, Received, Rejected};
 use mesh_xds::pb::envoy::config::core::v3::Node;
 use tokio::sync::mpsc;
 
@@ -19,6 +19,8 @@ use crate::model::source::Dynamic;
 pub struct Identity {
     pub node: Node,
     pub dynamic: Dynamic,
+    /// What its stream of `ads_config` shows beside what that says. No other server gets to see it.
+    pub credentials: Option<Arc<dyn Credentials>>,
 }
 
 /// A listener that cannot go into service.
@@ -59,7 +61,7 @@ impl<O: Outlet> Sidecar<O> {
     pub fn new(assembly: Assembly, identity: &Identity, servers: Arc<Servers>, outlet: O) -> Self {
         let (outbox, inbox) = mpsc::unbounded_channel();
         let stats = Subscriptions::new(assembly.compiler().stats().clone());
-        let feeds = Feeds::new(servers, identity.node.clone(), &identity.dynamic, outbox);
+        let feeds = Feeds::new(servers, identity, outbox);
         Self { assembly: Arc::new(Mutex::new(assembly)), feeds, inbox, outlet, stats }
     }
 

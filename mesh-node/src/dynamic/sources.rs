@@ -6,18 +6,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mesh_xds::client::{
-    Backoff, Command, Connect, Event, Protocol, Received, Rejected, ResourceType, Scope, Server,
+    Backoff, Command, Connect, Credentials, Event, Protocol, Received, Rejected, ResourceType, Scope, Server,
     ServerOptions, Stream, StreamOptions, Wanted, open, read_file,
 };
 use mesh_xds::pb::envoy::config::core::v3::Node;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use super::Watch;
 use super::connect::ViaCluster;
 use super::direct::{Direct, Shown};
+use super::{Identity, Watch};
 use crate::cluster::ClusterManager;
-use crate::model::source::{Dynamic, GrpcServer, GrpcSource, GrpcTarget, Source};
+use crate::model::source::{GrpcServer, GrpcSource, GrpcTarget, Source};
 
 /// Envoy's back-off of xDS streams, with its jitter.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -88,6 +88,7 @@ pub(super) struct Feeds {
     servers: Arc<Servers>,
     node: Node,
     ads: Option<GrpcSource>,
+    credentials: Option<Arc<dyn Credentials>>,
     outbox: mpsc::UnboundedSender<(FeedKey, Brought)>,
     open: BTreeMap<FeedKey, Feed>,
     wanted: BTreeMap<(Source, ResourceType), Wanted>,
@@ -110,12 +111,12 @@ impl Drop for Feed {
 impl Feeds {
     pub(super) fn new(
         servers: Arc<Servers>,
-        node: Node,
-        dynamic: &Dynamic,
+        identity: &Identity,
         outbox: mpsc::UnboundedSender<(FeedKey, Brought)>,
     ) -> Self {
         let (open, wanted) = (BTreeMap::new(), BTreeMap::new());
-        Self { servers, node, ads: dynamic.ads.clone(), outbox, open, wanted }
+        let (ads, credentials) = (identity.dynamic.ads.clone(), identity.credentials.clone());
+        Self { servers, node: identity.node.clone(), ads, credentials, outbox, open, wanted }
     }
 
     /// From now on this is wanted. What cannot be subscribed to is returned with the reason.
@@ -161,8 +162,14 @@ impl Feeds {
     }
 
     fn stream(&self, key: &FeedKey, source: &GrpcSource, scope: Scope) -> Result<Stream, String> {
-        let servers: Result<Vec<Server>, String> =
-            source.servers.iter().map(|server| self.servers.get(server)).collect();
+        let get = |server: &GrpcServer| {
+            let open = self.servers.get(server)?;
+            Ok(match (&self.credentials, scope) {
+                (Some(credentials), Scope::Aggregated) => open.showing_also(credentials.clone()),
+                _ => open,
+            })
+        };
+        let servers: Result<Vec<Server>, String> = source.servers.iter().map(get).collect();
         let limits = source.servers.iter().filter_map(|server| server.max_message_bytes);
         let limit = limits.max().and_then(|bytes| usize::try_from(bytes).ok());
         let options = StreamOptions {

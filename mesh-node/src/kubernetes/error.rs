@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use kube::config::{InferConfigError, KubeconfigError};
 
-/// An error of the start; later ones are logged while what is enrolled stays.
+/// Errors of the start, and a token that is not given; others are logged while what is enrolled stays.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(
@@ -21,4 +21,6 @@ pub enum Error {
         "the client of the Kubernetes API cannot be made: {0}; check certificates and token that kubeconfig names"
     )]
     Client(#[source] Box<kube::Error>),
+    #[error("pod {pod} has no token of its service account {service_account}: {source}; {remedy}")]
+    Token { pod: String, service_account: String, source: Box<kube::Error>, remedy: &'static str },
 }

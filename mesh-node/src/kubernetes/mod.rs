@@ -6,7 +6,7 @@
 //! which an earlier process had written down.
 //!
 //! Reading order: `pod` (who is enrolled), `registry` (what is known), `processes` (where a pod's network is),
-//! `resolve` (the list), `follow` (the watches), `tell` (Events).
+//! `resolve` (the list), `follow` (the watches), `tell` (Events), `tokens` (who a pod is to a control plane).
 
 mod error;
 mod follow;
@@ -15,6 +15,7 @@ mod processes;
 mod registry;
 mod resolve;
 mod tell;
+mod tokens;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use crate::capture::pods::{Held, PodSpec};
 pub use error::Error;
 use processes::Processes;
 use resolve::{Known, Resolver};
+pub use tokens::{Bearer, Tokens};
 
 /// How long the API may take to accept a connection.
 const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -56,11 +58,11 @@ pub enum Heard {
 }
 
 /// The list of enrolled pods as it changes. Dropping it ends the watches.
-#[derive(Debug)]
 pub struct Source {
     lists: watch::Receiver<Option<Vec<PodSpec>>>,
     strangers: mpsc::UnboundedReceiver<Vec<Held>>,
     look: Arc<Notify>,
+    client: Client,
     task: AbortHandle,
 }
 
@@ -91,9 +93,14 @@ impl Source {
         let outbox = Outbox { lists: listing, strangers: telling };
         let look = Arc::<Notify>::default();
         tracing::info!(%api, %node, "pods come from the Kubernetes API");
-        let follower = follow::run(client, (api, node), resolver, look.clone(), outbox);
+        let follower = follow::run(client.clone(), (api, node), resolver, look.clone(), outbox);
         let task = tokio::spawn(follower).abort_handle();
-        Ok(Self { lists, strangers, look, task })
+        Ok(Self { lists, strangers, look, client, task })
+    }
+
+    /// Where tokens of pods for this audience come from.
+    pub fn tokens(&self, audience: &str) -> Tokens {
+        Tokens::new(self.client.clone(), audience.to_owned())
     }
 
     /// The pods that are to be enrolled now; `None` while that is not known.

@@ -42,6 +42,17 @@ impl Credentials for Vec<(String, String)> {
     }
 }
 
+#[derive(Debug)]
+struct Both(Arc<dyn Credentials>, Arc<dyn Credentials>);
+
+impl Credentials for Both {
+    fn metadata(&self) -> Result<Vec<(String, String)>, String> {
+        let mut all = self.0.metadata()?;
+        all.extend(self.1.metadata()?);
+        Ok(all)
+    }
+}
+
 /// What a connection to a server is like.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
@@ -69,6 +80,12 @@ impl Server {
     /// The same connection for streams that show something else.
     pub fn with_credentials(&self, credentials: Arc<dyn Credentials>) -> Self {
         Self { credentials, ..self.clone() }
+    }
+
+    /// The same connection for streams that show this as well.
+    pub fn showing_also(&self, more: Arc<dyn Credentials>) -> Self {
+        let credentials = Arc::new(Both(self.credentials.clone(), more));
+        self.with_credentials(credentials)
     }
 
     /// # Errors

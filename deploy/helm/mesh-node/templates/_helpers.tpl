@@ -19,6 +19,7 @@ dynamic_resources:
     transport_api_version: V3
     grpc_services:
     - envoy_grpc: { cluster_name: xds-grpc }
+      initial_metadata: [{ key: clusterid, value: {{ .Values.istiod.clusterId | quote }} }]
 static_resources:
   clusters:
   - name: xds-grpc
@@ -28,6 +29,19 @@ static_resources:
       envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
         "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
         explicit_http_config: { http2_protocol_options: {} }
+    {{- if .Values.istiod.tls }}
+    transport_socket:
+      name: envoy.transport_sockets.tls
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+        sni: {{ .Values.istiod.serverName | quote }}
+        common_tls_context:
+          alpn_protocols: [h2]
+          validation_context:
+            trusted_ca: { filename: /var/run/secrets/istio/root-cert.pem }
+            match_typed_subject_alt_names:
+            - { san_type: DNS, matcher: { exact: {{ .Values.istiod.serverName | quote }} } }
+    {{- end }}
     load_assignment:
       cluster_name: xds-grpc
       endpoints:
@@ -71,6 +85,9 @@ static_resources:
 pods_from: kubernetes
 {{- if .Values.istiod.address }}
 virtual_sidecars: true
+{{- if .Values.istiod.tls }}
+pod_token_audience: istio-ca
+{{- end }}
 {{- end }}
 {{ toYaml .Values.settings }}
 {{- end }}

@@ -12,6 +12,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::image::{self, Image};
+use crate::test::Outcome;
 use crate::{conformance, setup, test, tree};
 
 const SCRIPTS: &str = "../shared/kube";
@@ -29,13 +30,13 @@ const ISTIOD_IMAGE: &str = "localhost/pilot:1-distroless";
 const HELM: &str = "helm.sh/helm/v3/cmd/helm@v3.21.4";
 
 /// Runs the suite; `filter` is a part of the names of its tests.
-pub fn run(filter: Option<&str>) -> Result<()> {
-    let Some(cluster) = Cluster::find()? else { return Ok(()) };
+pub fn run(filter: Option<&str>) -> Result<Outcome> {
+    let Some(cluster) = Cluster::find()? else { return Ok(Outcome::Skipped) };
     test::build_programs()?;
     cluster.prepare()?;
     let outcome = tests(&cluster, filter);
     cluster.end()?;
-    outcome
+    outcome.map(|()| Outcome::Run)
 }
 
 fn tests(cluster: &Cluster, filter: Option<&str>) -> Result<()> {
@@ -45,7 +46,7 @@ fn tests(cluster: &Cluster, filter: Option<&str>) -> Result<()> {
     image::mesh_node(&files, &programs.join("mesh-node"))?;
     for name in [image::default_name(), OTHER_IMAGE.to_owned()] {
         let entrypoint = &["/usr/bin/mesh-node"];
-        cluster.load(&Image { name: &name, folder: &files, entrypoint, user: "0:0" }, &folder)?;
+        cluster.load(&image(&name, &files, entrypoint, "0:0"), &folder)?;
     }
     let files = folder.join("mesh-tests.files");
     image::begin(&files)?;
@@ -53,23 +54,32 @@ fn tests(cluster: &Cluster, filter: Option<&str>) -> Result<()> {
         image::add_program(&files, &programs.join(program), program)?;
     }
     let entrypoint = &["/mesh-peer"];
-    cluster.load(&Image { name: TESTS_IMAGE, folder: &files, entrypoint, user: "0:0" }, &folder)?;
+    cluster.load(&image(TESTS_IMAGE, &files, entrypoint, "0:0"), &folder)?;
     let istio = istio(cluster, &folder)?;
     let mut cargo = Command::new(tree::cargo());
-    cargo.args(["test", "-p", "mesh-tests", "--test", "kube", "--", "--nocapture", "--test-threads=1"]);
+    cargo.args(["test", "--workspace", "--test", "kube", "--", "--nocapture", "--test-threads=1"]);
     cargo.args(filter).current_dir(tree::root());
     cluster.environment(&mut cargo);
     cargo.env("MESH_KUBE", "1").env("MESH_KUBE_OTHER_IMAGE", OTHER_IMAGE);
     if let Some(charts) = istio {
         cargo.env("MESH_KUBE_ISTIO_CHARTS", charts);
+        let istioctl = tree::root().join(".local/go/istiod/istioctl");
+        if istioctl.exists() {
+            cargo.env("MESH_KUBE_ISTIOCTL", istioctl);
+        }
     }
     ensure!(cargo.status().context("could not start cargo")?.success(), "the tests on Kubernetes failed");
     Ok(())
 }
 
+/// istiod as `cargo xtask conformance istiod` builds it, if it did.
+fn istiod() -> PathBuf {
+    tree::root().join(".local/go/istiod/pilot-discovery")
+}
+
 /// Gives the cluster istiod's image where one was built here, and returns where its charts are.
 fn istio(cluster: &Cluster, folder: &Path) -> Result<Option<PathBuf>> {
-    let program = tree::root().join(".local/go/istiod/pilot-discovery");
+    let program = istiod();
     if !program.exists() {
         return Ok(None);
     }
@@ -79,8 +89,13 @@ fn istio(cluster: &Cluster, folder: &Path) -> Result<Option<PathBuf>> {
     image::begin(&files)?;
     image::add_program(&files, &program, "usr/local/bin/pilot-discovery")?;
     let entrypoint = &["/usr/local/bin/pilot-discovery"];
-    cluster.load(&Image { name: ISTIOD_IMAGE, folder: &files, entrypoint, user: "1337:1337" }, folder)?;
+    cluster.load(&image(ISTIOD_IMAGE, &files, entrypoint, "1337:1337"), folder)?;
     Ok(Some(charts))
+}
+
+/// Not compressed: it goes no further than to this machine's own cluster, or by a command of somebody's own.
+fn image<'a>(name: &'a str, folder: &'a Path, entrypoint: &'a [&'a str], user: &'a str) -> Image<'a> {
+    Image { name, folder, entrypoint, user, compressed: false }
 }
 
 /// Where the tests run.
@@ -129,7 +144,10 @@ impl Cluster {
             eprintln!("building {} (minutes, once; needs Go)", missing.join(", "));
             must(script(scripts, folder, "build.sh").args(missing))?;
         }
-        helm(folder)?;
+        // By its chart istiod is installed.
+        if istiod().exists() {
+            helm(folder)?;
+        }
         must(script(scripts, folder, "k8s.sh").arg("up"))
     }
 
@@ -161,7 +179,9 @@ impl Cluster {
             .env("WORK", folder)
             .env("KUBECONFIG", folder.join("pki/admin.conf"))
             .env("PATH", format!("{}:{path}", folder.join("bin").display()))
-            .env("MESH_KUBE_ON_NODE", format!("{}/node.sh enter ${{NODE#node-}}", scripts.display()));
+            .env("MESH_KUBE_ON_NODE", format!("{}/node.sh enter ${{NODE#node-}}", scripts.display()))
+            .env("MESH_KUBE_DISPOSABLE", "1")
+            .env("MESH_KUBE_REBOOT", format!("for what in stop start; do {}/node.sh $what ${{NODE#node-}} </dev/null >/dev/null 2>&1; done", scripts.display()));
     }
 }
 

@@ -65,3 +65,23 @@ fn main() {
         std::process::exit(1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dockerfile_and_ci_call_commands_that_there_are() {
+        for file in ["deploy/Dockerfile", ".ci/run"] {
+            let text = std::fs::read_to_string(tree::root().join(file)).unwrap();
+            let lines = text.lines().filter(|line| !line.starts_with('#'));
+            let calls: Vec<&str> = lines.flat_map(|line| line.split("cargo xtask ").skip(1)).collect();
+            assert!(!calls.is_empty(), "{file}");
+            for call in calls {
+                let words = call.split("&&").next().unwrap_or_default().split_whitespace();
+                let parsed = Cli::try_parse_from(std::iter::once("xtask").chain(words));
+                assert!(parsed.is_ok(), "{file}: cargo xtask {call}: {:?}", parsed.err());
+            }
+        }
+    }
+}

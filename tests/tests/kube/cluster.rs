@@ -29,7 +29,12 @@ impl Cluster {
             );
             return None;
         }
-        Some(Cluster { on_node: std::env::var("MESH_KUBE_ON_NODE").ok() })
+        let cluster = Cluster { on_node: std::env::var("MESH_KUBE_ON_NODE").ok() };
+        // Only where it was made for these tests: a test that failed has left what it had.
+        if std::env::var_os("MESH_KUBE_DISPOSABLE").is_some() {
+            cluster.shell(EMPTY).unwrap_or_else(|error| panic!("the cluster cannot be emptied: {error:#}"));
+        }
+        Some(cluster)
     }
 
     /// Runs a line of shell in the top directory of the repository.
@@ -76,6 +81,14 @@ impl Cluster {
         output_of(&mut command, None).map(Some)
     }
 
+    /// Restarts a node with all that is on it; `None` where that is not possible here.
+    pub fn reboot(&self, node: &str) -> Result<Option<()>> {
+        let Ok(way) = std::env::var("MESH_KUBE_REBOOT") else { return Ok(None) };
+        let mut command = Command::new("bash");
+        command.args(["-euc", &way]).env("NODE", node);
+        output_of(&mut command, None).map(|_| Some(()))
+    }
+
     /// Asks again until there is a good answer, with the last problem in the error.
     pub fn until<T>(&self, what: &str, mut ask: impl FnMut() -> Result<T>) -> Result<T> {
         let begun = Instant::now();
@@ -102,7 +115,9 @@ impl Cluster {
 
     /// Installs mesh-node with the repository's plain manifests, and other parts of its configuration if wanted.
     pub fn install(&self, bootstrap: Option<&str>) -> Result<()> {
-        self.shell("kubectl apply -f deploy/mesh-node.yaml")?;
+        // Nobody is to wait for connections that clients keep.
+        let manifests = std::fs::read_to_string(root().join("deploy/mesh-node.yaml"))?;
+        self.apply(&manifests.replace("drain_time_s: 30", "drain_time_s: 2"))?;
         if let Some(bootstrap) = bootstrap {
             self.configure("bootstrap.yaml", bootstrap)?;
             self.kubectl(&format!("-n {NAMESPACE} rollout restart daemonset/mesh-node"))?;
@@ -157,13 +172,33 @@ impl Cluster {
     }
 }
 
+/// Removes whatever a test makes.
+const EMPTY: &str = r#"
+kubectl label namespace --all istio.io/dataplane-mode- >/dev/null
+kubectl uncordon -l kubernetes.io/os=linux >/dev/null
+kubectl delete deployment,statefulset,job,pod --all --grace-period=1 >/dev/null
+for service in $(kubectl get service -o name); do
+  [ $service = service/kubernetes ] || kubectl delete $service >/dev/null
+done
+if kubectl get namespace mesh-system >/dev/null 2>&1; then
+  kubectl apply -f deploy/mesh-node-cleanup.yaml >/dev/null
+  kubectl -n mesh-system rollout status daemonset/mesh-node --timeout=90s >/dev/null
+  kubectl delete -f deploy/mesh-node.yaml >/dev/null
+fi
+kubectl delete namespace other --ignore-not-found >/dev/null
+if kubectl get namespace istio-system >/dev/null 2>&1; then
+  helm -n istio-system uninstall istiod base >/dev/null
+  kubectl delete namespace istio-system >/dev/null
+fi
+"#;
+
 /// Prints what mesh-node leaves on a node: pins, programs in the control groups, TC programs, state, mounts, rules and
 /// routes in the networks of pods.
 const LEFT: &str = r#"
 find /sys/fs/bpf -mindepth 1 ! -name '*.debug' 2>/dev/null
 bpftool cgroup tree 2>/dev/null | grep mesh_
 bpftool net 2>/dev/null | grep mesh_
-find /run/mesh-node -mindepth 1 2>/dev/null
+find /run/mesh-node 2>/dev/null
 grep mesh-node /proc/self/mountinfo
 for pid in $(lsns -t net -n -o PID 2>/dev/null); do
   nsenter -t $pid -n ip rule 2>/dev/null | grep '^500:'

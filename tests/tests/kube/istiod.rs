@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cluster::{Cluster, PROGRAMS};
+use crate::cluster::{Cluster, NAMESPACE, PROGRAMS};
+use crate::guide::Guide;
+use crate::refused::set_rules;
 use crate::workloads::{self, PORT, Visits};
 
 /// Versions of reviews for clients of this namespace alone.
@@ -47,11 +49,9 @@ fn pods_of_two_namespaces_get_their_own_configuration_and_a_virtual_service_move
          command: [/mesh-peer, mixed], stdin: true}}]}}}}"
     ))?;
     let istiod = cluster.kubectl("-n istio-system get service istiod -o jsonpath={.spec.clusterIP}")?;
-    cluster.shell(&format!(
-        "helm template --kube-version 1.25.0 mesh-node deploy/helm/mesh-node -n mesh-system --set createNamespace=true --set istiod.address={istiod} \
-         | kubectl apply -f -"
-    ))?;
-    cluster.ready()?;
+    // This cluster may have no DNS.
+    let guide = Guide::read()?.with("ISTIOD", &istiod);
+    guide.run(&cluster, "istiod-install")?;
     cluster.kubectl("label namespace default other istio.io/dataplane-mode=mesh")?;
     cluster.apply(&only("v3"))?;
     let to = format!("{}:{PORT}", workloads::address(&cluster, "reviews")?);
@@ -110,16 +110,30 @@ fn pods_of_two_namespaces_get_their_own_configuration_and_a_virtual_service_move
     all("v1")?;
     drop(watch);
 
-    // Pods come and go under load.
-    let mut load = cluster.exec(
-        "default",
-        &here,
-        &["/mesh-peer", "visit", "--to", &to, "--path", "/reviews/0", "--pause-ms", "5", "--at-a-time", "4"],
-    )?;
+    come_and_go(&cluster, &here, &to)?;
+    synced(&cluster, &["default/", "other/"])?;
+    token_is_missed(&cluster)?;
+
+    cluster.kubectl("-n default delete virtualservice,destinationrule reviews")?;
+    guide.run(&cluster, "istiod-remove")?;
+    guide.was_followed(true)?;
+    cluster.nothing_is_left()?;
+    cluster.kubectl("delete namespace other mesh-system")?;
+    workloads::remove_bookinfo(&cluster)?;
+    cluster
+        .shell("helm -n istio-system uninstall istiod base && kubectl delete namespace istio-system")
+        .map(drop)
+}
+
+/// Pods are added, deleted and taken away under load.
+fn come_and_go(cluster: &Cluster, client: &str, to: &str) -> Result<()> {
+    let mut visit = vec!["/mesh-peer", "visit", "--to", to, "--path", "/reviews/0"];
+    visit.extend(["--pause-ms", "5", "--at-a-time", "4"]);
+    let mut load = cluster.exec("default", client, &visit)?;
     let settled = "rollout status deployment/reviews-v1 --timeout=60s";
     cluster.kubectl("scale deployment reviews-v1 --replicas=3")?;
     cluster.kubectl(settled)?;
-    let first = workloads::pod_of(&cluster, "reviews,version=v1")?;
+    let first = workloads::pod_of(cluster, "reviews,version=v1")?;
     cluster.kubectl(&format!("delete pod {first} --wait=true"))?;
     cluster.kubectl(settled)?;
     cluster.kubectl("scale deployment reviews-v1 --replicas=1")?;
@@ -131,15 +145,56 @@ fn pods_of_two_namespaces_get_their_own_configuration_and_a_virtual_service_move
         visits.visits, visits.failed, visits.errors
     );
     ensure!(visits.visits > 0 && visits.failed == 0, "{visits:?}\n{}", cluster.logs()?);
-    drop(load);
+    Ok(())
+}
 
-    cluster.kubectl("delete namespace other")?;
-    cluster.kubectl("-n default delete virtualservice,destinationrule reviews")?;
-    cluster.uninstall()?;
-    workloads::remove_bookinfo(&cluster)?;
-    cluster
-        .shell("helm -n istio-system uninstall istiod base && kubectl delete namespace istio-system")
-        .map(drop)
+/// Istio's own tool lists every enrolled pod of these namespaces, each with everything acknowledged.
+fn synced(cluster: &Cluster, namespaces: &[&str]) -> Result<()> {
+    let Ok(istioctl) = std::env::var("MESH_KUBE_ISTIOCTL") else {
+        eprintln!(
+            "SKIPPED: `istioctl proxy-status` was not asked; `cargo xtask conformance istiod` builds it"
+        );
+        return Ok(());
+    };
+    let mut pods = Vec::new();
+    for (_, status) in cluster.status()? {
+        let named =
+            status.lines().filter_map(|line| line.split_once("::steered::").map(|(pod, _)| pod.to_owned()));
+        pods.extend(named.filter(|pod| namespaces.iter().any(|namespace| pod.starts_with(namespace))));
+    }
+    ensure!(pods.len() >= 8, "{pods:?}");
+    let shown = cluster.until("istioctl shows every pod as synced", || {
+        let shown = cluster.shell(&format!("{istioctl} proxy-status --output json"))?;
+        for pod in &pods {
+            let (namespace, name) = pod.split_once('/').unwrap_or_default();
+            ensure!(shown.contains(&format!("{name}.{namespace}")), "{pod} is not in {shown}");
+        }
+        ensure!(!shown.contains("STALE") && !shown.contains("NACK"), "{shown}");
+        Ok(shown)
+    })?;
+    println!("istioctl proxy-status lists all {} pods: {} bytes", pods.len(), shown.len());
+    Ok(())
+}
+
+/// Without the right to make tokens that is said by name.
+fn token_is_missed(cluster: &Cluster) -> Result<()> {
+    let role = cluster.json("get clusterrole mesh-node")?;
+    let mut less = role["rules"].as_array().context("rules")?.clone();
+    less.retain(|rule| rule["resources"][0] != "serviceaccounts/token");
+    ensure!(Some(&less) != role["rules"].as_array(), "it may not make tokens: {role}");
+    set_rules(cluster, &less.into())?;
+    cluster.kubectl(&format!("-n {NAMESPACE} delete pod -l app.kubernetes.io/name=mesh-node --wait=true"))?;
+    cluster.until("it says that it may not make tokens", || {
+        let logs = cluster.logs()?;
+        ensure!(
+            logs.contains("grant mesh-node's service account `create` of serviceaccounts/token"),
+            "{logs}"
+        );
+        Ok(())
+    })?;
+    set_rules(cluster, &role["rules"])?;
+    println!("`create` of serviceaccounts/token: missed when it is not there");
+    cluster.ready()
 }
 
 /// By its own charts, with an image that was loaded before.

@@ -109,7 +109,7 @@ fn every_right_and_every_capability_that_it_is_given_is_needed() -> Result<()> {
     cluster.nothing_is_left()
 }
 
-fn set_rules(cluster: &Cluster, rules: &serde_json::Value) -> Result<()> {
+pub fn set_rules(cluster: &Cluster, rules: &serde_json::Value) -> Result<()> {
     cluster.apply(
         &json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",

@@ -112,6 +112,15 @@ pub fn visit_pages(cluster: &Cluster, count: u32) -> Result<Visits> {
     visits(told.trim())
 }
 
+/// What was steered in a direction for the pods that `status` names: lines `NAMESPACE/POD::steered::N outbound, M inbound`.
+pub fn steered(status: &str, direction: &str) -> u64 {
+    let counted = status.lines().filter_map(|line| line.split_once("::steered::"));
+    let of = |(_, counts): (&str, &str)| {
+        counts.split(", ").find_map(|count| count.strip_suffix(direction)?.trim().parse::<u64>().ok())
+    };
+    counted.filter_map(of).sum()
+}
+
 /// A bootstrap that serves HTTP where Bookinfo speaks it, and marks the answers: so that a client sees whether its
 /// request went through the mesh.
 pub const MARKING: &str = r#"

@@ -54,7 +54,11 @@ impl Scene {
     }
 
     fn mesh(&self) -> Result<MeshNode> {
-        let config = MeshConfig::default()
+        self.mesh_of(MeshConfig::default())
+    }
+
+    fn mesh_of(&self, config: MeshConfig) -> Result<MeshNode> {
+        let config = config
             .setting("pods_file", Value::Null)
             .setting("pods_from", "kubernetes")
             .setting("node_name", NODE)
@@ -222,7 +226,8 @@ fn a_pod_that_connects_before_anybody_knows_it_is_captured_or_let_go_as_its_labe
     scene.enrol_namespace()?;
     let client = &scene.stage.client;
     scene.api.delete_pod("default", client.name());
-    let mut mesh = scene.mesh()?;
+    // However long it takes on a slow machine.
+    let mut mesh = scene.mesh_of(MeshConfig::default().setting("hold_new_pods_ms", 30_000))?;
     mesh.wait_metric("mesh_enrolled_pods", |pods| pods == 1.0)?;
     // As the API has it while it starts: no address yet.
     let starting = |label: &str| {

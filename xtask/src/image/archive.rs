@@ -21,6 +21,8 @@ pub struct Image<'a> {
     pub entrypoint: &'a [&'a str],
     /// `user:group` of its processes, in numbers.
     pub user: &'a str,
+    /// Whether the layer is compressed; one that only goes to a cluster on this machine need not be.
+    pub compressed: bool,
 }
 
 const TYPE: &str = "application/vnd.oci.image";
@@ -31,10 +33,15 @@ impl Image<'_> {
     /// # Errors
     /// When the folder cannot be read or the archive not be written.
     pub fn write(&self, out: &Path) -> Result<()> {
-        let layer = layer(self.folder)?;
-        let mut packed = GzBuilder::new().mtime(0).write(Vec::new(), Compression::default());
-        packed.write_all(&layer)?;
-        let packed = packed.finish()?;
+        let layer = Blob::new("layer.v1.tar", layer(self.folder)?);
+        let diff_id = layer.digest.clone();
+        let layer = if self.compressed {
+            let mut packed = GzBuilder::new().mtime(0).write(Vec::new(), Compression::default());
+            packed.write_all(&layer.content)?;
+            Blob::new("layer.v1.tar+gzip", packed.finish()?)
+        } else {
+            layer
+        };
         let architecture = match std::env::consts::ARCH {
             "x86_64" => "amd64",
             "aarch64" => "arm64",
@@ -43,15 +50,17 @@ impl Image<'_> {
         let config = serde_json::to_vec(&json!({
             "architecture": architecture, "os": "linux",
             "config": { "Entrypoint": self.entrypoint, "WorkingDir": "/", "User": self.user },
-            "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
+            "rootfs": { "type": "layers", "diff_ids": [diff_id] },
             "history": [{ "created": "1970-01-01T00:00:00Z", "created_by": "cargo xtask image" }],
         }))?;
+        let config = Blob::new("config.v1+json", config);
         let manifest = serde_json::to_vec(&json!({
             "schemaVersion": 2, "mediaType": format!("{TYPE}.manifest.v1+json"),
-            "config": descriptor("config.v1+json", &config),
-            "layers": [descriptor("layer.v1.tar+gzip", &packed)],
+            "config": config.descriptor(),
+            "layers": [layer.descriptor()],
         }))?;
-        let mut described = descriptor("manifest.v1+json", &manifest);
+        let manifest = Blob::new("manifest.v1+json", manifest);
+        let mut described = manifest.descriptor();
         let tag = self.name.rsplit_once(':').map_or("latest", |(_, tag)| tag);
         described["annotations"] =
             json!({ "io.containerd.image.name": self.name, "org.opencontainers.image.ref.name": tag });
@@ -61,9 +70,9 @@ impl Image<'_> {
         let mut archive = tar::Builder::new(Vec::new());
         add_file(&mut archive, Path::new("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
         add_file(&mut archive, Path::new("index.json"), &index, 0o644)?;
-        for blob in [&config, &manifest, &packed] {
-            let path = PathBuf::from("blobs").join(digest(blob).replace(':', "/"));
-            add_file(&mut archive, &path, blob, 0o644)?;
+        for blob in [&config, &manifest, &layer] {
+            let path = PathBuf::from("blobs").join(blob.digest.replace(':', "/"));
+            add_file(&mut archive, &path, &blob.content, 0o644)?;
         }
         if let Some(parent) = out.parent() {
             fs::create_dir_all(parent)?;
@@ -72,13 +81,26 @@ impl Image<'_> {
     }
 }
 
+/// A part of the archive under the name of its digest, which takes a while to compute.
+struct Blob {
+    kind: &'static str,
+    content: Vec<u8>,
+    digest: String,
+}
+
+impl Blob {
+    fn new(kind: &'static str, content: Vec<u8>) -> Self {
+        Self { kind, digest: digest(&content), content }
+    }
+
+    fn descriptor(&self) -> Value {
+        json!({ "mediaType": format!("{TYPE}.{}", self.kind), "digest": self.digest, "size": self.content.len() })
+    }
+}
+
 fn digest(blob: &[u8]) -> String {
     let hex: String = Sha256::digest(blob).iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{hex}")
-}
-
-fn descriptor(kind: &str, blob: &[u8]) -> Value {
-    json!({ "mediaType": format!("{TYPE}.{kind}"), "digest": digest(blob), "size": blob.len() })
 }
 
 /// The folder as a tar file, unpacked.
@@ -137,8 +159,13 @@ mod tests {
         let folder = work.join("files");
         fs::create_dir_all(folder.join("usr/bin")).unwrap();
         fs::write(folder.join("usr/bin/program"), "it").unwrap();
-        let image =
-            Image { name: "localhost/it:7", folder: &folder, entrypoint: &["/usr/bin/program"], user: "0:0" };
+        let image = Image {
+            name: "localhost/it:7",
+            folder: &folder,
+            entrypoint: &["/usr/bin/program"],
+            user: "0:0",
+            compressed: true,
+        };
         let (first, second) = (work.join("1.tar"), work.join("2.tar"));
         image.write(&first).unwrap();
         image.write(&second).unwrap();

@@ -45,7 +45,8 @@ pub fn default_name() -> String {
 pub fn run(args: Args) -> Result<()> {
     build_ebpf::run(build_ebpf::Args::default())?;
     let mut build = Command::new(tree::cargo());
-    build.args(["build", "--locked", "--profile", &args.profile, "-p", "mesh-node", "--bin", "mesh-node"]);
+    // All of the workspace's features, as everywhere: with others all dependencies would be built anew.
+    build.args(["build", "--locked", "--profile", &args.profile, "--workspace", "--bin", "mesh-node"]);
     ensure!(
         build.current_dir(tree::root()).status().context("could not start cargo")?.success(),
         "mesh-node was not built"
@@ -56,8 +57,9 @@ pub fn run(args: Args) -> Result<()> {
         None => {
             let folder = args.out.with_extension("files");
             mesh_node(&folder, &program)?;
+            let entrypoint = &["/usr/bin/mesh-node"];
             let image =
-                Image { name: &args.name, folder: &folder, entrypoint: &["/usr/bin/mesh-node"], user: "0:0" };
+                Image { name: &args.name, folder: &folder, entrypoint, user: "0:0", compressed: true };
             image.write(&args.out)?;
             let bill = args.out.with_extension("cdx.json");
             fs::write(&bill, sbom::of("mesh-node")?).with_context(|| bill.display().to_string())?;

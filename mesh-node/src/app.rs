@@ -31,9 +31,10 @@ use crate::filter::WorkerContext;
 use crate::kubernetes::{self, Heard};
 use crate::model::{Published, Snapshot};
 use crate::readiness::{Guard, Readiness};
+use crate::runtime::{Counts, Runtime};
 use crate::telemetry::log_file::LogFiles;
 use crate::telemetry::peer::LocalPeer;
-use crate::telemetry::stats::Store;
+use crate::telemetry::stats::{Kind, Store};
 use crate::upstream::Prober;
 use admin_state::{Parts, Request, State};
 use files::WatchedFiles;
@@ -202,6 +203,8 @@ struct Node {
     watch: Option<Watch>,
     files: WatchedFiles,
     drain_time: Duration,
+    /// `--service-cluster`, or the node's.
+    cluster: String,
 }
 
 impl Node {
@@ -222,18 +225,24 @@ impl Node {
             None => None,
         };
         let workers = start_workers(count, &published, &clusters, &own_peer(&loaded.node))?;
-        let publisher = Publisher::new(published.clone(), clusters.clone(), workers, settings.steers());
+        let runtime = Arc::new(Runtime::default());
+        show_runtime(&stats, &runtime);
+        runtime.configure(&loaded.runtime, &loaded.node.cluster);
+        let publisher =
+            Publisher::new(published.clone(), clusters.clone(), workers, settings.steers(), runtime.clone());
         let kubernetes = match settings.node.pods_from {
             PodsFrom::Kubernetes => Some(kubernetes::Source::start(&kubernetes_options(settings)).await?),
             PodsFrom::File => None,
         };
+        let cluster = loaded.node.cluster.clone();
         let mut identity = Identity { node: loaded.node, dynamic: loaded.dynamic, credentials: None };
         let statics = Statics { clusters: loaded.clusters, listeners: loaded.listeners };
         let compiler = Arc::new(Compiler::new(stats.clone(), log_files.clone()));
         let servers = Arc::new(Servers::new(clusters.clone()));
         tokio::spawn(send_remote_logs(Arc::downgrade(&log_files), servers.clone(), identity.node.clone()));
         let pods = settings.node.virtual_sidecars.then(|| {
-            let whole = identity.clone();
+            let mut whole = identity.clone();
+            whole.dynamic.runtime.clear();
             // Clusters and listeners are the pods' own; this process has those of the bootstrap.
             (identity.dynamic.clusters, identity.dynamic.listeners) = (None, None);
             let audience = settings.node.pod_token_audience.as_deref();
@@ -251,6 +260,7 @@ impl Node {
             log_files,
             clusters,
             published,
+            runtime,
             readiness,
             assembly,
             servings,
@@ -280,6 +290,7 @@ impl Node {
             watch,
             files,
             drain_time,
+            cluster,
         };
         node.start_when_ready()?;
         Ok(node)
@@ -382,6 +393,7 @@ impl Node {
         let previous = std::mem::replace(&mut self.statics, statics.clone());
         match self.sidecar.set_statics(statics, previous.clone()).await {
             Ok(()) => {
+                self.state.runtime.configure(&loaded.runtime, &self.cluster);
                 self.state.took(loaded.message);
                 if let Some(pods) = &self.pods {
                     pods.set_statics(&self.statics);
@@ -433,6 +445,22 @@ impl Node {
             after_ms = begun.elapsed().as_millis() as u64,
             "mesh-node ends"
         );
+    }
+}
+
+/// `runtime.*` among the statistics.
+fn show_runtime(stats: &Store, runtime: &Arc<Runtime>) {
+    type Read = fn(Counts) -> u64;
+    let figures: [(&str, Kind, Read); 5] = [
+        ("runtime.num_keys", Kind::Gauge, |counts| counts.keys as u64),
+        ("runtime.num_layers", Kind::Gauge, |counts| counts.layers as u64),
+        ("runtime.admin_overrides_active", Kind::Gauge, |counts| counts.overridden.into()),
+        ("runtime.load_success", Kind::Counter, |counts| counts.loads),
+        ("runtime.load_error", Kind::Counter, |counts| counts.errors),
+    ];
+    for (name, kind, read) in figures {
+        let runtime = runtime.clone();
+        stats.register(name, kind, move || read(runtime.counts()));
     }
 }
 

@@ -20,6 +20,7 @@ pub mod pipe;
 pub mod readiness;
 pub mod resting;
 pub mod router;
+pub mod runtime;
 pub mod stream;
 pub mod telemetry;
 pub mod upstream;

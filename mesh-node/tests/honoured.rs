@@ -18,6 +18,7 @@ use mesh_node::xds;
 use mesh_tests::differential;
 use mesh_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
 use mesh_xds::pb::envoy::config::listener::v3::Listener;
+use mesh_xds::pb::envoy::service::runtime::v3::Runtime;
 use mesh_xds::{Node, from_node};
 use serde_json::{Map, Value};
 
@@ -216,7 +217,7 @@ fn compile_bootstrap(configuration: &Value) -> Outcome {
     }
 }
 
-/// Listeners as a server sends them: the filters that come apart.
+/// Listeners as a server sends them (the filters that come apart), and layers of the runtime.
 fn compile_listeners(resources: &[Value]) -> Outcome {
     let stats = Store::default();
     let mut context = xds::Context {
@@ -227,10 +228,20 @@ fn compile_listeners(resources: &[Value]) -> Outcome {
         needs: Default::default(),
         ignored: xds::Ignored::default(),
     };
-    let mut all = Vec::new();
+    let (mut all, mut runtime) = (Vec::new(), Vec::new());
     for resource in resources {
         let mut resource = resource.clone();
-        resource.as_object_mut().expect("a message").remove("@type");
+        let kind = resource.as_object_mut().expect("a message").remove("@type");
+        if kind.as_ref().and_then(Value::as_str).is_some_and(|kind| kind.ends_with(".Runtime")) {
+            let Ok(message) = from_node::<Runtime>(&Node::parse(&resource.to_string()).expect("JSON")) else {
+                return Outcome::Malformed;
+            };
+            match xds::runtime("runtime", &message, &mut context) {
+                Ok(values) => runtime.push((message.name, values)),
+                Err(error) => return Outcome::Refused(error.to_string()),
+            }
+            continue;
+        }
         let Ok(message) = from_node::<Listener>(&Node::parse(&resource.to_string()).expect("JSON")) else {
             return Outcome::Malformed;
         };
@@ -239,7 +250,7 @@ fn compile_listeners(resources: &[Value]) -> Outcome {
             Err(error) => return Outcome::Refused(error.to_string()),
         }
     }
-    Outcome::Compiled(printed(&all, &stats))
+    Outcome::Compiled(printed(&(all, runtime), &stats))
 }
 
 fn printed(compiled: &impl Debug, stats: &Store) -> u64 {

@@ -18,10 +18,10 @@ use anyhow::{Context, Result, bail};
 
 /// The stages of the data path in the order in which a connection meets them.
 const STAGES: [&str; 7] = ["capture", "listener", "filter", "router", "cluster", "upstream", "http"];
-/// What every stage may use beside the stages after it. `drain`, `readiness`, `budget`, `pipe` and `resting` are leaves:
-/// they import nothing themselves.
-const SHARED: [&str; 9] =
-    ["model", "identity", "telemetry", "drain", "readiness", "budget", "stream", "pipe", "resting"];
+/// What every stage may use beside the stages after it. `drain`, `readiness`, `budget`, `pipe`, `resting` and `runtime`
+/// are leaves: they import nothing themselves.
+const SHARED: [&str; 10] =
+    ["model", "identity", "telemetry", "drain", "readiness", "budget", "stream", "pipe", "resting", "runtime"];
 /// Imports against the order, each with its reason: stage, what it imports.
 const EXCEPTIONS: [(&str, &str); 1] = [
     // A connection belongs to the endpoint that was chosen and counts against its cluster's limits for as
@@ -30,20 +30,20 @@ const EXCEPTIONS: [(&str, &str); 1] = [
 ];
 /// Modules outside the data path, with what each may import. A module in neither list is free to be
 /// imported only by the composition root.
-const BESIDE: [(&str, &[&str]); 15] = [
+const BESIDE: [(&str, &[&str]); 16] = [
     // The settings of capture are a part of the settings.
-    ("config", &["xds", "capture", "model", "identity", "telemetry"]),
-    ("xds", &["model", "identity", "telemetry"]),
+    ("config", &["xds", "capture", "model", "identity", "telemetry", "runtime"]),
+    ("xds", &["model", "identity", "telemetry", "runtime"]),
     // Reaches servers by way of clusters, and gives clusters their endpoints and secrets.
-    ("dynamic", &["xds", "cluster", "upstream", "model", "identity", "telemetry"]),
-    ("admin", &["cluster", "http", "model", "identity", "telemetry", "drain", "readiness"]),
+    ("dynamic", &["xds", "cluster", "upstream", "model", "identity", "telemetry", "runtime"]),
+    ("admin", &["cluster", "http", "model", "identity", "telemetry", "drain", "readiness", "runtime"]),
     // Says to capture which pods there are.
     ("kubernetes", &["capture", "model"]),
     ("dns", &["model", "telemetry"]),
-    ("telemetry", &["model", "identity", "drain"]),
+    ("telemetry", &["model", "identity", "drain", "runtime"]),
     ("identity", &["model"]),
     // A compiled resource carries the handles of its statistics, of its drain and of its limits.
-    ("model", &["identity", "telemetry", "drain", "budget"]),
+    ("model", &["identity", "telemetry", "drain", "budget", "runtime"]),
     ("budget", &[]),
     // A socket of the proxy is a workload's.
     ("stream", &["model", "pipe", "resting"]),
@@ -51,6 +51,7 @@ const BESIDE: [(&str, &[&str]); 15] = [
     ("resting", &[]),
     ("drain", &[]),
     ("readiness", &[]),
+    ("runtime", &[]),
 ];
 /// The composition root sees everything.
 const ROOT: [&str; 3] = ["main", "lib", "app"];

@@ -14,6 +14,7 @@ mod memory;
 mod pages;
 mod query;
 mod reply;
+mod runtime;
 mod server_info;
 mod stats;
 mod workloads;
@@ -24,13 +25,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 
 use crate::cluster::ClusterManager;
 use crate::model::Snapshot;
+use crate::runtime::Runtime;
 use crate::telemetry::stats::Store;
 pub use acceleration::{
     AccelerationView, KnownView, PastTcpView, pod_text as acceleration_of_pod, text as acceleration_text,
@@ -41,11 +43,15 @@ pub use workloads::{KernelCount, WorkloadView};
 /// A client must send its request head within this time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Parameters of a page.
+const LARGEST_FORM: usize = 64 << 10;
+
 /// What the pages show and trigger; implemented by the composition root.
 pub trait AdminState: Send + Sync + 'static {
     fn store(&self) -> &Store;
     /// Of one pod (`NAMESPACE/NAME`) that has a configuration of its own, or those that all share.
     fn clusters(&self, workload: Option<&str>) -> Option<Arc<ClusterManager>>;
+    fn runtime(&self) -> &Runtime;
     fn snapshot(&self) -> Arc<Snapshot>;
     fn stage(&self) -> Stage;
     /// The bootstrap as JSON, field names as in the protobuf files, and when it was read.
@@ -127,8 +133,13 @@ async fn wait_after(error: &io::Error) {
 
 async fn serve_connection(stream: tokio::net::TcpStream, state: Arc<dyn AdminState>) {
     let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
-        let reply = pages::answer(&*state, request.method(), request.uri());
-        async move { Ok::<http::Response<Full<Bytes>>, Infallible>(reply.into()) }
+        let state = state.clone();
+        async move {
+            let (parts, body) = request.into_parts();
+            let uri = with_form(&parts, body).await.unwrap_or(parts.uri);
+            let reply = pages::answer(&*state, &parts.method, &uri);
+            Ok::<http::Response<Full<Bytes>>, Infallible>(reply.into())
+        }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -138,6 +149,16 @@ async fn serve_connection(stream: tokio::net::TcpStream, state: Arc<dyn AdminSta
     if let Err(error) = served {
         tracing::debug!(%error, "admin connection");
     }
+}
+
+/// Parameters may come as a form in the body.
+async fn with_form(parts: &http::request::Parts, body: Incoming) -> Option<http::Uri> {
+    let kind = parts.headers.get(http::header::CONTENT_TYPE)?.as_bytes();
+    if parts.uri.query().is_some() || !kind.starts_with(b"application/x-www-form-urlencoded") {
+        return None;
+    }
+    let body = Limited::new(body, LARGEST_FORM).collect().await.ok()?.to_bytes();
+    format!("{}?{}", parts.uri.path(), std::str::from_utf8(&body).ok()?).parse().ok()
 }
 
 #[cfg(test)]

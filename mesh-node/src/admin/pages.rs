@@ -7,8 +7,8 @@ use http::{Method, StatusCode, Uri};
 use super::query::Query;
 use super::reply::Reply;
 use super::{
-    AdminState, Stage, acceleration, certs, clusters, config_dump, listeners, memory, server_info, stats,
-    workloads,
+    AdminState, Stage, acceleration, certs, clusters, config_dump, listeners, memory, runtime, server_info,
+    stats, workloads,
 };
 
 type Handler = fn(&dyn AdminState, &Query) -> Reply;
@@ -38,7 +38,7 @@ impl Page {
 }
 
 /// Sorted by path, as the help lists them.
-const PAGES: [Page; 25] = [
+const PAGES: [Page; 27] = [
     page("/", "this list with links", home),
     page("/acceleration", "which bytes go past TCP, which do not, and why", acceleration::page),
     post("/acceleration/hand_off", "hand connections off, or not", acceleration::switch_hand_off)
@@ -99,6 +99,8 @@ const PAGES: [Page; 25] = [
         state.store().reset_counters();
         Reply::ok()
     }),
+    page("/runtime", "runtime values by key and layer", runtime::page),
+    post("/runtime_modify", "set or take back runtime values: key=value", runtime::modify),
     page("/server_info", "version, state, settings", server_info::page),
     page("/stats", "statistics", stats::page).with(&[
         ("usedonly", "only what was written since the start"),

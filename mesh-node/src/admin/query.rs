@@ -19,6 +19,10 @@ impl Query {
         self.0.iter().find(|(n, _)| n == name).map(|(_, value)| &**value)
     }
 
+    pub fn pairs(&self) -> &[(String, String)] {
+        &self.0
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.get(name).is_some()
     }

@@ -7,6 +7,7 @@ use super::*;
 
 struct Fake {
     store: Store,
+    runtime: Runtime,
     clusters: Arc<ClusterManager>,
     snapshot: Arc<Snapshot>,
     stage: Mutex<Stage>,
@@ -26,6 +27,9 @@ impl AdminState for Fake {
     }
     fn clusters(&self, workload: Option<&str>) -> Option<Arc<ClusterManager>> {
         workload.is_none_or(|name| name == "default/web").then(|| self.clusters.clone())
+    }
+    fn runtime(&self) -> &Runtime {
+        &self.runtime
     }
     fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.clone()
@@ -161,6 +165,7 @@ impl AdminState for Fake {
 fn fake() -> Fake {
     Fake {
         store: Store::default(),
+        runtime: Runtime::default(),
         clusters: Arc::new(ClusterManager::new(1)),
         snapshot: Arc::default(),
         stage: Mutex::new(Stage::Live),
@@ -393,4 +398,14 @@ fn what_a_server_pushed_is_shown_beside_what_the_bootstrap_has() {
     assert_eq!(page("/config_dump?workload=default/web").status, 200);
     assert_eq!(page("/config_dump?workload=default/none").status, 404);
     assert_eq!(page("/clusters?workload=default/none").status, 404);
+}
+
+#[test]
+fn runtime_values_are_refused_without_a_layer_for_them_as_in_envoy() {
+    let state = fake();
+    assert_eq!(get(&state, "/runtime").body, "{\n \"entries\": {},\n \"layers\": []\n}\n");
+    let post = |path: &str| pages::answer(&state, &http::Method::POST, &path.parse().unwrap());
+    let reply = post("/runtime_modify?a=b");
+    assert_eq!((reply.status.as_u16(), &*reply.body), (503, "No admin layer specified"));
+    assert_eq!(post("/runtime_modify").status.as_u16(), 400);
 }

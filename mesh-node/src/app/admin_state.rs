@@ -19,6 +19,7 @@ use crate::config::Settings;
 use crate::dynamic::Assembly;
 use crate::model::{Published, Snapshot};
 use crate::readiness::Readiness;
+use crate::runtime::Runtime;
 use crate::telemetry::log_file::LogFiles;
 use crate::telemetry::stats::Store;
 
@@ -35,6 +36,7 @@ pub struct State {
     pub log_files: Arc<LogFiles>,
     pub clusters: Arc<ClusterManager>,
     pub published: Published,
+    pub runtime: Arc<Runtime>,
     pub readiness: Readiness,
     /// Once pods are steered.
     pub capture: Arc<OnceLock<Arc<Capture>>>,
@@ -55,6 +57,7 @@ pub struct Parts<'a> {
     pub log_files: Arc<LogFiles>,
     pub clusters: Arc<ClusterManager>,
     pub published: Published,
+    pub runtime: Arc<Runtime>,
     pub readiness: Readiness,
     pub assembly: Arc<Mutex<Assembly>>,
     pub servings: Option<Arc<Servings>>,
@@ -65,7 +68,7 @@ pub struct Parts<'a> {
 
 impl State {
     pub fn new(parts: Parts<'_>, bootstrap: Option<Stored>) -> Self {
-        let Parts { stats, log_files, clusters, published, readiness, assembly, .. } = parts;
+        let Parts { stats, log_files, clusters, published, runtime, readiness, assembly, .. } = parts;
         let Parts { servings, settings, level, requests, .. } = parts;
         let capture = Arc::new(OnceLock::<Arc<Capture>>::new());
         let of_kernel = capture.clone();
@@ -84,6 +87,7 @@ impl State {
             log_files,
             clusters,
             published,
+            runtime,
             readiness,
             capture,
             assembly,
@@ -130,6 +134,9 @@ impl AdminState for State {
             Some(name) => self.serving(name).map(|serving| serving.clusters.clone()),
             None => Some(self.clusters.clone()),
         }
+    }
+    fn runtime(&self) -> &Runtime {
+        &self.runtime
     }
     fn snapshot(&self) -> Arc<Snapshot> {
         self.published.load_full()

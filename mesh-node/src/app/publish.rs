@@ -14,6 +14,7 @@ use crate::heap;
 use crate::listener::bind;
 use crate::model::listener::{Direction, Listener};
 use crate::model::{Published, Snapshot};
+use crate::runtime::{Runtime, Values};
 
 /// The listener whose address cannot be listened on.
 fn cannot_listen(listener: &Listener, source: &io::Error) -> Refused {
@@ -42,6 +43,7 @@ pub struct Publisher {
     pub workers: Vec<Worker>,
     /// Steered listeners are entered through the sockets in the pods and not bound on the host.
     pub capture: bool,
+    pub runtime: Arc<Runtime>,
     bound: HashSet<SocketAddr>,
 }
 
@@ -51,8 +53,9 @@ impl Publisher {
         clusters: Arc<ClusterManager>,
         workers: Vec<Worker>,
         capture: bool,
+        runtime: Arc<Runtime>,
     ) -> Self {
-        Self { published, clusters, workers, capture, bound: HashSet::new() }
+        Self { published, clusters, workers, capture, runtime, bound: HashSet::new() }
     }
 
     /// An equal listener (by content hash) keeps its identity, so that its connections go on.
@@ -137,6 +140,10 @@ impl Outlet for Publisher {
         heap::give_back();
         tracing::info!(listeners, clusters, "configuration taken");
         Ok(())
+    }
+
+    fn runtime(&self, name: &str, values: Option<Values>) {
+        self.runtime.serve(name, values);
     }
 
     fn clusters(&self) -> &Arc<ClusterManager> {

@@ -22,6 +22,7 @@ use crate::kubernetes::{Bearer, Tokens};
 use crate::model::source::Dynamic;
 use crate::model::workload::Workload;
 use crate::model::{Published, Snapshot, Str};
+use crate::runtime::Values;
 use crate::upstream::{Current, Prober};
 
 /// For so long a connection waits for its pod's first configuration.
@@ -225,6 +226,9 @@ impl Outlet for PodOutlet {
         swap(&self.published, &self.clusters, assembled).await;
         Ok(())
     }
+
+    /// The runtime is the process's.
+    fn runtime(&self, _name: &str, _values: Option<Values>) {}
 
     fn clusters(&self) -> &Arc<ClusterManager> {
         &self.clusters

@@ -76,7 +76,7 @@ impl Group {
         let equal_weights = hosts.windows(2).all(|w| w[0].weight() == w[1].weight());
         // Many groups are of one host, where nothing is to be balanced.
         let workers = if hosts.len() < 2 { 1 } else { workers };
-        let ramps_until_ms = cluster.balancing.slow_start.map_or(0, |slow_start| {
+        let ramps_until_ms = cluster.balancing.slow_start.as_ref().map_or(0, |slow_start| {
             let last = hosts.iter().filter_map(|host| host.counters.health.healthy_since()).max();
             last.map_or(0, |last| last + slow_start.window.as_millis() as u64)
         });
@@ -104,7 +104,8 @@ impl Group {
             LbPolicy::LeastRequest { full_scan: true, .. } if equal => self.least_of_all(random),
             LbPolicy::LeastRequest { choices, .. } if equal => self.least_of(*choices, random),
             LbPolicy::LeastRequest { active_request_bias: bias, .. } => {
-                let loaded = |host: &Host| loaded_weight(weight(host), host, *bias);
+                let bias = bias.now();
+                let loaded = |host: &Host| loaded_weight(weight(host), host, bias);
                 self.shards.by_weight(n, |i| loaded(&self.hosts[i]), random)?
             }
             // A policy that hashes has a table and does not come here.
@@ -117,8 +118,8 @@ impl Group {
     }
 
     /// The cluster's slow start and the time, while some host has less than its weight.
-    fn ramp(&self, cluster: &Cluster) -> Option<(SlowStart, u64)> {
-        let slow_start = cluster.balancing.slow_start?;
+    fn ramp<'c>(&self, cluster: &'c Cluster) -> Option<(&'c SlowStart, u64)> {
+        let slow_start = cluster.balancing.slow_start.as_ref()?;
         let now = clock::now_ms();
         (now < self.ramps_until_ms).then_some((slow_start, now))
     }
@@ -170,12 +171,14 @@ fn loaded_weight(weight: f64, host: &Host, bias: f64) -> f64 {
 }
 
 /// The part of its weight that a host has at this time (Envoy: `applySlowStartFactor`).
-fn ramped(host: &Host, slow_start: SlowStart, now_ms: u64) -> f64 {
+fn ramped(host: &Host, slow_start: &SlowStart, now_ms: u64) -> f64 {
     let Some(since) = host.counters.health.healthy_since() else { return 1.0 };
     let (passed, window) = (now_ms.saturating_sub(since), slow_start.window.as_millis() as u64);
     if passed >= window {
         return 1.0;
     }
     let part = passed.max(1) as f64 / window as f64;
-    part.powf(1.0 / slow_start.aggression).max(slow_start.least)
+    // A value of the runtime may be anything.
+    let aggression = slow_start.aggression.now().max(f64::MIN_POSITIVE);
+    part.powf(1.0 / aggression).max(slow_start.least)
 }

@@ -15,6 +15,7 @@ use super::Cli;
 use crate::model::cluster::Cluster;
 use crate::model::listener::Listener;
 use crate::model::source::{Dynamic, Need};
+use crate::runtime::Layer;
 use crate::telemetry::log_file::LogFiles;
 use crate::telemetry::stats::Store;
 use crate::xds;
@@ -35,6 +36,8 @@ pub struct Loaded {
     pub clusters: Vec<(Arc<Cluster>, Vec<Need>)>,
     /// `dynamic_resources`.
     pub dynamic: Dynamic,
+    /// `layered_runtime`
+    pub runtime: Vec<Layer>,
     /// Who this process is to xDS servers.
     pub node: NodeProto,
     /// `admin.address`; without it there is no admin server.
@@ -212,10 +215,12 @@ fn compile(name: &str, text: &str, stats: &Store, log_files: &LogFiles) -> Resul
     if !mistakes.is_empty() {
         return Err(BootstrapError(mistakes));
     }
-    let xds::Bootstrap { admin, dynamic } = bootstrap;
+    let xds::Bootstrap { admin, dynamic, runtime } = bootstrap;
     let node = message.node.clone().unwrap_or_default();
-    let (message, files) = (Stored::new(&message), FilesRead::of(&tree));
-    Ok(Loaded { listeners, clusters, dynamic, node, admin, message, files, ignored })
+    let (message, mut files) = (Stored::new(&message), FilesRead::of(&tree));
+    // The links of disk layers are switched there.
+    files.folders.extend(runtime.iter().filter_map(Layer::watched));
+    Ok(Loaded { listeners, clusters, dynamic, runtime, node, admin, message, files, ignored })
 }
 
 /// One line for each field, however many resources set it.
@@ -341,11 +346,14 @@ static_resources:
     #[test]
     fn what_has_no_effect_is_told_once_for_all_resources() {
         let text = "{static_resources: {clusters: [{name: a, track_cluster_stats: {}}, {name: b, track_cluster_stats: {}}]}, \
-                    layered_runtime: {layers: [{name: x, static_layer: {}}]}}";
+                    node_context_params: [x]}";
         let loaded = load(text).unwrap();
         assert_eq!(
             loaded.ignored,
-            ["layered_runtime", "static_resources.clusters[0].track_cluster_stats (and 1 more of its kind)"]
+            [
+                "node_context_params[0]",
+                "static_resources.clusters[0].track_cluster_stats (and 1 more of its kind)"
+            ]
         );
         assert_eq!(loaded.message.unwrap().to_json()["static_resources"]["clusters"][1]["name"], "b");
     }

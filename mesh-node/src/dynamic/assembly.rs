@@ -24,6 +24,7 @@ use crate::model::scopes::{ScopeHandle, ScopeTable};
 use crate::model::source::{Dynamic, GrpcTarget, Need, NeedKind, Source};
 use crate::model::tls::Secret;
 use crate::model::{RouteHandle, Str};
+use crate::runtime::Values;
 use crate::telemetry::stats::ClusterStats;
 
 /// The resources of the bootstrap, each with what it needs.
@@ -48,6 +49,8 @@ pub enum Step {
     Scopes(ScopeHandle, Arc<ScopeTable>),
     /// Nothing uses endpoints of that name any more.
     Forget(Str),
+    /// This is the layer of the runtime of that name now; `None`: there is none.
+    Runtime(Str, Option<Values>),
 }
 
 /// Everything that serves.
@@ -90,12 +93,15 @@ pub struct Assembly {
     pub(super) templates: BTreeMap<Str, Template>,
     pub(super) extensions: BTreeMap<Str, Named>,
     pub(super) name_table: Option<Named>,
+    pub(super) runtime: BTreeMap<Str, Named>,
     pub(super) scopes: ScopeSet,
     pub(super) errors: ErrorStates,
     pub(super) whole_clusters: Whole,
     pub(super) whole_listeners: Whole,
     /// Clusters are there for the first time: listeners may be asked for.
     begun: bool,
+    /// Layers of the runtime are asked for since then.
+    runtime_asked: Option<Instant>,
     /// Other things are to be subscribed to, perhaps.
     wants_changed: bool,
     /// What [`Self::settle`] has to look at.
@@ -127,12 +133,14 @@ impl Assembly {
             templates: BTreeMap::new(),
             extensions: BTreeMap::new(),
             name_table: None,
+            runtime: BTreeMap::new(),
             late: Late::default(),
             scopes: ScopeSet::default(),
             errors: ErrorStates::new(),
             whole_clusters: Whole::default(),
             whole_listeners: Whole::default(),
             begun: false,
+            runtime_asked: None,
             wants_changed: true,
             changed: Changed { removed: true, needs: true },
             ready: Vec::new(),
@@ -236,6 +244,12 @@ impl Assembly {
             }
             Value::Template(..) => return self.take_template(name, compiled, version, now),
             Value::Extension(_) => return self.take_extension(name, compiled, version, now),
+            Value::Runtime(values) => {
+                let (name, values) = (Str::from(name), values.clone());
+                if put_named(&mut self.runtime, &name, compiled, version) {
+                    self.ready.push(Step::Runtime(name, Some(values)));
+                }
+            }
             Value::NameTable(_) => {
                 self.name_table = Some(Named::new(compiled, version));
             }
@@ -275,6 +289,11 @@ impl Assembly {
             ResourceType::ScopedRoute | ResourceType::Route => {}
             ResourceType::ExtensionConfig => self.remove_extension(name, Instant::now()),
             ResourceType::NameTable => self.name_table = None,
+            ResourceType::Runtime => {
+                if let Some((name, _)) = self.runtime.remove_entry(name) {
+                    self.ready.push(Step::Runtime(name, None));
+                }
+            }
         }
     }
 
@@ -362,6 +381,7 @@ impl Assembly {
             NeedKind::Secret => self.secrets.contains_key(&need.name),
             NeedKind::Extension => self.extensions.contains_key(&need.name),
             NeedKind::Scopes => self.scopes.serves,
+            NeedKind::Runtime => self.runtime.contains_key(&need.name),
         }
     }
 
@@ -391,8 +411,13 @@ impl Assembly {
             })
     }
 
-    /// Listeners are asked for once clusters are there.
+    /// Listeners are asked for once clusters are there, and what the runtime says of them.
     fn begin(&mut self, now: Instant) {
+        let runtime_since = *self.runtime_asked.get_or_insert(now);
+        let waits = |need: &Need| !self.has(need) && !is_over(need.patience, runtime_since, now);
+        if self.dynamic.runtime.iter().any(waits) {
+            return;
+        }
         if let Some((_, patience)) = &self.dynamic.clusters {
             let since = *self.whole_clusters.asked.get_or_insert(now);
             if !self.whole_clusters.answered && !is_over(*patience, since, now) {
@@ -433,6 +458,7 @@ impl Assembly {
             .chain(self.routes.values().filter_map(|r| Some(r.pending.as_ref()?.1 + WAIT_FOR_CLUSTERS)))
             .chain(self.templates.values().flat_map(Template::deadlines))
             .chain(self.scopes.deadlines())
+            .chain(self.dynamic.runtime.iter().filter_map(|need| Some(self.runtime_asked? + need.patience?)))
             .chain(of_whole(&self.whole_clusters, &self.dynamic.clusters))
             .chain(of_whole(&self.whole_listeners, &self.dynamic.listeners))
             .filter(|at| *at > now)
@@ -480,7 +506,11 @@ impl Assembly {
         let of_clusters = self.clusters.values().flat_map(Slot::items).flat_map(Item::needs);
         let of_listeners = self.listeners.values().flat_map(Slot::items).flat_map(Item::needs);
         let of_templates = self.templates.values().flat_map(Template::needs);
-        of_clusters.chain(of_listeners).chain(of_templates).chain(&self.scopes.needs)
+        of_clusters
+            .chain(of_listeners)
+            .chain(of_templates)
+            .chain(&self.scopes.needs)
+            .chain(&self.dynamic.runtime)
     }
 
     /// Drops what nothing names any more.
@@ -573,5 +603,6 @@ pub(super) fn type_of(kind: NeedKind) -> ResourceType {
         NeedKind::Secret => ResourceType::Secret,
         NeedKind::Extension => ResourceType::ExtensionConfig,
         NeedKind::Scopes => ResourceType::ScopedRoute,
+        NeedKind::Runtime => ResourceType::Runtime,
     }
 }

@@ -13,6 +13,7 @@ use mesh_xds::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use mesh_xds::pb::envoy::config::listener::v3::Listener as ListenerProto;
 use mesh_xds::pb::envoy::config::route::v3::{RouteConfiguration, ScopedRouteConfiguration};
 use mesh_xds::pb::envoy::extensions::transport_sockets::tls::v3::Secret as SecretProto;
+use mesh_xds::pb::envoy::service::runtime::v3::Runtime as RuntimeProto;
 use mesh_xds::prost::Message;
 
 use crate::model::Str;
@@ -23,6 +24,7 @@ use crate::model::route::RouteTable;
 use crate::model::scopes::{Scope, ScopeRoutes};
 use crate::model::source::Need;
 use crate::model::tls::Secret;
+use crate::runtime::Values;
 use crate::telemetry::log_file::LogFiles;
 use crate::telemetry::stats::Store;
 use crate::xds;
@@ -52,6 +54,7 @@ pub(super) enum Value {
     Extension(Arc<TypedExtensionConfig>),
     NameTable(Arc<NameTable>),
     Scope(Scope),
+    Runtime(Values),
 }
 
 /// Compiles for all sidecars of the process.
@@ -156,6 +159,10 @@ impl Compiler {
                 let proto = decode::<TypedExtensionConfig>(body)?;
                 told(xds::extension("extension_config", &proto, &mut context))?;
                 Value::Extension(Arc::new(proto))
+            }
+            ResourceType::Runtime => {
+                let proto = decode::<RuntimeProto>(body)?;
+                Value::Runtime(told(xds::runtime("runtime", &proto, &mut context))?)
             }
             ResourceType::NameTable => {
                 let proto = decode::<NameTableProto>(body)?;

@@ -13,6 +13,7 @@ use super::sources::{Brought, FeedKey, Feeds, Servers};
 use super::subscriptions::Subscriptions;
 use crate::cluster::ClusterManager;
 use crate::model::source::Dynamic;
+use crate::runtime::Values;
 
 /// Who a sidecar is, and where its configuration comes from.
 #[derive(Debug, Clone)]
@@ -38,6 +39,9 @@ pub trait Outlet {
     /// # Errors
     /// When a listener cannot be; nothing has changed then.
     fn publish(&mut self, assembled: Assembled) -> impl Future<Output = Result<(), Refused>>;
+
+    /// A layer of the runtime has come, or is gone.
+    fn runtime(&self, name: &str, values: Option<Values>);
 
     /// The clusters, for endpoints that come apart from them.
     fn clusters(&self) -> &Arc<ClusterManager>;
@@ -232,6 +236,7 @@ impl<O: Outlet> Sidecar<O> {
                 Step::Publish(assembled) => outcome = self.outlet.publish(assembled).await,
                 Step::Routes(handle, table) => handle.store(table),
                 Step::Scopes(handle, table) => handle.store(table),
+                Step::Runtime(name, values) => self.outlet.runtime(&name, values),
                 Step::Forget(name) => self.outlet.clusters().forget_endpoints(&name),
             }
         }

@@ -12,7 +12,7 @@ use mesh_xds::{Node, from_node};
 
 use super::*;
 use crate::model::cluster::Discovery;
-use crate::model::source::{Dynamic, GrpcServer, GrpcSource, GrpcTarget, Source};
+use crate::model::source::{Dynamic, GrpcServer, GrpcSource, GrpcTarget, Need, NeedKind, Source};
 use crate::telemetry::log_file::LogFiles;
 use crate::telemetry::stats::Store;
 
@@ -42,7 +42,7 @@ fn ads() -> Dynamic {
     };
     let all = Some((Source::Ads, Some(Duration::from_secs(15))));
     let ads = Some(GrpcSource { delta: true, servers: vec![server] });
-    Dynamic { ads, clusters: all.clone(), listeners: all, name_table: true }
+    Dynamic { ads, clusters: all.clone(), listeners: all, runtime: Vec::new(), name_table: true }
 }
 
 impl Fixture {
@@ -134,6 +134,9 @@ impl Fixture {
                 format!("scopes {count}")
             }
             Step::Forget(name) => format!("forget {name}"),
+            Step::Runtime(name, values) => {
+                format!("runtime {name} {}", values.map_or(0, |values| values.len()))
+            }
         };
         self.assembly.settle(self.now).into_iter().map(shown).collect()
     }
@@ -419,4 +422,44 @@ fn scopes_wait_for_their_tables_and_those_that_served_serve_until_then() {
     f.listeners(&[], &["l"]);
     assert_eq!(f.settle(), ["publish a | "]);
     assert_eq!((f.wanted(ResourceType::ScopedRoute), f.wanted(ResourceType::Route)), (None, None));
+}
+
+#[test]
+fn listeners_wait_for_the_runtime_that_a_server_gives_and_no_longer_than_they_should() {
+    use mesh_xds::pb::envoy::service::runtime::v3::Runtime;
+    let layer = |patience| Need {
+        kind: NeedKind::Runtime,
+        name: "r".into(),
+        scope: "runtime.rtds".into(),
+        source: Source::Ads,
+        patience: Some(Duration::from_secs(patience)),
+        tables: None,
+    };
+    let fixture = || {
+        let now = Instant::now();
+        let dynamic = Dynamic { runtime: vec![layer(5)], ..ads() };
+        let mut assembly = Assembly::new(compiler(), dynamic, Statics::default(), now);
+        assembly.settle(now);
+        let mut f = Fixture { assembly, now, pushes: 0 };
+        assert!(f.clusters(&[], &[]).is_empty());
+        f.settle();
+        assert_eq!(f.wanted(ResourceType::Runtime), names(&["r"]));
+        assert_eq!(f.wanted(ResourceType::Listener), None, "not yet");
+        f
+    };
+    let mut f = fixture();
+    let bad =
+        f.push::<Runtime>(ResourceType::Runtime, &[("r", "{name: r, layer: {a: [1]}}".to_owned())], &[]);
+    assert_eq!(bad[0].reason, "runtime.layer.a: must be a number, a boolean, a string or a struct");
+    let good =
+        f.push::<Runtime>(ResourceType::Runtime, &[("r", "{name: r, layer: {a: {b: 1}}}".to_owned())], &[]);
+    assert!(good.is_empty(), "{good:?}");
+    assert_eq!(f.settle(), ["runtime r 1"]);
+    assert_eq!(f.wanted(ResourceType::Listener), Some(Wanted::All));
+    f.push::<Runtime>(ResourceType::Runtime, &[], &["r"]);
+    assert_eq!(f.settle(), ["runtime r 0"]);
+    let mut late = fixture();
+    late.wait(6);
+    late.settle();
+    assert_eq!(late.wanted(ResourceType::Listener), Some(Wanted::All));
 }

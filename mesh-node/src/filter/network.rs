@@ -74,11 +74,12 @@ pub fn admit(filters: &[NetworkFilter], info: &ConnectionInfo) -> Result<Admitte
                 }
             }
             NetworkFilter::LocalRateLimit(limit) => {
-                if !limit.bucket.take(Instant::now()) {
+                if limit.enabled.now() && !limit.bucket.take(Instant::now()) {
                     limit.rate_limited.inc();
                     return refuse("local_ratelimit_close".into(), None);
                 }
             }
+            NetworkFilter::ConnectionLimit(limit) if !limit.enabled.now() => {}
             NetworkFilter::ConnectionLimit(limit) => {
                 if limit.active.get() >= limit.max {
                     limit.limited.inc();

@@ -11,6 +11,7 @@ use super::network::{Http1Options, Http2Options};
 use super::resilience::{EndpointCheck, HealthCheck, OutlierDetection};
 use super::route::HashPolicy;
 use super::tls::{TlsContext, UpstreamTls};
+use crate::runtime::Setting;
 use crate::telemetry::peer::Peer;
 use crate::telemetry::stats::{ClusterStats, MaglevStats, RemainingStats, RingHashStats, SubsetStats};
 
@@ -165,7 +166,7 @@ pub enum LbPolicy {
         /// `choice_count`, default 2.
         choices: u32,
         /// `active_request_bias`, default 1.0: how much load counts against a host when weights differ.
-        active_request_bias: f64,
+        active_request_bias: Setting<f64>,
         /// `selection_method: FULL_SCAN`: the least loaded of all hosts.
         full_scan: bool,
     },
@@ -232,11 +233,11 @@ pub struct Balancing {
 }
 
 /// `SlowStartConfig`: a host that has just become healthy gets less, more and more over the window.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct SlowStart {
     pub window: Duration,
     /// `aggression`, above 0; 1.0 is linear, more is faster at first.
-    pub aggression: f64,
+    pub aggression: Setting<f64>,
     /// `min_weight_percent` as a fraction.
     pub least: f64,
 }

@@ -12,6 +12,7 @@ use super::matcher::{HeaderMatcher, StringMatcher};
 use super::network::RouterFilter;
 use super::rate_limit::LocalRateLimit;
 use super::rbac::{HttpRbac, RbacStats};
+use crate::runtime::{Fraction, Setting};
 use crate::telemetry::stats::{Counter, Custom, Gauge};
 
 /// One entry of `http_filters`.
@@ -112,16 +113,13 @@ pub struct CompressorResponses {
 /// `CommonDirectionConfig`.
 #[derive(Debug)]
 pub struct CompressorDirection {
-    pub enabled: bool,
+    pub enabled: Setting<bool>,
     pub minimum_bytes: u64,
     /// Lower case; empty: Envoy's default types.
     pub content_types: Vec<String>,
     /// In place of `content_types`, where there are any.
     pub content_type_matchers: Vec<StringMatcher>,
 }
-
-/// A share of all requests, as (numerator, denominator).
-pub type Fraction = (u32, u32);
 
 /// `envoy.extensions.filters.http.cors.v3.CorsPolicy`.
 #[derive(Debug, Default)]
@@ -136,9 +134,9 @@ pub struct CorsPolicy {
     /// Default true.
     pub forward_not_matching_preflights: Option<bool>,
     /// `None`: always.
-    pub enabled: Option<Fraction>,
+    pub enabled: Option<Setting<Fraction>>,
     /// Counted only.
-    pub shadow_enabled: Option<Fraction>,
+    pub shadow_enabled: Option<Setting<Fraction>>,
 }
 
 /// `http.PREFIX.cors.*`
@@ -149,7 +147,7 @@ pub struct CorsStats {
 }
 
 /// `envoy.extensions.filters.http.fault.v3.HTTPFault`.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Fault {
     pub delay: Option<Delay>,
     pub abort: Option<Abort>,
@@ -160,41 +158,41 @@ pub struct Fault {
     /// Values of `x-envoy-downstream-service-node`; empty: any.
     pub downstream_nodes: Vec<Str>,
     pub headers: Vec<HeaderMatcher>,
-    /// `None`: no limit.
-    pub max_active: Option<u64>,
+    /// `u64::MAX`: no limit.
+    pub max_active: Setting<u64>,
     pub disable_downstream_cluster_stats: bool,
 }
 
 /// `FaultDelay`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Delay {
-    /// `None`: as the request's header says (`header_delay`).
-    pub fixed: Option<Duration>,
-    pub share: Fraction,
+    /// Milliseconds. `None`: as the request's header says (`header_delay`).
+    pub fixed: Option<Setting<u64>>,
+    pub share: Setting<Fraction>,
 }
 
 /// `FaultAbort`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Abort {
     pub with: AbortWith,
-    pub share: Fraction,
+    pub share: Setting<Fraction>,
 }
 
 /// What an aborted request is answered with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum AbortWith {
-    Http(u16),
-    Grpc(u8),
+    Http(Setting<u64>),
+    Grpc(Setting<u64>),
     /// As the request's headers say (`header_abort`).
     Header,
 }
 
 /// `FaultRateLimit`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct RateLimit {
     /// `None`: as the request's header says.
     pub kib_per_second: Option<u64>,
-    pub share: Fraction,
+    pub share: Setting<Fraction>,
 }
 
 /// `http.PREFIX.fault.*`
@@ -336,8 +334,8 @@ pub struct Buffer {
 /// `envoy.extensions.filters.http.csrf.v3.CsrfPolicy`.
 #[derive(Debug)]
 pub struct Csrf {
-    pub enabled: Fraction,
-    pub shadow_enabled: Option<Fraction>,
+    pub enabled: Setting<Fraction>,
+    pub shadow_enabled: Option<Setting<Fraction>>,
     pub additional_origins: Vec<StringMatcher>,
 }
 

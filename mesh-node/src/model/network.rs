@@ -12,6 +12,7 @@ use super::rbac::{HttpRbac, RbacStats};
 use super::route::RouteTable;
 use super::scopes::ScopedRoutes;
 use super::tracing::{RequestIds, Tracing};
+use crate::runtime::Setting;
 use crate::telemetry::access_log::{AccessLog, LogFormat};
 use crate::telemetry::log_filter::LogFilter;
 use crate::telemetry::stats::{Counter, Gauge, HttpStats, TcpStats};
@@ -42,6 +43,8 @@ pub struct NetworkRbac {
 /// `envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit`.
 #[derive(Debug)]
 pub struct ConnectionRateLimit {
+    /// `runtime_enabled`
+    pub enabled: Setting<bool>,
     pub bucket: TokenBucket,
     /// `local_rate_limit.PREFIX.rate_limited`
     pub rate_limited: Arc<Counter>,
@@ -50,6 +53,8 @@ pub struct ConnectionRateLimit {
 /// `envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit`.
 #[derive(Debug)]
 pub struct ConnectionLimit {
+    /// `runtime_enabled`
+    pub enabled: Setting<bool>,
     pub max: u64,
     /// How long a connection over the limit is left open.
     pub delay: Option<Duration>,

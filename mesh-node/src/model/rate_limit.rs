@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::headers::HeaderAdd;
-use super::http_filter::Fraction;
 use super::matcher::{HeaderMatcher, QueryMatcher};
+use crate::runtime::{Fraction, Setting};
 use crate::telemetry::stats::Counter;
 
 /// A token bucket that refills in steps.
@@ -83,8 +83,8 @@ pub struct LocalRateLimit {
     /// Of the route's, those of this stage count.
     pub stage: u32,
     pub always_consume_default: bool,
-    pub enabled: Fraction,
-    pub enforced: Fraction,
+    pub enabled: Setting<Fraction>,
+    pub enforced: Setting<Fraction>,
     pub status: u16,
     pub response_headers: Vec<HeaderAdd>,
     pub request_headers_when_not_enforced: Vec<HeaderAdd>,

@@ -14,6 +14,7 @@ use super::metadata::Metadata;
 use super::network::BodyFormat;
 use super::rate_limit::DescriptorAction;
 use super::tracing::{Decorator, RouteTracing};
+use crate::runtime::{Fraction, Setting};
 
 /// A `RouteConfiguration`.
 #[derive(Debug, Default)]
@@ -106,7 +107,7 @@ pub struct RouteMatch {
     pub headers: Vec<HeaderMatcher>,
     pub query: Vec<QueryMatcher>,
     /// Share of requests that match, as (numerator, denominator).
-    pub runtime_fraction: Option<(u32, u32)>,
+    pub runtime_fraction: Option<Setting<Fraction>>,
     /// `grpc: {}`: only requests with an `application/grpc` content type.
     pub grpc: bool,
 }
@@ -171,7 +172,7 @@ pub struct Mirror {
     /// The header that names the cluster instead.
     pub header: Option<http::HeaderName>,
     /// `None`: every request.
-    pub fraction: Option<(u32, u32)>,
+    pub fraction: Option<Setting<Fraction>>,
     /// The host gets no `-shadow`.
     pub keep_host: bool,
     pub host_rewrite: Option<Str>,
@@ -185,8 +186,8 @@ pub enum ClusterChoice {
     Header(HeaderKey),
     Weighted {
         clusters: Vec<WeightedCluster>,
-        /// Sum of the weights, at least 1.
-        total: u32,
+        /// Sum of the weights, at least 1; `None`: the runtime can change them (`runtime_key_prefix`).
+        total: Option<u64>,
     },
 }
 
@@ -194,7 +195,7 @@ pub enum ClusterChoice {
 #[derive(Debug)]
 pub struct WeightedCluster {
     pub name: Str,
-    pub weight: u32,
+    pub weight: Setting<u64>,
     pub headers: HeaderMutations,
     /// `typed_per_filter_config`
     pub filters: Overrides,

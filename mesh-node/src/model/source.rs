@@ -111,6 +111,8 @@ pub enum NeedKind {
     Extension,
     /// All scopes of scoped routes.
     Scopes,
+    /// A layer of the runtime (RTDS).
+    Runtime,
 }
 
 /// A resource that another one names.
@@ -135,6 +137,8 @@ pub struct Dynamic {
     /// With the time that the start waits for it.
     pub clusters: Option<(Source, Option<Duration>)>,
     pub listeners: Option<(Source, Option<Duration>)>,
+    /// Layers of the runtime.
+    pub runtime: Vec<Need>,
     /// Istio's name table is asked for (metadata `DNS_CAPTURE` of the node).
     pub name_table: bool,
 }

@@ -96,9 +96,7 @@ fn must_be_tls(virtual_host: &VirtualHost, head: &RequestHead<'_>) -> bool {
 
 fn matches(m: &RouteMatch, head: &RequestHead<'_>, random: u64) -> bool {
     path_matches(m, head)
-        && m.runtime_fraction.is_none_or(|(numerator, denominator)| {
-            random % u64::from(denominator.max(1)) < u64::from(numerator)
-        })
+        && m.runtime_fraction.as_ref().is_none_or(|share| share.holds(random))
         && (!m.grpc || is_grpc(head.headers))
         && m.headers.iter().all(|h| header_matches(h, head))
         && (m.query.is_empty() || m.query.iter().all(|q| query_matches(q, head.path)))
@@ -138,8 +136,9 @@ fn starts_with(path: &str, prefix: &str, case_sensitive: bool) -> bool {
 fn draw(action: &Action, random: u64) -> Option<&WeightedCluster> {
     let Action::Forward(forward) = action else { return None };
     let ClusterChoice::Weighted { clusters, total } = &forward.cluster else { return None };
-    let mut point = random % u64::from((*total).max(1));
-    clusters.iter().find(|cluster| match point.checked_sub(u64::from(cluster.weight)) {
+    let now = || clusters.iter().map(|cluster| cluster.weight.now()).fold(0, u64::saturating_add);
+    let mut point = random % total.unwrap_or_else(now).max(1);
+    clusters.iter().find(|cluster| match point.checked_sub(cluster.weight.now()) {
         Some(rest) => {
             point = rest;
             false

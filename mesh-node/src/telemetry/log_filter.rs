@@ -9,6 +9,7 @@ use crate::model::cel::Expr;
 use crate::model::header_lines::single_line_in_request;
 use crate::model::matcher::{HeaderKey, HeaderMatcher};
 use crate::model::rbac::MetadataMatcher;
+use crate::runtime::{Fraction, Setting};
 
 /// One filter. A log without one writes all streams.
 #[derive(Debug, Clone)]
@@ -19,8 +20,8 @@ pub enum LogFilter {
     Duration(Comparison),
     /// `not_health_check_filter`
     NotHealthCheck,
-    /// `runtime_filter`: a share of all streams, numerator and denominator.
-    Sampled(u32, u32),
+    /// `runtime_filter`: a share of all streams.
+    Sampled(Setting<Fraction>),
     /// `and_filter`
     All(Vec<LogFilter>),
     /// `or_filter`
@@ -46,11 +47,11 @@ fn log_type(info: &StreamInfo) -> i32 {
     if info.protocol.is_some() { DOWNSTREAM_END } else { TCP_CONNECTION_END }
 }
 
-/// `ComparisonFilter` with its default value: there is no runtime.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// `ComparisonFilter`
+#[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {
     pub op: Op,
-    pub value: u64,
+    pub value: Setting<u64>,
 }
 
 /// `ComparisonFilter.Op`.
@@ -63,12 +64,13 @@ pub enum Op {
 }
 
 impl Comparison {
-    fn holds(self, value: u64) -> bool {
+    fn holds(&self, value: u64) -> bool {
+        let bound = self.value.now();
         match self.op {
-            Op::Equal => value == self.value,
-            Op::AtLeast => value >= self.value,
-            Op::AtMost => value <= self.value,
-            Op::NotEqual => value != self.value,
+            Op::Equal => value == bound,
+            Op::AtLeast => value >= bound,
+            Op::AtMost => value <= bound,
+            Op::NotEqual => value != bound,
         }
     }
 }
@@ -98,7 +100,7 @@ impl LogFilter {
                 comparison.holds(u64::try_from(length.as_millis()).unwrap_or(u64::MAX))
             }
             Self::NotHealthCheck => !info.health_check,
-            Self::Sampled(numerator, denominator) => fastrand::u32(..(*denominator).max(1)) < *numerator,
+            Self::Sampled(share) => share.drawn(),
             Self::All(filters) => filters.iter().all(|filter| filter.wants(context)),
             Self::Any(filters) => filters.iter().any(|filter| filter.wants(context)),
             Self::Flags(wanted) if wanted.is_empty() => !info.flags.is_empty(),
@@ -157,7 +159,7 @@ mod tests {
 
     #[test]
     fn statuses_and_durations_are_compared() {
-        let status = |op, value| LogFilter::StatusCode(Comparison { op, value });
+        let status = |op, value| LogFilter::StatusCode(Comparison { op, value: Setting::fixed(value) });
         for (filter, code, expected) in [
             (status(Op::AtLeast, 400), Some(404), true),
             (status(Op::AtLeast, 400), Some(200), false),
@@ -167,14 +169,15 @@ mod tests {
         ] {
             assert_eq!(wants(&filter, |info| info.response_code = code), expected, "{filter:?} {code:?}");
         }
-        let slow = LogFilter::Duration(Comparison { op: Op::AtLeast, value: 100 });
+        let slow = LogFilter::Duration(Comparison { op: Op::AtLeast, value: Setting::fixed(100) });
         assert!(wants(&slow, |info| info.end = Some(Duration::from_millis(100))));
         assert!(!wants(&slow, |info| info.end = Some(Duration::from_millis(99))));
     }
 
     #[test]
     fn filters_combine() {
-        let (yes, no) = (LogFilter::Sampled(1, 1), LogFilter::Sampled(0, 100));
+        let (yes, no) =
+            (LogFilter::Sampled(Setting::fixed((1, 1))), LogFilter::Sampled(Setting::fixed((0, 100))));
         for (filter, expected) in [
             (LogFilter::All(vec![yes.clone(), yes.clone()]), true),
             (LogFilter::All(vec![yes.clone(), no.clone()]), false),

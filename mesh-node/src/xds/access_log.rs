@@ -28,6 +28,7 @@ use super::listener::extension;
 use super::{Context, format, grpc_service, matcher, rbac};
 use crate::model::cel;
 use crate::model::source::GrpcTarget;
+use crate::runtime::Setting;
 use crate::telemetry::access_log::{AccessLog, JsonFormat, Layout, LogFormat, Output};
 use crate::telemetry::log_filter::{Comparison, LogFilter, Op};
 use crate::telemetry::remote_log::Target;
@@ -101,8 +102,8 @@ pub(super) fn filter(at: At<'_>, proto: &AccessLogFilter) -> Result<LogFilter, X
         }
         Some(FilterSpecifier::NotHealthCheckFilter(_)) => LogFilter::NotHealthCheck,
         Some(FilterSpecifier::RuntimeFilter(of)) => {
-            let (numerator, denominator) = of.percent_sampled.as_ref().map_or((0, 100), fraction);
-            LogFilter::Sampled(numerator, denominator)
+            let share = of.percent_sampled.as_ref().map_or((0, 100), fraction);
+            LogFilter::Sampled(Setting::new(share, &of.runtime_key))
         }
         Some(FilterSpecifier::AndFilter(of)) => LogFilter::All(several("and_filter", &of.filters)?),
         Some(FilterSpecifier::OrFilter(of)) => LogFilter::Any(several("or_filter", &of.filters)?),
@@ -168,7 +169,10 @@ fn comparison(at: At<'_>, proto: Option<&ComparisonFilter>) -> Result<Comparison
         OpProto::Le => Op::AtMost,
         OpProto::Ne => Op::NotEqual,
     };
-    Ok(Comparison { op, value: proto.value.as_ref().map_or(0, |value| value.default_value.into()) })
+    let value = proto.value.as_ref();
+    let value =
+        value.map_or(Setting::fixed(0), |value| Setting::new(value.default_value.into(), &value.runtime_key));
+    Ok(Comparison { op, value })
 }
 
 fn remote(

@@ -8,8 +8,9 @@ use mesh_xds::pb::google::protobuf::value::Kind;
 
 use super::common::socket_address;
 use super::error::{At, XdsError};
-use super::{Context, config_source, support};
+use super::{Context, config_source, runtime, support};
 use crate::model::source::Dynamic;
+use crate::runtime::Layer;
 
 /// What of a bootstrap is not a resource.
 #[derive(Debug, Default)]
@@ -17,6 +18,8 @@ pub struct Bootstrap {
     /// `admin.address`.
     pub admin: Option<SocketAddr>,
     pub dynamic: Dynamic,
+    /// `layered_runtime`
+    pub runtime: Vec<Layer>,
 }
 
 /// Checks the bootstrap as a whole.
@@ -36,8 +39,13 @@ pub fn convert(proto: &Proto, context: &mut Context<'_>) -> Result<Bootstrap, Xd
         Some(dynamic) => config_source::dynamic(dynamic)?,
         None => Dynamic::default(),
     };
+    let runtime = match &proto.layered_runtime {
+        Some(proto) => runtime::layers(proto, context)?,
+        None => Vec::new(),
+    };
+    dynamic.runtime = context.needs.take();
     dynamic.name_table = proto.node.as_ref().is_some_and(captures_dns);
-    Ok(Bootstrap { admin, dynamic })
+    Ok(Bootstrap { admin, dynamic, runtime })
 }
 
 /// Istio's `DNS_CAPTURE`: the node wants to know all names of the mesh. Booleans of the metadata are text.

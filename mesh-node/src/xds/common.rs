@@ -7,7 +7,8 @@ use mesh_xds::pb::envoy::config::core::v3::address::Address as AddressKind;
 use mesh_xds::pb::envoy::config::core::v3::data_source::Specifier;
 use mesh_xds::pb::envoy::config::core::v3::socket_address::PortSpecifier;
 use mesh_xds::pb::envoy::config::core::v3::{
-    Address, CidrRange, DataSource, RuntimeFractionalPercent, SocketAddress,
+    Address, CidrRange, DataSource, RuntimeDouble, RuntimeFeatureFlag, RuntimeFractionalPercent,
+    SocketAddress,
 };
 use mesh_xds::pb::envoy::r#type::v3::{FractionalPercent, Percent};
 use mesh_xds::pb::google::protobuf;
@@ -16,6 +17,7 @@ use super::error::{At, XdsError};
 use crate::model::Str;
 use crate::model::cluster::EndpointAddress;
 use crate::model::listener::Cidr;
+use crate::runtime::{Fraction, Setting};
 
 /// A duration that may be zero.
 pub(super) fn duration(at: At<'_>, value: protobuf::Duration) -> Result<Duration, XdsError> {
@@ -174,9 +176,25 @@ pub(super) fn fraction(percent: &FractionalPercent) -> (u32, u32) {
     (percent.numerator, denominator)
 }
 
-/// The default of a fraction that a runtime key could change; there is no runtime here.
-pub(super) fn runtime_fraction(value: &RuntimeFractionalPercent) -> (u32, u32) {
-    value.default_value.as_ref().map_or((100, 100), fraction)
+/// A fraction that a runtime key can change.
+pub(super) fn runtime_fraction(value: &RuntimeFractionalPercent) -> Setting<Fraction> {
+    Setting::new(value.default_value.as_ref().map_or((100, 100), fraction), &value.runtime_key)
+}
+
+/// A flag that a runtime key can change.
+pub(super) fn runtime_flag(value: Option<&RuntimeFeatureFlag>, default: bool) -> Setting<bool> {
+    match value {
+        Some(value) => Setting::new(boolean(value.default_value, default), &value.runtime_key),
+        None => Setting::fixed(default),
+    }
+}
+
+/// A number that a runtime key can change.
+pub(super) fn runtime_double(value: Option<&RuntimeDouble>, default: f64) -> Setting<f64> {
+    match value {
+        Some(value) => Setting::new(value.default_value, &value.runtime_key),
+        None => Setting::fixed(default),
+    }
 }
 
 /// A percentage or its default.

@@ -121,6 +121,7 @@ pub(super) fn dynamic(proto: &DynamicResources) -> Result<Dynamic, XdsError> {
         ads,
         clusters: of("cds_config", proto.cds_config.as_ref())?,
         listeners: of("lds_config", proto.lds_config.as_ref())?,
+        runtime: Vec::new(),
         name_table: false,
     };
     let uses_ads = [&dynamic.clusters, &dynamic.listeners]

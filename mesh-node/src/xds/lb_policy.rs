@@ -13,7 +13,7 @@ use mesh_xds::pb::envoy::config::core::v3::RuntimeDouble;
 use mesh_xds::pb::envoy::r#type::v3::Percent;
 use mesh_xds::pb::google::protobuf;
 
-use super::common::{duration, enumeration, number, percent};
+use super::common::{duration, enumeration, number, percent, runtime_double};
 use super::error::{At, XdsError};
 use super::{Context, endpoint, lb_extension, subset};
 use crate::model::cluster::{Balancing, HashFunction, Hashing, LbPolicy, SlowStart};
@@ -174,7 +174,7 @@ pub(super) fn least_request(
 ) -> LbPolicy {
     LbPolicy::LeastRequest {
         choices: number(choices, 2).max(2),
-        active_request_bias: bias.map_or(1.0, |bias| bias.default_value),
+        active_request_bias: runtime_double(bias, 1.0),
         full_scan,
     }
 }
@@ -228,9 +228,10 @@ pub(super) fn ramp(
     least: Option<Percent>,
 ) -> Result<Option<SlowStart>, XdsError> {
     let window = window.map(|window| duration(at.field("slow_start_window"), window)).transpose()?;
-    let aggression = aggression.map_or(1.0, |aggression| aggression.default_value);
-    if aggression.is_nan() || aggression <= 0.0 {
-        return Err(at.field("aggression").invalid(format!("must be above 0, not {aggression}")));
+    let aggression = runtime_double(aggression, 1.0);
+    if aggression.default.is_nan() || aggression.default <= 0.0 {
+        let message = format!("must be above 0, not {}", aggression.default);
+        return Err(at.field("aggression").invalid(message));
     }
     let least = percent(at.field("min_weight_percent"), least, 10.0)? / 100.0;
     Ok(window.filter(|w| *w >= Duration::from_millis(1)).map(|window| SlowStart {

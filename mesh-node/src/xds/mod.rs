@@ -37,6 +37,7 @@ mod path_template;
 mod rbac;
 mod route;
 mod route_action;
+mod runtime;
 mod scoped_routes;
 mod subset;
 mod support;
@@ -81,6 +82,7 @@ pub use endpoint::assignment;
 pub use listener::convert as listener;
 pub use name_table::convert as name_table;
 pub use route::table;
+pub use runtime::served as runtime;
 pub use scoped_routes::scope;
 pub use tls::secret;
 

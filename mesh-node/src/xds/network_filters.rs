@@ -14,7 +14,7 @@ use mesh_xds::pb::envoy::extensions::filters::network::sni_cluster::v3::SniClust
 use mesh_xds::pb::google::protobuf::Any;
 use mesh_xds::prost::{Message, Name};
 
-use super::common::timeout;
+use super::common::{runtime_flag, timeout};
 use super::error::{At, XdsError};
 use super::listener::extension;
 use super::{Context, http_connection_manager, http_filters, rbac, tcp_proxy};
@@ -116,6 +116,7 @@ fn rate_limit(at: At<'_>, proto: &RateProto, context: &Context<'_>) -> Result<Co
     let bucket = proto.token_bucket.as_ref().ok_or_else(|| at_bucket.invalid("is required"))?;
     let name = format!("local_rate_limit.{}.rate_limited", proto.stat_prefix);
     Ok(ConnectionRateLimit {
+        enabled: runtime_flag(proto.runtime_enabled.as_ref(), true),
         bucket: http_filters::bucket(at_bucket, bucket)?,
         rate_limited: context.stats.custom().counter(&name, || Tags {
             name: "local_rate_limit.rate_limited".to_owned(),
@@ -137,6 +138,7 @@ fn connection_limit(
     let custom = context.stats.custom();
     let max = proto.max_connections.as_ref().map_or(0, |max| max.value);
     Ok(ConnectionLimit {
+        enabled: runtime_flag(proto.runtime_enabled.as_ref(), true),
         max,
         delay: timeout(at.field("delay"), proto.delay, None)?,
         active: custom

@@ -31,6 +31,7 @@ use crate::model::route::{
     ClusterChoice, DirectResponse, Forward, HostRewrite, Mirror, PathRewrite, Redirect, RedirectPath,
     RetryOn, RetryPolicy, WeightedCluster,
 };
+use crate::runtime::Setting;
 
 /// Envoy's route timeout.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -146,9 +147,13 @@ fn weighted(
         sum = sum
             .checked_add(weight)
             .ok_or_else(|| at.field("weight").invalid("the sum of all weights exceeds 4294967295"))?;
+        let key = match proto.runtime_key_prefix.as_str() {
+            "" => String::new(),
+            prefix => format!("{prefix}.{}", cluster.name),
+        };
         clusters.push(WeightedCluster {
             name: cluster.name.as_str().into(),
-            weight,
+            weight: Setting::new(weight.into(), &key),
             headers: mutations(at, lists!(cluster))?,
             metadata_match: metadata::criteria(cluster.metadata_match.as_ref(), metadata_match),
             filters: overrides(at, &cluster.typed_per_filter_config, table.context)?,
@@ -161,7 +166,8 @@ fn weighted(
     if sum == 0 {
         return Err(at_clusters.invalid("needs at least one cluster with a weight above 0"));
     }
-    Ok(ClusterChoice::Weighted { clusters, total: sum })
+    let total = proto.runtime_key_prefix.is_empty().then_some(sum.into());
+    Ok(ClusterChoice::Weighted { clusters, total })
 }
 
 fn path_rewrite(at: At<'_>, proto: &RouteAction) -> Result<PathRewrite, XdsError> {

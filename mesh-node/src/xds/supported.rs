@@ -5,12 +5,18 @@ use super::support::Row;
 /// All messages that a converter reads.
 #[rustfmt::skip]
 pub(super) const ROWS: &[Row] = &[
-    ("config.bootstrap.v3.Bootstrap", "node admin static_resources dynamic_resources",
-     "layered_runtime stats_config stats_sinks stats_flush_interval stats_flush_on_admin bootstrap_extensions \
+    ("config.bootstrap.v3.Bootstrap", "node admin static_resources dynamic_resources layered_runtime",
+     "stats_config stats_sinks stats_flush_interval stats_flush_on_admin bootstrap_extensions \
       node_context_params cluster_manager watchdog watchdogs overload_manager default_socket_interface \
       typed_dns_resolver_config application_log_config memory_allocator_manager deferred_stat_options \
       fatal_actions default_regex_engine grpc_async_client_manager_config inline_headers \
       perf_tracing_file_path flags_path"),
+    ("config.bootstrap.v3.LayeredRuntime", "layers", ""),
+    ("config.bootstrap.v3.RuntimeLayer", "name static_layer disk_layer admin_layer rtds_layer", ""),
+    ("config.bootstrap.v3.RuntimeLayer.DiskLayer", "symlink_root subdirectory append_service_cluster", ""),
+    ("config.bootstrap.v3.RuntimeLayer.AdminLayer", "", ""),
+    ("config.bootstrap.v3.RuntimeLayer.RtdsLayer", "name rtds_config", ""),
+    ("service.runtime.v3.Runtime", "name layer", ""),
     ("config.bootstrap.v3.Bootstrap.StaticResources", "listeners clusters secrets", ""),
     ("config.bootstrap.v3.Bootstrap.DynamicResources", "lds_config cds_config ads_config", ""),
     ("config.core.v3.ConfigSource",
@@ -78,8 +84,8 @@ pub(super) const ROWS: &[Row] = &[
      "user_agent_name user_agent_version dynamic_parameters user_agent_build_version extensions client_features listening_addresses"),
     ("config.core.v3.Locality", "region zone sub_zone", ""),
     ("config.core.v3.TypedExtensionConfig", "name typed_config", ""),
-    ("config.core.v3.RuntimeFractionalPercent", "default_value", "runtime_key"),
-    ("config.core.v3.RuntimeDouble", "default_value", "runtime_key"),
+    ("config.core.v3.RuntimeFractionalPercent", "default_value runtime_key", ""),
+    ("config.core.v3.RuntimeDouble", "default_value runtime_key", ""),
     ("config.core.v3.TcpKeepalive", "keepalive_probes keepalive_time keepalive_interval", ""),
     ("config.core.v3.BindConfig",
      "source_address extra_source_addresses additional_source_addresses", ""),
@@ -132,7 +138,7 @@ pub(super) const ROWS: &[Row] = &[
     ("config.accesslog.v3.DurationFilter", "comparison", ""),
     ("config.accesslog.v3.ComparisonFilter", "op value", ""),
     ("config.accesslog.v3.NotHealthCheckFilter", "", ""),
-    ("config.accesslog.v3.RuntimeFilter", "percent_sampled", "runtime_key use_independent_randomness"),
+    ("config.accesslog.v3.RuntimeFilter", "percent_sampled runtime_key", "use_independent_randomness"),
     ("config.accesslog.v3.AndFilter", "filters", ""),
     ("config.accesslog.v3.OrFilter", "filters", ""),
     ("config.accesslog.v3.ResponseFlagFilter", "flags", ""),
@@ -142,7 +148,7 @@ pub(super) const ROWS: &[Row] = &[
     ("config.accesslog.v3.MetadataFilter", "matcher match_if_key_not_found", ""),
     ("config.accesslog.v3.LogTypeFilter", "types exclude", ""),
     ("config.accesslog.v3.GrpcStatusFilter", "statuses exclude", ""),
-    ("config.core.v3.RuntimeUInt32", "default_value", "runtime_key"),
+    ("config.core.v3.RuntimeUInt32", "default_value runtime_key", ""),
     ("extensions.access_loggers.file.v3.FileAccessLog",
      "path format json_format typed_json_format log_format", ""),
     ("extensions.access_loggers.stream.v3.StdoutAccessLog", "log_format", ""),
@@ -190,10 +196,10 @@ pub(super) const ROWS: &[Row] = &[
 
     ("extensions.filters.network.rbac.v3.RBAC",
      "rules shadow_rules shadow_rules_stat_prefix stat_prefix delay_deny", "enforcement_type"),
-    ("extensions.filters.network.local_ratelimit.v3.LocalRateLimit", "stat_prefix token_bucket",
-     "runtime_enabled share_key"),
-    ("extensions.filters.network.connection_limit.v3.ConnectionLimit", "stat_prefix max_connections delay",
-     "runtime_enabled"),
+    ("extensions.filters.network.local_ratelimit.v3.LocalRateLimit", "stat_prefix token_bucket runtime_enabled",
+     "share_key"),
+    ("extensions.filters.network.connection_limit.v3.ConnectionLimit", "stat_prefix max_connections delay runtime_enabled",
+     ""),
     ("extensions.filters.network.sni_cluster.v3.SniCluster", "", ""),
     ("extensions.filters.network.mysql_proxy.v3.MySQLProxy", "", "stat_prefix"),
     ("extensions.filters.network.http_connection_manager.v3.RequestIDExtension", "typed_config", ""),
@@ -205,10 +211,10 @@ pub(super) const ROWS: &[Row] = &[
      "allow_origin_string_match allow_methods allow_headers expose_headers max_age allow_credentials filter_enabled \
       shadow_enabled allow_private_network_access forward_not_matching_preflights", ""),
     ("extensions.filters.http.fault.v3.HTTPFault",
-     "delay abort upstream_cluster headers downstream_nodes max_active_faults response_rate_limit",
-     "delay_percent_runtime abort_percent_runtime delay_duration_runtime abort_http_status_runtime \
-      max_active_faults_runtime response_rate_limit_percent_runtime abort_grpc_status_runtime \
-      disable_downstream_cluster_stats filter_metadata"),
+     "delay abort upstream_cluster headers downstream_nodes max_active_faults response_rate_limit \
+      delay_percent_runtime abort_percent_runtime delay_duration_runtime abort_http_status_runtime \
+      max_active_faults_runtime response_rate_limit_percent_runtime abort_grpc_status_runtime",
+     "disable_downstream_cluster_stats filter_metadata"),
     ("extensions.filters.http.fault.v3.FaultAbort", "percentage http_status grpc_status header_abort", ""),
     ("extensions.filters.http.fault.v3.FaultAbort.HeaderAbort", "", ""),
     ("extensions.filters.common.fault.v3.FaultDelay", "percentage fixed_delay header_delay", ""),
@@ -286,7 +292,7 @@ pub(super) const ROWS: &[Row] = &[
     ("extensions.filters.http.compressor.v3.ResponseDirectionOverrides", "remove_accept_encoding_header", ""),
     ("extensions.compression.gzip.compressor.v3.Gzip", "compression_level",
      "memory_level compression_strategy window_bits chunk_size"),
-    ("config.core.v3.RuntimeFeatureFlag", "default_value", "runtime_key"),
+    ("config.core.v3.RuntimeFeatureFlag", "default_value runtime_key", ""),
     ("extensions.filters.http.csrf.v3.CsrfPolicy", "filter_enabled shadow_enabled additional_origins", ""),
     ("extensions.filters.http.stateful_session.v3.StatefulSession", "session_state strict", "stat_prefix"),
     ("extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute", "disabled stateful_session", ""),
@@ -388,7 +394,7 @@ pub(super) const ROWS: &[Row] = &[
     ("config.route.v3.RouteAction.HashPolicy.CookieAttribute", "name value", ""),
     ("config.route.v3.RouteAction.HashPolicy.ConnectionProperties", "source_ip", ""),
     ("config.route.v3.RouteAction.HashPolicy.QueryParameter", "name", ""),
-    ("config.route.v3.WeightedCluster", "clusters", "total_weight runtime_key_prefix"),
+    ("config.route.v3.WeightedCluster", "clusters runtime_key_prefix", "total_weight"),
     ("config.route.v3.WeightedCluster.ClusterWeight",
      "name weight request_headers_to_add request_headers_to_remove response_headers_to_add \
       response_headers_to_remove host_rewrite_literal metadata_match",

@@ -308,7 +308,7 @@ fn routes_keep_their_matches_and_actions() {
     let routes = &inline(&manager).virtual_hosts[0].routes;
     let Action::Forward(forward) = &routes[0].action else { panic!() };
     assert!(
-        matches!(&forward.cluster, ClusterChoice::Weighted { clusters, total: 100 } if clusters[1].weight == 1)
+        matches!(&forward.cluster, ClusterChoice::Weighted { clusters, total: Some(100) } if clusters[1].weight.now() == 1)
     );
     assert!(matches!(&forward.path_rewrite, PathRewrite::Prefix(to) if to == "/y"));
     let retry = forward.retry.as_ref().unwrap();

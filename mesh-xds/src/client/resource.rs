@@ -22,10 +22,11 @@ pub enum ResourceType {
     Secret,
     ExtensionConfig,
     NameTable,
+    Runtime,
 }
 
 impl ResourceType {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Cluster,
         Self::Endpoint,
         Self::Listener,
@@ -34,6 +35,7 @@ impl ResourceType {
         Self::Secret,
         Self::ExtensionConfig,
         Self::NameTable,
+        Self::Runtime,
     ];
 
     /// The type URL of its messages.
@@ -47,6 +49,7 @@ impl ResourceType {
             Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
             Self::ExtensionConfig => "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
             Self::NameTable => "type.googleapis.com/istio.networking.nds.v1.NameTable",
+            Self::Runtime => "type.googleapis.com/envoy.service.runtime.v3.Runtime",
         }
     }
 
@@ -66,6 +69,7 @@ impl ResourceType {
             Self::Secret => "SDS",
             Self::ExtensionConfig => "ECDS",
             Self::NameTable => "NDS",
+            Self::Runtime => "RTDS",
         }
     }
 

@@ -85,6 +85,12 @@ impl Scope {
             (Self::Only(T::ExtensionConfig), Whole) => {
                 "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/StreamExtensionConfigs"
             }
+            (Self::Only(T::Runtime), Delta) => {
+                "/envoy.service.runtime.v3.RuntimeDiscoveryService/DeltaRuntime"
+            }
+            (Self::Only(T::Runtime), Whole) => {
+                "/envoy.service.runtime.v3.RuntimeDiscoveryService/StreamRuntime"
+            }
             (Self::Only(T::NameTable), _) => return None,
         })
     }

@@ -42,11 +42,12 @@ pub fn bootstrap(file: &CaseFile, ip: IpAddr, certs: &Path, log: &Path) -> Resul
         "filter_chains": [chain],
     });
     merge(&mut listener, &file.listener);
-    let bootstrap = json!({
+    let mut bootstrap = json!({
         "node": { "id": "node-1", "cluster": "cluster-1" },
         "admin": { "address": socket_address(ip, ADMIN_PORT) },
         "static_resources": { "listeners": [listener], "clusters": clusters },
     });
+    merge(&mut bootstrap, &file.bootstrap);
     let mut text = serde_json::to_string_pretty(&bootstrap)?
         .replace("${ip}", &ip.to_string())
         .replace("${certs}", &certs.display().to_string())

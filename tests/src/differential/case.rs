@@ -14,6 +14,9 @@ pub struct CaseFile {
     /// Name and kind of the servers behind the proxy.
     #[serde(default)]
     pub backends: BTreeMap<String, BackendKind>,
+    /// Merged into the bootstrap.
+    #[serde(default)]
+    pub bootstrap: Map<String, Value>,
     /// Merged into the listener.
     #[serde(default)]
     pub listener: Map<String, Value>,
@@ -110,6 +113,9 @@ pub struct Send {
     /// HTTP/2: an extended CONNECT for this protocol (RFC 8441).
     #[serde(default)]
     pub tunnel: Option<String>,
+    /// Sent to the admin interface; of its headers only the content type counts, and JSON in any order.
+    #[serde(default)]
+    pub admin: bool,
     /// Sent after a 101, or the answer to CONNECT, and awaited back.
     #[serde(default)]
     pub after_upgrade: Option<String>,

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use super::backend::{shown, sorted};
 use super::backend_h2;
-use super::bootstrap::LISTENER_PORT;
+use super::bootstrap::{ADMIN_PORT, LISTENER_PORT};
 use super::case::{Protocol, Send};
 use super::io::{BoxStream, Certificates};
 use super::wire::{Framing, Headers, Reader};
@@ -64,12 +64,23 @@ async fn exchange(request: &Send, case: &str, ip: IpAddr, certs: &Certificates) 
         (_, Some(raw)) => send_raw(stream, &raw.replace("${case}", case)).await,
         (Protocol::Tcp, _) => send_tcp(stream, request).await,
         (Protocol::H2, _) => Ok(vec![send_h2(stream, request, case).await?]),
+        _ if request.admin => Ok(vec![of_page(send_h1(stream, request, case).await?)]),
         _ => Ok(vec![send_h1(stream, request, case).await?]),
     }
 }
 
+/// What counts of an admin page.
+fn of_page(mut answer: Answer) -> Answer {
+    answer.headers.retain(|(name, _)| name.eq_ignore_ascii_case("content-type"));
+    if let Ok(json) = serde_json::from_str::<serde_json::Value>(&answer.body) {
+        answer.body = json.to_string();
+    }
+    answer
+}
+
 async fn connect(request: &Send, ip: IpAddr, certs: &Certificates) -> Result<BoxStream> {
-    let tcp = TcpStream::connect((ip, LISTENER_PORT)).await?;
+    let port = if request.admin { ADMIN_PORT } else { LISTENER_PORT };
+    let tcp = TcpStream::connect((ip, port)).await?;
     tcp.set_nodelay(true)?;
     Ok(match &request.tls {
         None => Box::new(tcp),
@@ -230,6 +241,7 @@ fn empty() -> Send {
         raw: None,
         expect_continue: false,
         tunnel: None,
+        admin: false,
         after_upgrade: None,
         give_up_after_ms: None,
         repeat: 1,

@@ -9,6 +9,7 @@ use super::support::{cluster, endpoint, locality, state, tally, weighted};
 use crate::cluster::{LbContext, NoHost};
 use crate::model::cluster::HealthStatus::{self, Degraded, Draining, Healthy, Unhealthy};
 use crate::model::cluster::{LbPolicy, Locality};
+use crate::runtime::Setting;
 
 fn share(tally: &HashMap<String, usize>, address: &str) -> f64 {
     let total: usize = tally.values().sum();
@@ -56,7 +57,8 @@ fn weighted_round_robin_is_exact_over_a_cycle_and_never_bursts() {
 #[test]
 fn an_endpoint_with_more_requests_in_flight_gets_fewer() {
     let mut config = cluster("c", weighted(&[1, 1]));
-    config.lb = LbPolicy::LeastRequest { choices: 2, active_request_bias: 1.0, full_scan: false };
+    config.lb =
+        LbPolicy::LeastRequest { choices: 2, active_request_bias: Setting::fixed(1.0), full_scan: false };
     let state = state(3, config);
     let busy = state.hosts()[0].clone();
     busy.counters.rq_active.store(5, Ordering::Relaxed);
@@ -68,7 +70,8 @@ fn an_endpoint_with_more_requests_in_flight_gets_fewer() {
 #[test]
 fn more_choices_find_the_idle_endpoint_more_often() {
     let mut config = cluster("c", weighted(&[1; 10]));
-    config.lb = LbPolicy::LeastRequest { choices: 5, active_request_bias: 1.0, full_scan: false };
+    config.lb =
+        LbPolicy::LeastRequest { choices: 5, active_request_bias: Setting::fixed(1.0), full_scan: false };
     let state = state(3, config);
     for busy in &state.hosts()[1..] {
         busy.counters.rq_active.store(1, Ordering::Relaxed);
@@ -82,7 +85,11 @@ fn more_choices_find_the_idle_endpoint_more_often() {
 fn weighted_least_request_lowers_the_weight_of_a_busy_endpoint() {
     for (bias, busy_weight) in [(1.0, 2.0), (0.0, 4.0), (2.0, 1.0)] {
         let mut config = cluster("c", weighted(&[1, 4]));
-        config.lb = LbPolicy::LeastRequest { choices: 2, active_request_bias: bias, full_scan: false };
+        config.lb = LbPolicy::LeastRequest {
+            choices: 2,
+            active_request_bias: Setting::fixed(bias),
+            full_scan: false,
+        };
         let state = state(3, config);
         state.hosts()[1].counters.rq_active.store(1, Ordering::Relaxed);
         let share = share(&tally(&state, 10_000), "10.0.0.2:80");
@@ -149,7 +156,8 @@ fn panic_fails_where_the_configuration_says_so() {
 #[test]
 fn a_full_scan_finds_the_only_idle_endpoint() {
     let mut config = cluster("c", weighted(&[1; 10]));
-    config.lb = LbPolicy::LeastRequest { choices: 2, active_request_bias: 1.0, full_scan: true };
+    config.lb =
+        LbPolicy::LeastRequest { choices: 2, active_request_bias: Setting::fixed(1.0), full_scan: true };
     let state = state(3, config);
     for busy in &state.hosts()[1..] {
         busy.counters.rq_active.store(1, Ordering::Relaxed);

@@ -8,12 +8,14 @@ use super::support::{Scripted, assigned, cluster, endpoint, locality, manager, s
 use crate::cluster::ClusterState;
 use crate::model::cluster::HealthStatus::Healthy;
 use crate::model::cluster::{Cluster, LbPolicy, SlowStart};
+use crate::runtime::Setting;
 
 fn ramped(lb: LbPolicy, aggression: f64) -> Cluster {
     let mut config = cluster("c", vec![locality(0, 0, vec![endpoint("10.0.0.1:80", 1, Healthy)])]);
     config.lb = lb;
     let window = Duration::from_secs(100);
-    config.balancing.slow_start = Some(SlowStart { window, aggression, least: 0.1 });
+    config.balancing.slow_start =
+        Some(SlowStart { window, aggression: Setting::fixed(aggression), least: 0.1 });
     config
 }
 
@@ -37,7 +39,7 @@ async fn with_new_host(config: Cluster) -> Arc<ClusterState> {
 async fn a_new_host_begins_with_the_least_weight_and_ends_with_its_own() {
     let policies = [
         LbPolicy::RoundRobin,
-        LbPolicy::LeastRequest { choices: 2, active_request_bias: 1.0, full_scan: false },
+        LbPolicy::LeastRequest { choices: 2, active_request_bias: Setting::fixed(1.0), full_scan: false },
     ];
     for lb in policies {
         let state = with_new_host(ramped(lb, 1.0)).await;

@@ -12,6 +12,7 @@ use crate::model::headers::AppendAction::{
 use crate::model::headers::{HeaderAdd, HeaderMutations, HeaderTarget};
 use crate::model::route::{Route, RouteTable, WeightedCluster};
 use crate::router::{Routed, apply_request, apply_response};
+use crate::runtime::Setting;
 
 fn text(value: &str) -> Arc<Format> {
     Arc::new(Format { parts: vec![Part::Text(value.to_owned())] })
@@ -65,7 +66,7 @@ fn levels(most_specific_wins: bool) -> (RouteTable, WeightedCluster) {
         WeightedCluster {
             metadata_match: None,
             name: "c".into(),
-            weight: 1,
+            weight: Setting::fixed(1),
             headers: level("w"),
             filters: Vec::new(),
             host_rewrite: None,

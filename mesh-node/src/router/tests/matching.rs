@@ -17,6 +17,7 @@ use crate::model::route::{
     Action, ClusterChoice, PathMatch, RequireTls, RouteMatch, RouteTable, WeightedCluster,
 };
 use crate::router::{Decision, header_matches, route as decide};
+use crate::runtime::Setting;
 
 /// Virtual host and route, or `-`.
 fn chosen(table: &RouteTable, request: &Request) -> String {
@@ -260,13 +261,13 @@ fn weighted(weights: &[u32]) -> RouteTable {
         .map(|(i, weight)| WeightedCluster {
             metadata_match: None,
             name: i.to_string().into(),
-            weight: *weight,
+            weight: Setting::fixed((*weight).into()),
             headers: Default::default(),
             filters: Vec::new(),
             host_rewrite: None,
         })
         .collect();
-    let total = weights.iter().sum();
+    let total = Some(weights.iter().copied().map(u64::from).sum());
     let mut forward = forward();
     forward.cluster = ClusterChoice::Weighted { clusters, total };
     let route = route("r", prefix("/"), Action::Forward(Box::new(forward)));
@@ -314,7 +315,7 @@ fn the_host_can_name_the_cluster() {
 
 #[test]
 fn a_runtime_fraction_takes_its_share_and_leaves_the_rest_to_the_next_route() {
-    let some = RouteMatch { runtime_fraction: Some((25, 100)), ..prefix("/") };
+    let some = RouteMatch { runtime_fraction: Some(Setting::fixed((25, 100))), ..prefix("/") };
     let table =
         table(vec![virtual_host("v", &["*"], vec![direct("some", some), direct("rest", prefix("/"))])]);
     let request = get("h", "/", &[]);

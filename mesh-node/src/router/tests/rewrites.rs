@@ -56,7 +56,7 @@ fn the_host_is_rewritten_as_the_route_says() {
         metadata_match: None,
         filters: Vec::new(),
         name: "c".into(),
-        weight: 1,
+        weight: crate::runtime::Setting::fixed(1),
         headers: Default::default(),
         host_rewrite: Some("w.test".into()),
     };

@@ -10,7 +10,7 @@ use mesh_xds::pb::envoy::extensions::filters::http::compressor::v3::{
 
 use super::read;
 use crate::model::http_filter::{Compressor, CompressorDirection, CompressorResponses, Override};
-use crate::xds::common::{boolean, number};
+use crate::xds::common::{number, runtime_flag};
 use crate::xds::error::{At, XdsError};
 use crate::xds::listener::extension;
 use crate::xds::matcher;
@@ -51,7 +51,7 @@ fn direction(at: At<'_>, proto: Option<&CommonDirectionConfig>) -> Result<Compre
     let at_matcher = at.field("content_type_matcher");
     let matchers = proto.content_type_matcher.iter().enumerate();
     Ok(CompressorDirection {
-        enabled: proto.enabled.is_none_or(|enabled| boolean(enabled.default_value, true)),
+        enabled: runtime_flag(proto.enabled.as_ref(), true),
         minimum_bytes: number(proto.min_content_length, MINIMUM_BYTES).into(),
         content_types: proto.content_type.iter().map(|kind| kind.to_ascii_lowercase()).collect(),
         content_type_matchers: matchers

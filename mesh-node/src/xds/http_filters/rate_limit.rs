@@ -1,5 +1,6 @@
 //! `envoy.filters.http.local_ratelimit`.
 
+use mesh_xds::pb::envoy::config::core::v3::RuntimeFractionalPercent;
 use mesh_xds::pb::envoy::config::route::v3::RateLimit as RateLimitProto;
 use mesh_xds::pb::envoy::config::route::v3::rate_limit::Action as ActionProto;
 use mesh_xds::pb::envoy::config::route::v3::rate_limit::action::ActionSpecifier;
@@ -14,6 +15,7 @@ use crate::model::rate_limit::{
     DescriptorAction, DescriptorBucket, LocalRateLimit, LocalRateLimitStats, TokenBucket,
 };
 use crate::model::route::RouteRateLimit;
+use crate::runtime::{Fraction, Setting};
 use crate::telemetry::stats::Tags;
 
 /// Envoy's status.
@@ -44,8 +46,8 @@ pub(super) fn http(at: At<'_>, proto: &Proto, context: &Context<'_>) -> Result<L
         stage: proto.stage,
         always_consume_default: boolean(proto.always_consume_default_token_bucket, true),
         // Envoy: off unless given, "for safety".
-        enabled: proto.filter_enabled.as_ref().map_or((0, 100), runtime_fraction),
-        enforced: proto.filter_enforced.as_ref().map_or((0, 100), runtime_fraction),
+        enabled: share(proto.filter_enabled.as_ref()),
+        enforced: share(proto.filter_enforced.as_ref()),
         status: u16::try_from(status).ok().filter(|&status| status >= 400).unwrap_or(TOO_MANY_REQUESTS),
         response_headers: headers::adds(at.field("response_headers_to_add"), &proto.response_headers_to_add)?,
         request_headers_when_not_enforced: headers::adds(
@@ -73,6 +75,11 @@ pub(in crate::xds) fn bucket(at: At<'_>, proto: &BucketProto) -> Result<TokenBuc
         return Err(at_interval.invalid("must be at least 0.05s"));
     }
     Ok(TokenBucket::new(proto.max_tokens, number(proto.tokens_per_fill, 1), interval))
+}
+
+/// Envoy: nobody is limited unless a share is given.
+fn share(proto: Option<&RuntimeFractionalPercent>) -> Setting<Fraction> {
+    proto.map_or(Setting::fixed((0, 100)), runtime_fraction)
 }
 
 fn descriptor(at: At<'_>, proto: &LocalRateLimitDescriptor) -> Result<DescriptorBucket, XdsError> {

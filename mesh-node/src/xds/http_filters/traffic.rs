@@ -20,10 +20,11 @@ use super::super::error::{At, XdsError};
 use super::super::{headers, matcher};
 use super::Place;
 use crate::model::http_filter::{
-    Abort, AbortWith, Buffer, CorsPolicy, CorsStats, Csrf, CsrfStats, Delay, Fault, FaultStats, Fraction,
+    Abort, AbortWith, Buffer, CorsPolicy, CorsStats, Csrf, CsrfStats, Delay, Fault, FaultStats,
     HeaderMutation, HealthCheck, Mutation, RateLimit,
 };
 use crate::model::matcher::StringMatcher;
+use crate::runtime::{Fraction, Setting};
 
 fn strings(at: At<'_>, protos: &[StringProto]) -> Result<Vec<StringMatcher>, XdsError> {
     protos.iter().enumerate().map(|(i, proto)| matcher::string(at.index(i), proto)).collect()
@@ -54,56 +55,73 @@ pub(super) fn cors_stats(place: &Place<'_, '_>) -> CorsStats {
 
 pub(super) fn fault(at: At<'_>, proto: &HttpFault) -> Result<Fault, XdsError> {
     Ok(Fault {
-        delay: proto.delay.as_ref().map(|proto| delay(at.field("delay"), proto)).transpose()?,
-        abort: proto.abort.as_ref().map(|proto| abort(at.field("abort"), proto)).transpose()?,
-        rate_limit: proto.response_rate_limit.as_ref().and_then(rate_limit),
+        delay: proto.delay.as_ref().map(|of| delay(at.field("delay"), of, proto)).transpose()?,
+        abort: proto.abort.as_ref().map(|of| abort(at.field("abort"), of, proto)).transpose()?,
+        rate_limit: proto.response_rate_limit.as_ref().and_then(|of| rate_limit(of, proto)),
         upstream_cluster: non_empty(&proto.upstream_cluster),
         downstream_nodes: proto.downstream_nodes.iter().map(|node| node.as_str().into()).collect(),
         headers: matcher::headers(at.field("headers"), &proto.headers)?,
-        max_active: proto.max_active_faults.map(|max| u64::from(max.value)),
+        max_active: Setting::new(
+            proto.max_active_faults.map_or(u64::MAX, |max| max.value.into()),
+            or(&proto.max_active_faults_runtime, "fault.http.max_active_faults"),
+        ),
         disable_downstream_cluster_stats: proto.disable_downstream_cluster_stats,
     })
 }
 
 /// Envoy: nothing befalls any request unless a share is given.
-fn share(percentage: Option<&FractionalPercent>) -> Fraction {
-    percentage.map_or((0, 100), fraction)
+fn share(percentage: Option<&FractionalPercent>, key: &str) -> Setting<Fraction> {
+    Setting::new(percentage.map_or((0, 100), fraction), key)
 }
 
-fn delay(at: At<'_>, proto: &FaultDelay) -> Result<Delay, XdsError> {
+/// A runtime key, or the one that holds where none is given.
+fn or<'a>(given: &'a str, otherwise: &'a str) -> &'a str {
+    if given.is_empty() { otherwise } else { given }
+}
+
+fn delay(at: At<'_>, proto: &FaultDelay, fault: &HttpFault) -> Result<Delay, XdsError> {
     let fixed = match &proto.fault_delay_secifier {
         Some(fault_delay::FaultDelaySecifier::FixedDelay(fixed)) => {
-            Some(duration(at.field("fixed_delay"), *fixed)?)
+            let fixed = duration(at.field("fixed_delay"), *fixed)?.as_millis();
+            let key = or(&fault.delay_duration_runtime, "fault.http.delay.fixed_duration_ms");
+            Some(Setting::new(u64::try_from(fixed).unwrap_or(u64::MAX), key))
         }
         Some(fault_delay::FaultDelaySecifier::HeaderDelay(_)) => None,
         None => return Err(at.invalid("needs one of fixed_delay, header_delay")),
     };
-    Ok(Delay { fixed, share: share(proto.percentage.as_ref()) })
+    let key = or(&fault.delay_percent_runtime, "fault.http.delay.fixed_delay_percent");
+    Ok(Delay { fixed, share: share(proto.percentage.as_ref(), key) })
 }
 
-fn abort(at: At<'_>, proto: &FaultAbort) -> Result<Abort, XdsError> {
+fn abort(at: At<'_>, proto: &FaultAbort, fault: &HttpFault) -> Result<Abort, XdsError> {
     let with = match &proto.error_type {
         Some(fault_abort::ErrorType::HttpStatus(status)) => {
             let status = u16::try_from(*status).ok().filter(|status| (200..600).contains(status));
-            AbortWith::Http(status.ok_or_else(|| at.field("http_status").invalid("must be from 200 to 599"))?)
+            let status = status.ok_or_else(|| at.field("http_status").invalid("must be from 200 to 599"))?;
+            let key = or(&fault.abort_http_status_runtime, "fault.http.abort.http_status");
+            AbortWith::Http(Setting::new(status.into(), key))
         }
         Some(fault_abort::ErrorType::GrpcStatus(status)) => {
             let status = u8::try_from(*status);
-            AbortWith::Grpc(status.map_err(|_| at.field("grpc_status").invalid("must be at most 255"))?)
+            let status = status.map_err(|_| at.field("grpc_status").invalid("must be at most 255"))?;
+            let key = or(&fault.abort_grpc_status_runtime, "fault.http.abort.grpc_status");
+            AbortWith::Grpc(Setting::new(status.into(), key))
         }
         Some(fault_abort::ErrorType::HeaderAbort(_)) => AbortWith::Header,
         None => return Err(at.invalid("needs one of http_status, grpc_status, header_abort")),
     };
-    Ok(Abort { with, share: share(proto.percentage.as_ref()) })
+    let key = or(&fault.abort_percent_runtime, "fault.http.abort.abort_percent");
+    Ok(Abort { with, share: share(proto.percentage.as_ref(), key) })
 }
 
-fn rate_limit(proto: &FaultRateLimit) -> Option<RateLimit> {
+fn rate_limit(proto: &FaultRateLimit, fault: &HttpFault) -> Option<RateLimit> {
     let kib_per_second = match &proto.limit_type {
         Some(fault_rate_limit::LimitType::FixedLimit(limit)) => Some(limit.limit_kbps),
         Some(fault_rate_limit::LimitType::HeaderLimit(_)) => None,
         None => return None,
     };
-    Some(RateLimit { kib_per_second, share: share(proto.percentage.as_ref()) })
+    let key = or(&fault.response_rate_limit_percent_runtime, "fault.http.rate_limit.response_percent");
+    Some(RateLimit { kib_per_second, share: share(proto.percentage.as_ref(), key) })
 }
 
 pub(super) fn fault_stats(place: &Place<'_, '_>) -> FaultStats {

@@ -75,7 +75,7 @@ fn the_defaults_are_those_of_envoy() {
     else {
         panic!()
     };
-    assert_eq!((choices, active_request_bias, full_scan), (2, 1.0, false));
+    assert_eq!((choices, active_request_bias.now(), full_scan), (2, 1.0, false));
     for scan in [", selection_method: FULL_SCAN", ", enable_full_scan: true"] {
         let lb = typed("least_request", "LeastRequest", scan).lb;
         assert!(matches!(lb, LbPolicy::LeastRequest { full_scan: true, .. }), "{scan}");
@@ -153,7 +153,10 @@ fn slow_start_is_taken_from_either_form_and_needs_a_window() {
     ];
     for cluster in all {
         let slow_start = cluster.balancing.slow_start.unwrap();
-        assert_eq!((slow_start.window.as_secs(), slow_start.aggression, slow_start.least), (20, 2.0, 0.25));
+        assert_eq!(
+            (slow_start.window.as_secs(), slow_start.aggression.now(), slow_start.least),
+            (20, 2.0, 0.25)
+        );
     }
     assert!(cluster("round_robin_lb_config: {slow_start_config: {}}").balancing.slow_start.is_none());
     let backwards = "{name: c, round_robin_lb_config: {slow_start_config: {aggression: {default_value: 0, runtime_key: x}}}}";

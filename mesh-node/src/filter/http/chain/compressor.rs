@@ -63,10 +63,10 @@ pub(super) fn decode(
 ) {
     let (enabled, remove) = match decoding.override_of(filter) {
         Some(Override::Compressor { responses, remove_accept_encoding }) => (
-            *responses || own.response.common.enabled,
+            *responses || own.response.common.enabled.now(),
             remove_accept_encoding.unwrap_or(own.response.remove_accept_encoding),
         ),
-        _ => (own.response.common.enabled, own.response.remove_accept_encoding),
+        _ => (own.response.common.enabled.now(), own.response.remove_accept_encoding),
     };
     let headers = &mut request.parts.headers;
     let accepts = headers.get(ACCEPT_ENCODING).and_then(|v| v.to_str().ok()).is_some_and(accepts_gzip);
@@ -75,7 +75,7 @@ pub(super) fn decode(
     }
     stream.chain.push(Step::Compress(Responding { own: own.clone(), enabled, accepts }));
     if let Some(direction) = &own.request
-        && direction.enabled
+        && direction.enabled.now()
         && !stream.upgrade
         && !request.body.is_end_stream()
         && is_worth_it(direction, headers)

@@ -10,9 +10,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use super::super::local_reply::LocalReply;
 use super::super::request::Request;
-use super::{Decoding, Step, drawn};
+use super::{Decoding, Step};
 use crate::model::http_filter::{CorsPolicy, CorsStats, HttpFilter, Override};
 use crate::model::route::Action;
+use crate::runtime::Setting;
 
 const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-request-private-network");
 const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
@@ -74,8 +75,8 @@ pub(super) fn decode(
             .collect(),
     );
     let first = policies.0.first()?;
-    let enabled = first.enabled.is_none_or(drawn);
-    let shadow = first.shadow_enabled.is_some_and(drawn);
+    let enabled = first.enabled.as_ref().is_none_or(Setting::drawn);
+    let shadow = first.shadow_enabled.as_ref().is_some_and(Setting::drawn);
     if !enabled && !shadow {
         return None;
     }

@@ -6,8 +6,9 @@ use http::{Method, StatusCode};
 
 use super::super::local_reply::LocalReply;
 use super::super::request::Request;
-use super::{Decoding, drawn};
+use super::Decoding;
 use crate::model::http_filter::{Csrf, CsrfStats, HttpFilter, Override};
+use crate::runtime::Setting;
 
 pub(super) fn decode(
     decoding: &Decoding<'_>,
@@ -19,8 +20,8 @@ pub(super) fn decode(
         Some(Override::Csrf(of_route)) => of_route,
         _ => own,
     };
-    let enabled = drawn(policy.enabled);
-    let shadow = policy.shadow_enabled.is_some_and(drawn);
+    let enabled = policy.enabled.drawn();
+    let shadow = policy.shadow_enabled.as_ref().is_some_and(Setting::drawn);
     let changes = [Method::POST, Method::PUT, Method::DELETE, Method::PATCH].contains(&request.parts.method);
     if !changes || !(enabled || shadow) {
         return None;

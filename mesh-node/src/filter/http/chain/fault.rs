@@ -7,9 +7,10 @@ use http::{HeaderMap, StatusCode};
 
 use super::super::local_reply::LocalReply;
 use super::super::request::Request;
-use super::{Decoding, Step, drawn};
-use crate::model::http_filter::{AbortWith, Fault, FaultStats, Fraction};
+use super::{Decoding, Step};
+use crate::model::http_filter::{AbortWith, Fault, FaultStats};
 use crate::router::header_matches;
+use crate::runtime::{Fraction, Setting};
 use crate::telemetry::stream_info::ResponseFlags;
 
 /// One active fault, of those that `max_active_faults` bounds.
@@ -64,13 +65,13 @@ impl<'f, 'd> Faulting<'f, 'd> {
 
     /// How long the request is to wait, if at all.
     pub(super) fn delay(&mut self, request: &Request) -> Option<Duration> {
-        let delay = self.fault.delay.filter(|_| self.applies)?;
+        let delay = self.fault.delay.as_ref().filter(|_| self.applies)?;
         let headers = &request.parts.headers;
-        let (duration, share) = match delay.fixed {
-            Some(fixed) => (fixed, delay.share),
+        let (duration, share) = match &delay.fixed {
+            Some(fixed) => (Duration::from_millis(fixed.now()), delay.share.now()),
             None => {
                 let ms = number(headers, "x-envoy-fault-delay-request")?;
-                let share = share_of(headers, "x-envoy-fault-delay-request-percentage", delay.share);
+                let share = share_of(headers, "x-envoy-fault-delay-request-percentage", &delay.share);
                 (Duration::from_millis(ms), share)
             }
         };
@@ -84,45 +85,41 @@ impl<'f, 'd> Faulting<'f, 'd> {
 
     /// The answer to a request that is not to get any further.
     pub(super) fn abort(&mut self, request: &Request) -> Option<LocalReply> {
-        let abort = self.fault.abort.filter(|_| self.applies)?;
+        let abort = self.fault.abort.as_ref().filter(|_| self.applies)?;
         let headers = &request.parts.headers;
-        let with = match abort.with {
+        // As in Envoy, a gRPC status is answered also to a request that is not gRPC.
+        let (status, grpc_status, share) = match &abort.with {
+            AbortWith::Http(status) => (status.now(), None, abort.share.now()),
+            AbortWith::Grpc(status) => (200, Some(status.now()), abort.share.now()),
             AbortWith::Header => {
-                let http = number(headers, "x-envoy-fault-abort-request").and_then(|n| u16::try_from(n).ok());
-                let grpc =
-                    number(headers, "x-envoy-fault-abort-grpc-request").and_then(|n| u8::try_from(n).ok());
-                let http = http.filter(|status| (200..600).contains(status)).map(AbortWith::Http);
-                http.or(grpc.map(AbortWith::Grpc))?
+                let http = number(headers, "x-envoy-fault-abort-request");
+                let grpc = number(headers, "x-envoy-fault-abort-grpc-request").filter(|n| *n <= 255);
+                let share = share_of(headers, "x-envoy-fault-abort-request-percentage", &abort.share);
+                match (http.filter(|status| (200..600).contains(status)), grpc) {
+                    (Some(status), _) => (status, None, share),
+                    (None, Some(grpc)) => (200, Some(grpc), share),
+                    (None, None) => return None,
+                }
             }
-            with => with,
-        };
-        let share = match abort.with {
-            AbortWith::Header => share_of(headers, "x-envoy-fault-abort-request-percentage", abort.share),
-            _ => abort.share,
         };
         if !drawn(share) || !self.activate() {
             return None;
         }
         self.stats.aborts_injected.inc();
-        let (status, grpc_status) = match with {
-            // As in Envoy, also for a request that is not gRPC.
-            AbortWith::Grpc(status) => (200, Some(status)),
-            AbortWith::Http(status) => (status, None),
-            AbortWith::Header => return None,
-        };
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        let status = u16::try_from(status).ok().and_then(|status| StatusCode::from_u16(status).ok());
+        let status = status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
         let mut reply = LocalReply::new(status, "fault filter abort", "fault_filter_abort");
-        reply.grpc_status = grpc_status;
+        reply.grpc_status = grpc_status.and_then(|status| u8::try_from(status).ok());
         Some(reply.flag(ResponseFlags::FAULT_INJECTED))
     }
 
     fn limit_response(&self, headers: &HeaderMap) {
-        let Some(limit) = self.fault.rate_limit else { return };
+        let Some(limit) = &self.fault.rate_limit else { return };
         let (kib, share) = match limit.kib_per_second {
-            Some(kib) => (Some(kib), limit.share),
+            Some(kib) => (Some(kib), limit.share.now()),
             None => (
                 number(headers, "x-envoy-fault-throughput-response").filter(|&kib| kib > 0),
-                share_of(headers, "x-envoy-fault-throughput-response-percentage", limit.share),
+                share_of(headers, "x-envoy-fault-throughput-response-percentage", &limit.share),
             ),
         };
         if let Some(kib) = kib
@@ -141,7 +138,7 @@ impl<'f, 'd> Faulting<'f, 'd> {
             return true;
         }
         let active = &self.stats.active_faults;
-        if self.fault.max_active.is_some_and(|max| active.get() >= max) {
+        if active.get() >= self.fault.max_active.now() {
             self.stats.faults_overflow.inc();
             return false;
         }
@@ -151,12 +148,17 @@ impl<'f, 'd> Faulting<'f, 'd> {
     }
 }
 
+fn drawn(share: Fraction) -> bool {
+    Setting::fixed(share).drawn()
+}
+
 fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
     headers.get(name)?.to_str().ok()?.parse().ok()
 }
 
 /// The share that a header asks for, but no more than is configured.
-fn share_of(headers: &HeaderMap, name: &str, configured: Fraction) -> Fraction {
+fn share_of(headers: &HeaderMap, name: &str, configured: &Setting<Fraction>) -> Fraction {
+    let configured = configured.now();
     match number(headers, name).and_then(|n| u32::try_from(n).ok()) {
         Some(asked) => (asked.min(configured.0), configured.1),
         None => configured,

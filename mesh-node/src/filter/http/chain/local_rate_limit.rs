@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::super::local_reply::LocalReply;
 use super::super::request::Request;
-use super::{Decoding, Step, drawn, header_mutation};
+use super::{Decoding, Step, header_mutation};
 use crate::model::headers::HeaderTarget;
 use crate::model::http_filter::{HttpFilter, Override};
 use crate::model::matcher::HeaderKey;
@@ -53,7 +53,7 @@ pub(super) fn decode(
         Some(Override::LocalRateLimit(of_route)) => of_route,
         _ => own,
     };
-    if limit.bucket.is_none() || !drawn(limit.enabled) {
+    if limit.bucket.is_none() || !limit.enabled.drawn() {
         return None;
     }
     limit.stats.enabled.inc();
@@ -67,7 +67,7 @@ pub(super) fn decode(
         return None;
     }
     limit.stats.rate_limited.inc();
-    if !drawn(limit.enforced) {
+    if !limit.enforced.drawn() {
         for add in &limit.request_headers_when_not_enforced {
             let mut value = String::new();
             let headers = &request.parts.headers;

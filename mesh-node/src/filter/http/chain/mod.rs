@@ -34,9 +34,7 @@ use super::local_reply::LocalReply;
 use super::request::Request;
 use super::stream::Stream;
 use crate::http::body::Body;
-use crate::model::http_filter::{
-    AlpnList, Fraction, HttpFilter, HttpFilterKind, Override, Overrides, StatefulSession,
-};
+use crate::model::http_filter::{AlpnList, HttpFilter, HttpFilterKind, Override, Overrides, StatefulSession};
 use crate::model::route::RouteTable;
 use crate::router::Routed;
 
@@ -149,11 +147,6 @@ impl<'r> Decoding<'r> {
             None => filter.disabled,
         }
     }
-}
-
-/// Does chance decide for a share of all requests?
-fn drawn((numerator, denominator): Fraction) -> bool {
-    numerator >= denominator || fastrand::u32(..denominator.max(1)) < numerator
 }
 
 /// Takes a request through the filters before the router. `Some` is the answer of one that answers itself.

@@ -19,6 +19,7 @@ use crate::cluster::{LbContext, RoutingPriority};
 use crate::http::body::{Body, BodyError};
 use crate::model::route::Mirror;
 use crate::router::strip_port;
+use crate::runtime::Setting;
 use crate::upstream::{Target, UpstreamPath, implied_alpn};
 
 /// What a copy may lag behind its request; one that falls back further is given up.
@@ -33,9 +34,7 @@ pub(super) fn start(forwarding: &Forwarding<'_>, request: &mut Request) {
 }
 
 fn drawn(mirror: &Mirror) -> bool {
-    mirror.fraction.is_none_or(|(numerator, denominator)| {
-        numerator >= denominator || fastrand::u32(..denominator.max(1)) < numerator
-    })
+    mirror.fraction.as_ref().is_none_or(Setting::drawn)
 }
 
 fn one(forwarding: &Forwarding<'_>, mirror: &Mirror, request: &mut Request) {

@@ -9,6 +9,7 @@ use crate::model::cluster::{IstioCluster, IstioService};
 use crate::model::http_filter::{HttpFilterKind, IstioStats, MetricOverride, PeerMetadata, Reporter};
 use crate::model::network::HttpConnectionManager;
 use crate::model::route::Mirror;
+use crate::runtime::Setting;
 use crate::telemetry::peer::{LocalPeer, Peer};
 use crate::telemetry::stats::{Query, Store, prometheus};
 
@@ -125,7 +126,7 @@ fn a_mirrored_request_reaches_the_other_cluster_with_its_body_and_a_shadow_host(
         forward.mirrors = vec![Mirror {
             cluster: "copy".into(),
             header: None,
-            fraction: Some((100, 100)),
+            fraction: Some(Setting::fixed((100, 100))),
             keep_host: false,
             host_rewrite: None,
         }];

@@ -227,6 +227,7 @@ impl Node {
         let workers = start_workers(count, &published, &clusters, &own_peer(&loaded.node))?;
         let runtime = Arc::new(Runtime::default());
         show_runtime(&stats, &runtime);
+        stats.set_shape(loaded.stats);
         runtime.configure(&loaded.runtime, &loaded.node.cluster);
         let publisher =
             Publisher::new(published.clone(), clusters.clone(), workers, settings.steers(), runtime.clone());
@@ -394,6 +395,7 @@ impl Node {
         match self.sidecar.set_statics(statics, previous.clone()).await {
             Ok(()) => {
                 self.state.runtime.configure(&loaded.runtime, &self.cluster);
+                self.state.stats.set_shape(loaded.stats);
                 self.state.took(loaded.message);
                 if let Some(pods) = &self.pods {
                     pods.set_statics(&self.statics);

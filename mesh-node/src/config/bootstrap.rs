@@ -17,7 +17,7 @@ use crate::model::listener::Listener;
 use crate::model::source::{Dynamic, Need};
 use crate::runtime::Layer;
 use crate::telemetry::log_file::LogFiles;
-use crate::telemetry::stats::Store;
+use crate::telemetry::stats::{StatsShape, Store};
 use crate::xds;
 
 /// Where the bootstrap comes from.
@@ -38,6 +38,8 @@ pub struct Loaded {
     pub dynamic: Dynamic,
     /// `layered_runtime`
     pub runtime: Vec<Layer>,
+    /// `stats_config`
+    pub stats: Option<Arc<StatsShape>>,
     /// Who this process is to xDS servers.
     pub node: NodeProto,
     /// `admin.address`; without it there is no admin server.
@@ -215,12 +217,13 @@ fn compile(name: &str, text: &str, stats: &Store, log_files: &LogFiles) -> Resul
     if !mistakes.is_empty() {
         return Err(BootstrapError(mistakes));
     }
-    let xds::Bootstrap { admin, dynamic, runtime } = bootstrap;
+    let xds::Bootstrap { admin, dynamic, runtime, stats } = bootstrap;
+    let stats = stats.map(Arc::new);
     let node = message.node.clone().unwrap_or_default();
     let (message, mut files) = (Stored::new(&message), FilesRead::of(&tree));
     // The links of disk layers are switched there.
     files.folders.extend(runtime.iter().filter_map(Layer::watched));
-    Ok(Loaded { listeners, clusters, dynamic, runtime, node, admin, message, files, ignored })
+    Ok(Loaded { listeners, clusters, dynamic, runtime, stats, node, admin, message, files, ignored })
 }
 
 /// One line for each field, however many resources set it.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::settings::{Settings, names};
@@ -69,7 +70,8 @@ pub struct Cli {
 impl Cli {
     /// Reads the command line; prints help, version or an error and ends the process when that is due.
     pub fn parse() -> Self {
-        Self::of(command().get_matches())
+        let arguments: Vec<OsString> = std::env::args_os().collect();
+        Self::try_parse(arguments).unwrap_or_else(|error| error.exit())
     }
 
     /// The same from given arguments.
@@ -77,7 +79,21 @@ impl Cli {
     /// # Errors
     /// What clap says of them.
     pub fn try_parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        command().try_get_matches_from(args).map(Self::of)
+        let mut args: Vec<OsString> = args.into_iter().collect();
+        let mut unknown = Vec::new();
+        loop {
+            match command().try_get_matches_from(&args) {
+                Ok(matches) => {
+                    let mut cli = Self::of(matches);
+                    cli.ignored.append(&mut unknown);
+                    return Ok(cli);
+                }
+                Err(error) => match unknown_flag(&error) {
+                    Some(flag) if leave_out(&mut args, &flag) => unknown.push(flag),
+                    _ => return Err(error),
+                },
+            }
+        }
     }
 
     fn of(matches: ArgMatches) -> Self {
@@ -106,6 +122,29 @@ impl Cli {
             ignored,
         }
     }
+}
+
+/// A flag that nobody knows, and that is not one of ours mistyped: start scripts of Envoy may have any.
+fn unknown_flag(error: &clap::Error) -> Option<String> {
+    let mistyped = error.get(ContextKind::SuggestedArg).is_some();
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(flag)) if error.kind() == ErrorKind::UnknownArgument && !mistyped => {
+            Some(flag.split('=').next().unwrap_or(flag).to_owned()).filter(|flag| flag.starts_with("--"))
+        }
+        _ => None,
+    }
+}
+
+/// Takes the flag out, and what follows it if that may be its value.
+fn leave_out(args: &mut Vec<OsString>, flag: &str) -> bool {
+    let of_flag = |arg: &OsString| arg.to_string_lossy().split('=').next() == Some(flag);
+    let Some(at) = args.iter().position(of_flag) else { return false };
+    let whole = args.remove(at).to_string_lossy().contains('=');
+    let is_value = |next: &OsString| !next.to_string_lossy().starts_with('-');
+    if !whole && args.get(at).is_some_and(is_value) {
+        args.remove(at);
+    }
+    true
 }
 
 fn command() -> Command {
@@ -284,6 +323,13 @@ mod tests {
         assert_eq!(cli.flags["log_level"], "warning");
         assert_eq!(cli.service_node.as_deref(), Some("n1"));
         assert_eq!(cli.ignored, ["--restart-epoch", "--disable-hot-restart"]);
+    }
+
+    #[test]
+    fn a_flag_that_nobody_knows_is_left_out_with_its_value_and_told_of() {
+        let cli = parse("mesh-node --frobnicate x -c a.yaml --levitate --wobble=3 --mode validate").unwrap();
+        assert_eq!((cli.mode, cli.bootstrap), (Mode::Validate, Some(PathBuf::from("a.yaml"))));
+        assert_eq!(cli.ignored, ["--frobnicate", "--levitate", "--wobble"]);
     }
 
     #[test]

@@ -19,11 +19,13 @@ use crate::upstream::{Connection, Target, UpstreamPath, connect_within_limits, i
 pub(super) struct ViaCluster {
     pub(super) clusters: Arc<ClusterManager>,
     pub(super) name: Str,
+    /// REST, not gRPC.
+    pub(super) http1: bool,
 }
 
 impl Connect for ViaCluster {
     fn connect(&self) -> Connecting {
-        let (clusters, name) = (self.clusters.clone(), self.name.clone());
+        let (clusters, name, http1) = (self.clusters.clone(), self.name.clone(), self.http1);
         Box::pin(async move {
             let cluster = clusters.get(&name).ok_or_else(|| {
                 let message = format!("unknown cluster {name:?}; add it to static_resources.clusters");
@@ -36,7 +38,10 @@ impl Connect for ViaCluster {
                 host,
                 path: UpstreamPath::Network,
                 alpn: None,
-                implied_alpn: implied_alpn(UpstreamProtocol::Http2, Version::HTTP_2),
+                implied_alpn: match http1 {
+                    true => implied_alpn(UpstreamProtocol::Http1, Version::HTTP_11),
+                    false => implied_alpn(UpstreamProtocol::Http2, Version::HTTP_2),
+                },
             };
             let connection = connect_within_limits(&target, RoutingPriority::Default, None).await;
             Ok(Box::new(Held(connection.map_err(io::Error::other)?)) as Box<dyn Io>)

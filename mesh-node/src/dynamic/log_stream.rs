@@ -60,7 +60,7 @@ fn send(
         // The first message of a stream says whose log it is.
         let (node, log_name) = (Some(node.clone()), target.name.to_string());
         message.identifier = Some(Identifier { node, log_name });
-        match servers.get(&target.server) {
+        match servers.get(&target.server, false) {
             Ok(server) => {
                 let name = server.name.clone();
                 let ended = move |reason: &str| {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mesh_xds::client::{
-    Backoff, Command, Connect, Credentials, Event, Protocol, Received, Rejected, ResourceType, Scope, Server,
+    Backoff, Command, Connect, Credentials, Event, Poll, Protocol, Received, Rejected, ResourceType, Scope, Server,
     ServerOptions, Stream, StreamOptions, Wanted, open, read_file,
 };
 use mesh_xds::pb::envoy::config::core::v3::Node;
@@ -33,7 +33,8 @@ const SILENCE: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub struct Servers {
     clusters: Arc<ClusterManager>,
-    open: Mutex<HashMap<GrpcServer, Server>>,
+    /// With whether it is asked by REST.
+    open: Mutex<HashMap<(GrpcServer, bool), Server>>,
 }
 
 impl Servers {
@@ -42,14 +43,15 @@ impl Servers {
         Self { clusters, open: Mutex::default() }
     }
 
-    pub(super) fn get(&self, wanted: &GrpcServer) -> Result<Server, String> {
+    pub(super) fn get(&self, wanted: &GrpcServer, rest: bool) -> Result<Server, String> {
         let mut servers = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(server) = servers.get(wanted) {
+        let key = (wanted.clone(), rest);
+        if let Some(server) = servers.get(&key) {
             return Ok(server.clone());
         }
         let (name, via): (_, Arc<dyn Connect>) = match &wanted.target {
             GrpcTarget::Cluster(name) => {
-                let via = ViaCluster { clusters: self.clusters.clone(), name: name.clone() };
+                let via = ViaCluster { clusters: self.clusters.clone(), name: name.clone(), http1: rest };
                 (name.to_string(), Arc::new(via))
             }
             GrpcTarget::Address { host, port, tls } => {
@@ -66,7 +68,7 @@ impl Servers {
         let server = Server::new(&options, via)?;
         let shown = Shown { headers: wanted.metadata.clone(), tokens: wanted.tokens.clone() };
         let server = server.with_credentials(Arc::new(shown));
-        servers.insert(wanted.clone(), server.clone());
+        servers.insert(key, server.clone());
         Ok(server)
     }
 }
@@ -163,7 +165,7 @@ impl Feeds {
 
     fn stream(&self, key: &FeedKey, source: &GrpcSource, scope: Scope) -> Result<Stream, String> {
         let get = |server: &GrpcServer| {
-            let open = self.servers.get(server)?;
+            let open = self.servers.get(server, source.poll.is_some())?;
             Ok(match (&self.credentials, scope) {
                 (Some(credentials), Scope::Aggregated) => open.showing_also(credentials.clone()),
                 _ => open,
@@ -174,7 +176,11 @@ impl Feeds {
         let limit = limits.max().and_then(|bytes| usize::try_from(bytes).ok());
         let options = StreamOptions {
             servers: servers?,
-            protocol: if source.delta { Protocol::Delta } else { Protocol::StateOfTheWorld },
+            protocol: match source.poll {
+                Some((every, timeout)) => Protocol::Rest(Poll { every, timeout }),
+                None if source.delta => Protocol::Delta,
+                None => Protocol::StateOfTheWorld,
+            },
             scope,
             node: self.node.clone(),
             backoff: Backoff::new(BACKOFF.0, BACKOFF.1),

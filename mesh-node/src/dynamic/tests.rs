@@ -41,7 +41,7 @@ fn ads() -> Dynamic {
         max_message_bytes: None,
     };
     let all = Some((Source::Ads, Some(Duration::from_secs(15))));
-    let ads = Some(GrpcSource { delta: true, servers: vec![server] });
+    let ads = Some(GrpcSource { delta: true, poll: None, servers: vec![server] });
     Dynamic { ads, clusters: all.clone(), listeners: all, runtime: Vec::new(), name_table: true }
 }
 

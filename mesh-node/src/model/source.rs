@@ -17,7 +17,7 @@ pub enum Source {
         /// `watched_directory`: the file is read when something in this folder is renamed.
         watched: Option<PathBuf>,
     },
-    /// `api_config_source`.
+    /// `api_config_source`: of gRPC, and of REST.
     Grpc(GrpcSource),
 }
 
@@ -26,6 +26,8 @@ pub enum Source {
 pub struct GrpcSource {
     /// The incremental protocol.
     pub delta: bool,
+    /// REST in place of gRPC: how long to wait between requests, and for each.
+    pub poll: Option<(Duration, Duration)>,
     /// The first that answers is used.
     pub servers: Vec<GrpcServer>,
 }

@@ -57,9 +57,8 @@ impl Value {
     }
 
     fn of_number(text: String, number: f64) -> Self {
-        // Doubles hold no larger whole numbers for certain.
-        const LARGEST: f64 = 9_007_199_254_740_992.0;
-        let whole = number >= 0.0 && number <= LARGEST && number.fract() == 0.0;
+        // Also of one that is not whole, as in Envoy.
+        let whole = (0.0..18_446_744_073_709_551_616.0).contains(&number);
         Self { integer: whole.then_some(number as u64), number: Some(number), ..Self::new(text) }
     }
 
@@ -89,9 +88,7 @@ impl Value {
     /// A string may be written for another type.
     fn of_string(text: String, string: &str) -> Self {
         let trimmed = string.trim();
-        if let Ok(number) =
-            trimmed.parse::<f64>().map_err(|_| ()).and_then(|n| if n.is_finite() { Ok(n) } else { Err(()) })
-        {
+        if let Some(number) = trimmed.parse::<f64>().ok().filter(|number| number.is_finite()) {
             return Self::of_number(text, number);
         }
         let flag = [("true", true), ("false", false)];
@@ -101,14 +98,17 @@ impl Value {
     }
 }
 
+/// As Envoy shows it: whole numbers with six digits at most (C's `%g`), but for those beyond 32 bits.
 fn written(number: f64) -> String {
-    if number.fract() == 0.0 && number.abs() < 1e9 {
-        format!("{number:.0}")
-    } else if number.abs() >= 1e9 {
-        format!("{number:e}")
-    } else {
-        number.to_string()
+    if number.fract() != 0.0 || number.abs() < 1e6 {
+        return number.to_string();
     }
+    if number.abs() > f64::from(i32::MAX) {
+        return format!("{number:.0}");
+    }
+    let text = format!("{number:.5e}");
+    let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    format!("{}e+{exponent:0>2}", digits.trim_end_matches('0').trim_end_matches('.'))
 }
 
 /// A `FractionalPercent`; its denominator is a hundred unless it says otherwise.
@@ -182,12 +182,20 @@ mod tests {
         let of = |text: &str| Value::of_text(text);
         assert_eq!(u64::of(&of("7")), Some(7));
         assert_eq!((u64::of(&of("-7")), f64::of(&of("-7"))), (None, Some(-7.0)));
-        assert_eq!((u64::of(&of("2.5")), f64::of(&of("2.5"))), (None, Some(2.5)));
+        assert_eq!((u64::of(&of("2.5")), f64::of(&of("2.5"))), (Some(2), Some(2.5)));
         assert_eq!((bool::of(&of("true")), bool::of(&of("\"False\""))), (Some(true), Some(false)));
         assert_eq!(Fraction::of(&of("250")), Some((100, 100)));
         assert_eq!(Fraction::of(&of("{numerator: 3, denominator: TEN_THOUSAND}")), Some((3, 10_000)));
         assert_eq!(Fraction::of(&of("{numerator: 3, denominator: DOZEN}")), None);
         assert_eq!((of("hello").text.as_str(), u64::of(&of("hello"))), ("hello", None));
+    }
+
+    #[test]
+    fn numbers_are_shown_as_envoy_shows_them() {
+        let all =
+            [0.0, 2.5, -3.0, 100_000.0, 1_000_000.0, 1_234_567.0, 120_000_000.0, 123_456_789_012.0, 0.001];
+        let shown = ["0", "2.5", "-3", "100000", "1e+06", "1.23457e+06", "1.2e+08", "123456789012", "0.001"];
+        assert_eq!(all.map(written), shown);
     }
 
     #[test]

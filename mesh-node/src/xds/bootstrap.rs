@@ -8,9 +8,14 @@ use mesh_xds::pb::google::protobuf::value::Kind;
 
 use super::common::socket_address;
 use super::error::{At, XdsError};
-use super::{Context, config_source, runtime, support};
+use super::listener::extension;
+use super::{Context, config_source, runtime, stats_config, support};
 use crate::model::source::Dynamic;
 use crate::runtime::Layer;
+use crate::telemetry::stats::StatsShape;
+
+/// What `bootstrap_extensions` may switch on: that internal addresses are known, which changes nothing by itself.
+const EXTENSIONS: [&str; 1] = ["envoy.extensions.bootstrap.internal_listener.v3.InternalListener"];
 
 /// What of a bootstrap is not a resource.
 #[derive(Debug, Default)]
@@ -20,6 +25,7 @@ pub struct Bootstrap {
     pub dynamic: Dynamic,
     /// `layered_runtime`
     pub runtime: Vec<Layer>,
+    pub stats: Option<StatsShape>,
 }
 
 /// Checks the bootstrap as a whole.
@@ -43,9 +49,18 @@ pub fn convert(proto: &Proto, context: &mut Context<'_>) -> Result<Bootstrap, Xd
         Some(proto) => runtime::layers(proto, context)?,
         None => Vec::new(),
     };
+    let stats = proto.stats_config.as_ref().map(stats_config::convert).transpose()?;
+    let at = At::root("bootstrap_extensions");
+    for (i, given) in proto.bootstrap_extensions.iter().enumerate() {
+        let config = given.typed_config.clone().unwrap_or_default();
+        if !EXTENSIONS.contains(&&*mesh_xds::type_name(&config)) {
+            let at = at.index(i);
+            return Err(extension(at.field("typed_config"), &config));
+        }
+    }
     dynamic.runtime = context.needs.take();
     dynamic.name_table = proto.node.as_ref().is_some_and(captures_dns);
-    Ok(Bootstrap { admin, dynamic, runtime })
+    Ok(Bootstrap { admin, dynamic, runtime, stats })
 }
 
 /// Istio's `DNS_CAPTURE`: the node wants to know all names of the mesh. Booleans of the metadata are text.

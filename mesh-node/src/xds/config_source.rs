@@ -7,10 +7,10 @@ use mesh_xds::pb::envoy::config::core::v3::api_config_source::ApiType;
 use mesh_xds::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use mesh_xds::pb::envoy::config::core::v3::{ApiConfigSource, ApiVersion, ConfigSource};
 
-use super::common::{enumeration, timeout};
+use super::common::{duration, duration_or, enumeration, timeout};
 use super::error::{At, XdsError};
 use super::{Context, grpc_service};
-use crate::model::source::{Dynamic, GrpcSource, Need, NeedKind, Source};
+use crate::model::source::{Dynamic, GrpcServer, GrpcSource, GrpcTarget, Need, NeedKind, Source};
 
 /// Envoy's `initial_fetch_timeout`.
 const INITIAL_FETCH_TIMEOUT: Duration = Duration::from_secs(15);
@@ -50,8 +50,13 @@ pub(super) fn need_scopes(
 fn convert(at: At<'_>, proto: &ConfigSource) -> Result<(Source, Option<Duration>), XdsError> {
     version(at.field("resource_api_version"), proto.resource_api_version)?;
     let source = match &proto.config_source_specifier {
-        // `self` of a resource that came over ADS is ADS.
-        Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => Source::Ads,
+        Some(ConfigSourceSpecifier::Ads(_)) => Source::Ads,
+        // Of a resource that came over ADS it is ADS.
+        Some(ConfigSourceSpecifier::Self_(own)) => {
+            let at = at.field("self");
+            version(at.field("transport_api_version"), own.transport_api_version)?;
+            Source::Ads
+        }
         Some(ConfigSourceSpecifier::PathConfigSource(file)) => Source::File {
             path: file.path.as_str().into(),
             watched: file.watched_directory.as_ref().map(|watched| watched.path.as_str().into()),
@@ -64,12 +69,9 @@ fn convert(at: At<'_>, proto: &ConfigSource) -> Result<(Source, Option<Duration>
                 ApiType::DeltaGrpc => Source::Grpc(grpc(at, api, true)?),
                 // Envoy: the stream of these is that of `ads_config`.
                 ApiType::AggregatedGrpc | ApiType::AggregatedDeltaGrpc => Source::Ads,
-                other => {
-                    let message = format!(
-                        "{} is not supported by mesh-node; use GRPC or DELTA_GRPC",
-                        other.as_str_name()
-                    );
-                    return Err(at.field("api_type").invalid(message));
+                ApiType::Rest => Source::Grpc(rest(at, api)?),
+                ApiType::DeprecatedAndUnavailableDoNotUse => {
+                    return Err(at.field("api_type").invalid("must be REST, GRPC or DELTA_GRPC"));
                 }
             }
         }
@@ -95,7 +97,31 @@ fn grpc(at: At<'_>, proto: &ApiConfigSource, delta: bool) -> Result<GrpcSource, 
     }
     let servers = proto.grpc_services.iter().enumerate();
     let servers = servers.map(|(i, service)| grpc_service::server(at.index(i), service));
-    Ok(GrpcSource { delta, servers: servers.collect::<Result<_, _>>()? })
+    Ok(GrpcSource { delta, poll: None, servers: servers.collect::<Result<_, _>>()? })
+}
+
+/// Envoy's `request_timeout`.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+
+fn rest(at: At<'_>, proto: &ApiConfigSource) -> Result<GrpcSource, XdsError> {
+    version(at.field("transport_api_version"), proto.transport_api_version)?;
+    let [name] = &proto.cluster_names[..] else {
+        return Err(at.field("cluster_names").invalid("must be the name of one static cluster"));
+    };
+    let every = proto.refresh_delay.ok_or_else(|| at.field("refresh_delay").invalid("is required"))?;
+    let every = duration(at.field("refresh_delay"), every)?;
+    if every.is_zero() {
+        return Err(at.field("refresh_delay").invalid("must be above 0"));
+    }
+    let timeout = duration_or(at.field("request_timeout"), proto.request_timeout, REQUEST_TIMEOUT)?;
+    let server = GrpcServer {
+        target: GrpcTarget::Cluster(name.as_str().into()),
+        authority: name.as_str().into(),
+        metadata: Vec::new(),
+        tokens: Vec::new(),
+        max_message_bytes: None,
+    };
+    Ok(GrpcSource { delta: false, poll: Some((every, timeout)), servers: vec![server] })
 }
 
 /// `dynamic_resources`.

@@ -39,6 +39,7 @@ mod route;
 mod route_action;
 mod runtime;
 mod scoped_routes;
+mod stats_config;
 mod subset;
 mod support;
 mod supported;

@@ -5,12 +5,19 @@ use super::support::Row;
 /// All messages that a converter reads.
 #[rustfmt::skip]
 pub(super) const ROWS: &[Row] = &[
-    ("config.bootstrap.v3.Bootstrap", "node admin static_resources dynamic_resources layered_runtime",
-     "stats_config stats_sinks stats_flush_interval stats_flush_on_admin bootstrap_extensions \
+    ("config.bootstrap.v3.Bootstrap", "node admin static_resources dynamic_resources layered_runtime stats_config bootstrap_extensions",
+     "stats_sinks stats_flush_interval stats_flush_on_admin \
       node_context_params cluster_manager watchdog watchdogs overload_manager default_socket_interface \
       typed_dns_resolver_config application_log_config memory_allocator_manager deferred_stat_options \
       fatal_actions default_regex_engine grpc_async_client_manager_config inline_headers \
       perf_tracing_file_path flags_path"),
+    ("extensions.bootstrap.internal_listener.v3.InternalListener", "", "buffer_size_kb"),
+    ("config.metrics.v3.StatsConfig", "stats_tags use_all_default_tags stats_matcher histogram_bucket_settings",
+     "allow_default_tag_overrides"),
+    ("config.metrics.v3.TagSpecifier", "tag_name regex fixed_value", ""),
+    ("config.metrics.v3.StatsMatcher", "reject_all inclusion_list exclusion_list", ""),
+    ("config.metrics.v3.HistogramBucketSettings", "match buckets", ""),
+    ("type.matcher.v3.ListStringMatcher", "patterns", ""),
     ("config.bootstrap.v3.LayeredRuntime", "layers", ""),
     ("config.bootstrap.v3.RuntimeLayer", "name static_layer disk_layer admin_layer rtds_layer", ""),
     ("config.bootstrap.v3.RuntimeLayer.DiskLayer", "symlink_root subdirectory append_service_cluster", ""),
@@ -25,8 +32,9 @@ pub(super) const ROWS: &[Row] = &[
     ("config.core.v3.WatchedDirectory", "path", ""),
     ("config.core.v3.AggregatedConfigSource", "", ""),
     ("config.core.v3.SelfConfigSource", "transport_api_version", ""),
-    ("config.core.v3.ApiConfigSource", "api_type grpc_services transport_api_version",
-     "refresh_delay request_timeout rate_limit_settings set_node_on_first_message_only"),
+    ("config.core.v3.ApiConfigSource",
+     "api_type grpc_services transport_api_version cluster_names refresh_delay request_timeout",
+     "rate_limit_settings set_node_on_first_message_only"),
     ("config.core.v3.GrpcService", "envoy_grpc google_grpc initial_metadata timeout", "retry_policy"),
     ("config.core.v3.GrpcService.GoogleGrpc",
      "target_uri channel_credentials call_credentials channel_args",

@@ -165,7 +165,7 @@ fn a_listener_that_cannot_be_honoured_is_refused_by_field_and_remedy() {
         ),
         (
             http("rds: {route_config_name: x, config_source: {api_config_source: {api_type: REST, cluster_names: [x]}}},", "").replace("route_config: {name: r, virtual_hosts: [{name: v, domains: ['*'], routes: []}]}", ""),
-            format!("{MANAGER}.rds.config_source.api_config_source.cluster_names[0]: this field is not supported by mesh-node; remove it"),
+            format!("{MANAGER}.rds.config_source.api_config_source.refresh_delay: is required"),
         ),
         (
             tcp("cluster: a").replace("0.0.0.0", "10.0.0.300"),

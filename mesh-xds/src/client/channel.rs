@@ -71,6 +71,9 @@ pub struct Server {
     pub name: Arc<str>,
     pub(super) channel: Channel,
     pub(super) credentials: Arc<dyn Credentials>,
+    /// For what is not gRPC.
+    pub(super) connect: Arc<dyn Connect>,
+    pub(super) authority: Arc<str>,
 }
 
 /// Room for the large responses of a control plane.
@@ -99,11 +102,18 @@ impl Server {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES);
+        let through = connect.clone();
         let connector = tower::service_fn(move |_: Uri| {
-            let connecting = connect.connect();
+            let connecting = through.connect();
             async move { connecting.await.map(TokioIo::new) }
         });
         let channel = endpoint.connect_with_connector_lazy(connector);
-        Ok(Self { name: options.name.as_str().into(), channel, credentials: Arc::new(Vec::new()) })
+        Ok(Self {
+            name: options.name.as_str().into(),
+            channel,
+            credentials: Arc::new(Vec::new()),
+            connect,
+            authority: options.authority.as_str().into(),
+        })
     }
 }

@@ -12,6 +12,7 @@ mod logs;
 mod names;
 mod nonces;
 mod resource;
+mod rest;
 mod sotw;
 mod stream;
 mod ttl;
@@ -23,9 +24,12 @@ pub use file::{FileError, read_file};
 pub use logs::send_logs;
 pub use names::shared;
 pub use resource::{Problem, Received, Rejected, Resource, ResourceType, Wanted};
+pub use rest::Poll;
 pub use sotw::Sotw;
 pub use stream::{Command, Deliver, Event, Protocol, Scope, Stream, StreamOptions, open};
 
+#[cfg(test)]
+mod rest_tests;
 #[cfg(test)]
 mod stream_tests;
 #[cfg(test)]

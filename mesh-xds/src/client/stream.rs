@@ -13,7 +13,7 @@ use tonic::metadata::{Ascii, MetadataKey, MetadataValue};
 use tonic_prost::ProstCodec;
 
 use super::ttl::Ttls;
-use super::{Backoff, Delta, Problem, Received, Rejected, ResourceType, Server, Sotw, Wanted};
+use super::{Backoff, Delta, Poll, Problem, Received, Rejected, ResourceType, Server, Sotw, Wanted, rest};
 use crate::pb::envoy::config::core::v3::{ControlPlane, Node};
 use crate::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
 
@@ -25,6 +25,8 @@ const LONGEST_NACK_PAUSE: Duration = Duration::from_secs(2);
 pub enum Protocol {
     Delta,
     StateOfTheWorld,
+    /// No stream: the server is polled, for one type.
+    Rest(Poll),
 }
 
 /// What a stream is for.
@@ -91,7 +93,7 @@ impl Scope {
             (Self::Only(T::Runtime), Whole) => {
                 "/envoy.service.runtime.v3.RuntimeDiscoveryService/StreamRuntime"
             }
-            (Self::Only(T::NameTable), _) => return None,
+            (Self::Only(T::NameTable), _) | (_, Protocol::Rest(_)) => return None,
         })
     }
 }
@@ -163,11 +165,9 @@ impl Drop for Stream {
 /// # Errors
 /// When the type has no service of its own.
 pub fn open(options: StreamOptions, deliver: Deliver) -> Result<Stream, String> {
-    let Some(method) = options.scope.method(options.protocol) else {
-        return Err("this type has no service of its own; use ADS".to_owned());
-    };
+    const NONE: &str = "this type has no service of its own; use ADS";
+    let method = || options.scope.method(options.protocol).map(PathAndQuery::from_static).ok_or(NONE);
     let (commands, inbox) = mpsc::unbounded_channel();
-    let method = PathAndQuery::from_static(method);
     let machine_node = options.node.clone();
     let owner = Owner {
         commands: inbox,
@@ -180,14 +180,25 @@ pub fn open(options: StreamOptions, deliver: Deliver) -> Result<Stream, String> 
         hold: None,
     };
     let task = match options.protocol {
-        Protocol::Delta => tokio::spawn(run(options, method, owner, Delta::new(machine_node))),
-        Protocol::StateOfTheWorld => tokio::spawn(run(options, method, owner, Sotw::new(machine_node))),
+        Protocol::Delta => {
+            let method = method()?;
+            tokio::spawn(run(options, method, owner, Delta::new(machine_node)))
+        }
+        Protocol::StateOfTheWorld => {
+            let method = method()?;
+            tokio::spawn(run(options, method, owner, Sotw::new(machine_node)))
+        }
+        Protocol::Rest(poll) => {
+            let Scope::Only(kind) = options.scope else { return Err(NONE.to_owned()) };
+            let what = (kind, rest::path(kind).ok_or(NONE)?, poll);
+            tokio::spawn(rest::run(options, what, owner, Sotw::new(machine_node)))
+        }
     };
     Ok(Stream { commands, task: task.abort_handle() })
 }
 
 /// The two forms of the protocol, for the task.
-trait Machine: Send + 'static {
+pub(super) trait Machine: Send + 'static {
     type Request: Message + Default + Send + Sync + 'static;
     type Response: Message + Default + Send + Sync + 'static;
     fn subscribe(&mut self, kind: ResourceType, wanted: Wanted);
@@ -233,30 +244,30 @@ machine!(Delta, DeltaDiscoveryRequest, DeltaDiscoveryResponse);
 machine!(Sotw, DiscoveryRequest, DiscoveryResponse);
 
 /// The owner's side of the task.
-struct Owner {
-    commands: mpsc::UnboundedReceiver<Command>,
+pub(super) struct Owner {
+    pub(super) commands: mpsc::UnboundedReceiver<Command>,
     deliver: Deliver,
     ttls: Ttls,
     wanted: BTreeMap<ResourceType, Wanted>,
     /// The server has said something on this stream.
     answered: bool,
     /// For the owner's judgement.
-    waiting: bool,
+    pub(super) waiting: bool,
     /// Responses in a row that were not taken whole.
     nacks: u32,
     /// Nothing is sent before.
-    hold: Option<Instant>,
+    pub(super) hold: Option<Instant>,
 }
 
 /// Nobody owns the stream any more.
-struct Gone;
+pub(super) struct Gone;
 
 impl Owner {
-    fn tell(&self, event: Event) {
+    pub(super) fn tell(&self, event: Event) {
         (self.deliver)(event);
     }
 
-    fn take<M: Machine>(&mut self, command: Option<Command>, machine: &mut M) -> Result<(), Gone> {
+    pub(super) fn take<M: Machine>(&mut self, command: Option<Command>, machine: &mut M) -> Result<(), Gone> {
         match command {
             None => return Err(Gone),
             Some(Command::Subscribe(kind, wanted)) => {
@@ -273,7 +284,7 @@ impl Owner {
         Ok(())
     }
 
-    fn asks_for_something(&self) -> bool {
+    pub(super) fn asks_for_something(&self) -> bool {
         self.wanted.values().any(|wanted| !wanted.nothing())
     }
 

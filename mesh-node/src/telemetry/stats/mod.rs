@@ -8,6 +8,7 @@ mod groups;
 mod histogram;
 mod prometheus;
 mod render;
+mod shape;
 mod store;
 
 use std::sync::OnceLock;
@@ -22,6 +23,7 @@ pub use groups::{
 pub use histogram::{Histogram, Summary};
 pub use prometheus::prometheus;
 pub use render::{BucketMode, json, text};
+pub use shape::{NamesShown, StatsShape, TagRule, TagValue};
 pub use store::{Kind, Query, Sample, Store, Tags, Value};
 
 /// A value that only grows.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::histogram::{BOUNDS, Summary};
+use super::histogram::Summary;
 use super::store::{Kind, Sample, Tags, Value};
 
 /// All samples, grouped by metric: counters, then gauges, then histograms, each sorted by name.
@@ -24,7 +24,9 @@ pub fn prometheus(samples: &[Sample]) -> String {
                     Value::Counter(value) | Value::Gauge(value) => {
                         let _ = writeln!(out, "{metric}{{{labels}}} {value}");
                     }
-                    Value::Histogram { cumulative, .. } => histogram(&mut out, &metric, &labels, cumulative),
+                    Value::Histogram { cumulative, .. } => {
+                        histogram(&mut out, &metric, &labels, (cumulative, sample.bounds()));
+                    }
                 }
             }
         }
@@ -40,11 +42,11 @@ fn kind_of(value: &Value) -> Kind {
     }
 }
 
-fn histogram(out: &mut String, metric: &str, labels: &str, values: &Summary) {
+fn histogram(out: &mut String, metric: &str, labels: &str, (values, bounds): (&Summary, &[f64])) {
     let separator = if labels.is_empty() { "" } else { "," };
     let count = values.count();
-    for bound in BOUNDS {
-        let up_to = values.count_to(bound);
+    for bound in bounds {
+        let up_to = values.count_to(*bound);
         let _ = writeln!(out, "{metric}_bucket{{{labels}{separator}le=\"{bound}\"}} {up_to}");
     }
     let _ = writeln!(out, "{metric}_bucket{{{labels}{separator}le=\"+Inf\"}} {count}");
@@ -54,18 +56,22 @@ fn histogram(out: &mut String, metric: &str, labels: &str, values: &Summary) {
 
 fn labels(tags: &Tags) -> String {
     let shown: Vec<_> =
-        tags.labels.iter().map(|(label, value)| format!("{label}=\"{}\"", escaped(value))).collect();
+        tags.labels.iter().map(|(label, value)| format!("{}=\"{}\"", plain(label), escaped(value))).collect();
     shown.join(",")
 }
 
 /// Metrics in a namespace of their own (Envoy: `CustomStatNamespaces`; Istio's is `istiocustom`) keep their name.
 fn metric_name(name: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' };
     let (prefix, name) = match name.strip_prefix("istiocustom.") {
         Some(name) => ("", name),
         None => ("envoy_", name),
     };
-    prefix.chars().chain(name.chars().map(plain)).collect()
+    format!("{prefix}{}", plain(name))
+}
+
+/// What Prometheus does not take in names is `_`.
+fn plain(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect()
 }
 
 /// Prometheus text format: backslash, line feed and quote are escaped in label values.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::histogram::{BOUNDS, QUANTILES, Summary};
+use super::histogram::{QUANTILES, Summary};
 use super::store::{Sample, Value};
 
 /// How histograms are shown (`?histogram_buckets=`).
@@ -27,7 +27,9 @@ pub fn text(samples: &[Sample], mode: BucketMode) -> String {
         let shown = match mode {
             BucketMode::Summary if cumulative.count() == 0 => "No recorded values".to_owned(),
             BucketMode::Summary => quantiles(interval, cumulative),
-            BucketMode::Cumulative | BucketMode::Disjoint => buckets(interval, cumulative, mode),
+            BucketMode::Cumulative | BucketMode::Disjoint => {
+                buckets(interval, cumulative, (mode, sample.bounds()))
+            }
         };
         let _ = writeln!(out, "{}: {shown}", sample.name);
     }
@@ -42,9 +44,9 @@ fn quantiles(interval: &Summary, cumulative: &Summary) -> String {
     shown.join(" ")
 }
 
-fn buckets(interval: &Summary, cumulative: &Summary, mode: BucketMode) -> String {
+fn buckets(interval: &Summary, cumulative: &Summary, (mode, bounds): (BucketMode, &[f64])) -> String {
     let mut before = (0, 0);
-    let shown = BOUNDS.map(|bound| {
+    let shown = bounds.iter().map(|&bound| {
         let up_to = (interval.count_to(bound), cumulative.count_to(bound));
         let (i, c) = match mode {
             BucketMode::Disjoint => (up_to.0 - before.0, up_to.1 - before.1),
@@ -53,7 +55,7 @@ fn buckets(interval: &Summary, cumulative: &Summary, mode: BucketMode) -> String
         before = up_to;
         format!("B{}({i},{c})", bound_name(bound))
     });
-    shown.join(" ")
+    shown.collect::<Vec<_>>().join(" ")
 }
 
 /// As C's `%g`, which Envoy uses here: six significant digits, so exponents from a million on.

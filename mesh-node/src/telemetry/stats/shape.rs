@@ -88,7 +88,9 @@ impl StatsShape {
         let (mut by_default, mut taken, mut from) = (Vec::new(), Vec::new(), 0);
         for (label, value) in places.iter().chain(&codes) {
             let range = match &**label {
-                "envoy_response_code_class" => full.rfind(&format!("{value}xx")).map(|at| at..at + value.len()),
+                "envoy_response_code_class" => {
+                    full.rfind(&format!("{value}xx")).map(|at| at..at + value.len())
+                }
                 "envoy_response_code" => full.rfind(&format!("_{value}")).map(|at| at..at + 1 + value.len()),
                 _ => full[from..].find(&format!(".{value}")).map(|at| from + at..from + at + 1 + value.len()),
             };
@@ -151,7 +153,8 @@ mod tests {
     }
 
     fn shown(shape: &StatsShape, full: &str, name: &str, labels: &[(&'static str, &str)]) -> String {
-        let labels = labels.iter().map(|(label, value)| (Cow::Borrowed(*label), (*value).to_owned())).collect();
+        let labels =
+            labels.iter().map(|(label, value)| (Cow::Borrowed(*label), (*value).to_owned())).collect();
         let tags = shape.tags(full, Tags { name: name.to_owned(), labels });
         let labels: Vec<_> = tags.labels.iter().map(|(label, value)| format!("{label}={value}")).collect();
         format!("{} {}", tags.name, labels.join(","))
@@ -177,7 +180,12 @@ mod tests {
             "httprq_total fixed=v1,dir=in,envoy_http_conn_manager_prefix=in"
         );
         assert_eq!(
-            shown(&default, "http.in.rq_5xx", "http.rq_xx", &[("envoy_response_code_class", "5"), ("envoy_http_conn_manager_prefix", "in")]),
+            shown(
+                &default,
+                "http.in.rq_5xx",
+                "http.rq_xx",
+                &[("envoy_response_code_class", "5"), ("envoy_http_conn_manager_prefix", "in")]
+            ),
             "httprq_xx envoy_response_code_class=5,fixed=v1,dir=in,envoy_http_conn_manager_prefix=in"
         );
         let only_own = shape(false, own());
@@ -190,6 +198,9 @@ mod tests {
             shown(&shape(false, vec![named]), of_cluster.0, of_cluster.1, &of_cluster.2),
             "cluster.lb_x envoy_cluster_name=a"
         );
-        assert_eq!(shown(&shape(false, Vec::new()), of_cluster.0, of_cluster.1, &of_cluster.2), "cluster.a.lb_x ");
+        assert_eq!(
+            shown(&shape(false, Vec::new()), of_cluster.0, of_cluster.1, &of_cluster.2),
+            "cluster.a.lb_x "
+        );
     }
 }

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use arc_swap::ArcSwapOption;
 use regex::Regex;
 
 use super::custom::{Custom, Each};
@@ -15,7 +16,8 @@ use super::groups::{
     HttpStats, ListenerManagerStats, ListenerStats, MaglevStats, OutlierStats, RemainingStats, RingHashStats,
     ServerStats, Stat, SubscriptionStats, SubsetStats, TcpStats,
 };
-use super::histogram::Summary;
+use super::histogram::{BOUNDS, Summary};
+use super::shape::StatsShape;
 
 /// All statistics of the process.
 #[derive(Debug, Default)]
@@ -39,6 +41,8 @@ pub struct Store {
     filesystem: Arc<FilesystemStats>,
     custom: Arc<Custom>,
     read: Mutex<BTreeMap<String, ReadStat>>,
+    /// `stats_config`
+    shape: ArcSwapOption<StatsShape>,
 }
 
 /// Groups of one kind by name. Weak: the resources own their statistics.
@@ -91,6 +95,14 @@ pub struct Sample {
     pub name: String,
     pub value: Value,
     pub tags: Tags,
+    /// Bounds of a histogram's buckets, where they are not Envoy's defaults.
+    pub bounds: Option<Arc<[f64]>>,
+}
+
+impl Sample {
+    pub(super) fn bounds(&self) -> &[f64] {
+        self.bounds.as_deref().unwrap_or(&BOUNDS)
+    }
 }
 
 /// The value of a [`Sample`].
@@ -197,6 +209,11 @@ impl Store {
         lock(&self.read).insert(sanitized(name), ReadStat { kind, read: Box::new(read) });
     }
 
+    /// `stats_config` from now on; `None`: Envoy's defaults.
+    pub fn set_shape(&self, shape: Option<Arc<StatsShape>>) {
+        self.shape.store(shape);
+    }
+
     /// What `query` asks for, sorted by name.
     pub fn samples(&self, query: &Query) -> Vec<Sample> {
         let mut samples = Vec::new();
@@ -217,7 +234,7 @@ impl Store {
                     Value::Histogram { cumulative: histogram.cumulative(), interval: histogram.interval() }
                 }
             };
-            samples.push(Sample { tags: place.tags(stat_name), name, value });
+            samples.push(Sample { tags: place.tags(stat_name), name, value, bounds: None });
         });
         self.custom.visit(&mut |name, tags, each| {
             let (kind, used, value) = match each {
@@ -229,7 +246,7 @@ impl Store {
                 }
             };
             if query.wants(name, kind, used) {
-                samples.push(Sample { name: name.to_owned(), value, tags: tags.clone() });
+                samples.push(Sample { name: name.to_owned(), value, tags: tags.clone(), bounds: None });
             }
         });
         for (name, stat) in lock(&self.read).iter() {
@@ -240,10 +257,18 @@ impl Store {
                     Kind::Counter | Kind::Histogram => Value::Counter(number),
                 };
                 let tags = Tags { name: name.clone(), labels: Vec::new() };
-                samples.push(Sample { name: name.clone(), value, tags });
+                samples.push(Sample { name: name.clone(), value, tags, bounds: None });
             }
         }
         samples.sort_by(|a, b| a.name.cmp(&b.name));
+        if let Some(shape) = &*self.shape.load() {
+            samples.retain(|sample| shape.shows(&sample.name));
+            for sample in &mut samples {
+                let Sample { name, tags, bounds, .. } = sample;
+                let given = std::mem::replace(tags, Tags { name: String::new(), labels: Vec::new() });
+                (*tags, *bounds) = (shape.tags(name, given), shape.bounds(name));
+            }
+        }
         samples
     }
 

@@ -1,7 +1,9 @@
 //! `/config_dump`: the configuration in Envoy's shape (`envoy.admin.v3.ConfigDump`). Private keys and other
 //! secrets never leave the process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use http::StatusCode;
 use serde_json::{Map, Value, json};
@@ -9,6 +11,8 @@ use serde_json::{Map, Value, json};
 use super::query::Query;
 use super::reply::Reply;
 use super::{AdminState, mask};
+use crate::cluster::{ClusterManager, ClusterState, Host};
+use crate::model::cluster::{Discovery, HealthStatus};
 
 /// What stands in place of a secret.
 const REDACTED: &str = "[redacted]";
@@ -94,6 +98,10 @@ pub fn page(state: &dyn AdminState, query: &Query) -> Reply {
         .collect();
     if !query.has("include_eds") {
         dynamic.remove("EndpointsConfigDump");
+    } else if let (Some(clusters), Some(dump)) =
+        (state.clusters(workload), dynamic.get_mut("EndpointsConfigDump"))
+    {
+        show_health(&clusters, dump);
     }
     for (field, elements) in dynamic.values_mut().flatten() {
         if let Some(elements) = elements.as_array_mut() {
@@ -104,6 +112,46 @@ pub fn page(state: &dyn AdminState, query: &Query) -> Reply {
         None => whole(bootstrap, &updated, resources, dynamic, query.get("mask")),
         Some(resource) => one(resource, resources, &dynamic, query.get("mask")),
     }
+}
+
+/// Endpoints with the health that they have by now, as Envoy shows them: checks and outlier detection count.
+fn show_health(clusters: &ClusterManager, dump: &mut Map<String, Value>) {
+    let service = |cluster: Arc<ClusterState>| match &cluster.config.discovery {
+        Discovery::Eds { service_name } => Some((service_name.clone(), cluster)),
+        _ => None,
+    };
+    let by_service: HashMap<_, _> = clusters.all().into_iter().filter_map(service).collect();
+    let configs = dump.get_mut("dynamic_endpoint_configs").and_then(Value::as_array_mut);
+    for config in configs.into_iter().flatten().filter_map(|element| element.get_mut("endpoint_config")) {
+        let name = config.get("cluster_name").and_then(Value::as_str).unwrap_or_default();
+        let Some(cluster) = by_service.get(name) else { continue };
+        let health: HashMap<SocketAddr, &str> =
+            cluster.hosts().iter().map(|host| (host.address, health_name(host))).collect();
+        let localities = config.get_mut("endpoints").and_then(Value::as_array_mut);
+        for locality in localities.into_iter().flatten() {
+            let endpoints = locality.get_mut("lb_endpoints").and_then(Value::as_array_mut);
+            for endpoint in endpoints.into_iter().flatten() {
+                if let Some(health) = address(endpoint).and_then(|address| health.get(&address)) {
+                    endpoint["health_status"] = (*health).into();
+                }
+            }
+        }
+    }
+}
+
+fn health_name(host: &Host) -> &'static str {
+    match host.health() {
+        HealthStatus::Healthy => "HEALTHY",
+        HealthStatus::Degraded => "DEGRADED",
+        HealthStatus::Unhealthy => "UNHEALTHY",
+        HealthStatus::Draining => "DRAINING",
+    }
+}
+
+fn address(endpoint: &Value) -> Option<SocketAddr> {
+    let address = endpoint.pointer("/endpoint/address/socket_address")?;
+    let port = address.get("port_value").and_then(Value::as_u64).and_then(|port| u16::try_from(port).ok())?;
+    Some(SocketAddr::new(address.get("address")?.as_str()?.parse().ok()?, port))
 }
 
 /// The part of a dynamic element that has the name.

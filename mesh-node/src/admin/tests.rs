@@ -72,8 +72,14 @@ impl AdminState for Fake {
         let listeners = json!({
             "dynamic_listeners": [{ "name": "l", "active_state": { "listener": { "filter_chains": [chain] } } }],
         });
-        let endpoints =
-            json!({ "dynamic_endpoint_configs": [{ "endpoint_config": { "cluster_name": "pushed" } }] });
+        let lb_endpoint = |address: &str| {
+            let address = json!({ "socket_address": { "address": address, "port_value": 80 } });
+            json!({ "endpoint": { "address": address } })
+        };
+        let endpoints = json!({ "dynamic_endpoint_configs": [{ "endpoint_config": {
+                "cluster_name": "pushed",
+                "endpoints": [{ "lb_endpoints": [lb_endpoint("10.0.0.1"), lb_endpoint("10.0.0.2")] }],
+            } }] });
         let object = |value: Value| value.as_object().unwrap().clone();
         Some(BTreeMap::from([
             ("ClustersConfigDump", object(clusters)),
@@ -408,4 +414,32 @@ fn runtime_values_are_refused_without_a_layer_for_them_as_in_envoy() {
     let reply = post("/runtime_modify?a=b");
     assert_eq!((reply.status.as_u16(), &*reply.body), (503, "No admin layer specified"));
     assert_eq!(post("/runtime_modify").status.as_u16(), 400);
+}
+
+#[test]
+fn endpoints_are_shown_with_the_health_that_they_have_by_now() {
+    use crate::cluster::HealthFlag;
+    use crate::cluster::tests::support::{assigned, cluster, endpoint, locality, snapshot};
+    use crate::model::cluster::{Discovery, HealthStatus};
+    let mut state = fake();
+    let mut eds = cluster("pushed", Vec::new());
+    eds.discovery = Discovery::Eds { service_name: "pushed".into() };
+    let manager = ClusterManager::new(1);
+    manager.apply(&snapshot(vec![eds]));
+    let of = |address| endpoint(address, 1, HealthStatus::Healthy);
+    let endpoints = vec![of("10.0.0.1:80"), of("10.0.0.2:80")];
+    manager.set_endpoints(&"pushed".into(), &assigned(vec![locality(0, 1, endpoints)]));
+    let hosts = manager.get("pushed").unwrap().hosts();
+    hosts[1].counters.health.set(HealthFlag::FailedOutlierCheck);
+    let failed = hosts[1].address;
+    state.clusters = Arc::new(manager);
+    let dump: Value =
+        serde_json::from_str(&get(&state, "/config_dump?include_eds&resource=dynamic_endpoint_configs").body)
+            .unwrap();
+    let shown = &dump["configs"][0]["endpoint_config"]["endpoints"][0]["lb_endpoints"];
+    for endpoint in shown.as_array().unwrap() {
+        let address = endpoint["endpoint"]["address"]["socket_address"]["address"].as_str().unwrap();
+        let wanted = if address == failed.ip().to_string() { "UNHEALTHY" } else { "HEALTHY" };
+        assert_eq!(endpoint["health_status"], wanted, "{address}");
+    }
 }

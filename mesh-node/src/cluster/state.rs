@@ -21,7 +21,7 @@ use super::{
 };
 use crate::model::Str;
 use crate::model::cluster::{Assignment, Cluster, Discovery, Endpoint, EndpointAddress, Locality};
-use crate::model::metadata::MetadataValue;
+use crate::model::metadata::{Metadata, MetadataValue, find};
 use crate::model::tls::Secrets;
 use crate::telemetry::stats::ClusterStats;
 
@@ -60,6 +60,8 @@ pub struct LbContext<'a> {
     pub original_dst_header: Option<&'a str>,
     /// Hosts that were tried already (`envoy.retry_host_predicates.previous_hosts`).
     pub exclude: &'a [SocketAddr],
+    /// Hosts that retries avoid for what they are (`omit_canary_hosts`, `omit_host_metadata`): any of these.
+    pub avoid: &'a [Metadata],
     /// `host_selection_retry_max_attempts`: how often the choice is repeated when it falls on `exclude`.
     /// After that an excluded host is taken all the same.
     pub exclude_attempts: u32,
@@ -71,6 +73,15 @@ pub struct LbContext<'a> {
     pub override_host: Option<(SocketAddr, bool)>,
     /// What the route asks of hosts' metadata (`metadata_match`), sorted by key, for clusters with subsets.
     pub metadata_match: Option<&'a [(Str, MetadataValue)]>,
+}
+
+impl LbContext<'_> {
+    /// Should another host be drawn in place of this one?
+    fn refuses(&self, host: &Host) -> bool {
+        let own = || host.endpoint.as_deref().map_or(&[][..], |endpoint| &endpoint.lb_metadata[..]);
+        let is = |wanted: &Metadata| wanted.iter().all(|(key, value)| find(own(), key) == Some(value));
+        self.exclude.contains(&host.address) || self.avoid.iter().any(is)
+    }
 }
 
 /// Why no host could be chosen.
@@ -311,7 +322,8 @@ impl ClusterState {
                 None => {}
             }
         }
-        let attempts = if context.exclude.is_empty() { 0 } else { context.exclude_attempts };
+        let nothing = context.exclude.is_empty() && context.avoid.is_empty();
+        let attempts = if nothing { 0 } else { context.exclude_attempts };
         let hashes = self.config.lb.hashes();
         let mut draw = Draw { hash: self.draw(context), attempt: 0 };
         loop {
@@ -320,7 +332,7 @@ impl ClusterState {
                 self.stats.lb_healthy_panic.inc();
             }
             let host = host?;
-            if draw.attempt == attempts || !context.exclude.contains(&host.address) {
+            if draw.attempt == attempts || !context.refuses(host) {
                 return Some(host.clone());
             }
             draw.attempt += 1;

@@ -47,7 +47,7 @@ pub enum HttpFilterKind {
     StatefulSession(Option<Arc<StatefulSession>>),
     HeaderToMetadata(Arc<HeaderToMetadata>),
     SetMetadata(Arc<Vec<SetMetadata>>),
-    SetFilterState(Arc<Vec<SetFilterState>>),
+    SetFilterState(Arc<SetFilterStates>),
     HealthCheck(Arc<HealthCheck>),
     /// `dynamic_forward_proxy`
     ForwardProxy(DnsCache),
@@ -79,7 +79,7 @@ pub enum Override {
     Buffer(Buffer),
     Csrf(Arc<Csrf>),
     StatefulSession(Arc<StatefulSession>),
-    SetFilterState(Arc<Vec<SetFilterState>>),
+    SetFilterState(Arc<SetFilterStates>),
     /// A message that only says that there is nothing to say.
     Nothing,
     ForwardTo(ForwardTo),
@@ -412,6 +412,14 @@ pub struct SetMetadata {
     pub namespace: String,
     pub value: serde_json::Map<String, serde_json::Value>,
     pub allow_overwrite: bool,
+}
+
+/// `envoy.extensions.filters.http.set_filter_state.v3.Config`.
+#[derive(Debug)]
+pub struct SetFilterStates {
+    pub entries: Vec<SetFilterState>,
+    /// The route is chosen anew afterwards.
+    pub clear_route_cache: bool,
 }
 
 /// An entry of `on_request_headers` (`envoy.extensions.filters.http.set_filter_state.v3.Config`).

@@ -9,11 +9,12 @@ use super::Str;
 use super::domains::Domains;
 use super::headers::HeaderMutations;
 use super::http_filter::Overrides;
-use super::matcher::{HeaderKey, HeaderMatcher, QueryMatcher};
+use super::matcher::{HeaderKey, HeaderMatcher, QueryMatcher, StringMatcher};
 use super::metadata::Metadata;
 use super::network::BodyFormat;
 use super::rate_limit::DescriptorAction;
 use super::tracing::{Decorator, RouteTracing};
+use super::rbac::MetadataMatcher;
 use crate::runtime::{Fraction, Setting};
 
 /// A `RouteConfiguration`.
@@ -106,6 +107,10 @@ pub struct RouteMatch {
     pub case_sensitive: bool,
     pub headers: Vec<HeaderMatcher>,
     pub query: Vec<QueryMatcher>,
+    /// `dynamic_metadata`: what filters found out.
+    pub metadata: Vec<MetadataMatcher>,
+    /// `filter_state`: objects by key.
+    pub filter_state: Vec<(String, StringMatcher)>,
     /// Share of requests that match, as (numerator, denominator).
     pub runtime_fraction: Option<Setting<Fraction>>,
     /// `grpc: {}`: only requests with an `application/grpc` content type.
@@ -163,6 +168,32 @@ pub struct Forward {
     pub metadata_match: Option<Metadata>,
     pub priority_high: bool,
     pub mirrors: Vec<Mirror>,
+    pub internal_redirect: Option<Box<InternalRedirect>>,
+}
+
+/// `InternalRedirectPolicy`: redirects of upstreams that are followed here.
+#[derive(Debug)]
+pub struct InternalRedirect {
+    /// `max_internal_redirects`, default 1.
+    pub most: u32,
+    /// `redirect_response_codes`, default 302.
+    pub statuses: Vec<u16>,
+    /// `allow_cross_scheme_redirect`
+    pub cross_scheme: bool,
+    pub predicates: Vec<RedirectPredicate>,
+    /// `response_headers_to_copy`
+    pub headers_to_copy: Vec<http::HeaderName>,
+}
+
+/// What the route must be that a redirect leads to.
+#[derive(Debug)]
+pub enum RedirectPredicate {
+    /// None that was led to before.
+    PreviousRoutes,
+    /// One of these names.
+    AllowListedRoutes(Vec<String>),
+    /// Not https, where the request is http.
+    SafeCrossScheme,
 }
 
 /// `RouteAction.RequestMirrorPolicy`.
@@ -308,6 +339,8 @@ pub struct RetryPolicy {
     pub retriable_request_headers: Vec<HeaderMatcher>,
     /// `envoy.retry_host_predicates.previous_hosts`.
     pub previous_hosts: bool,
+    /// `omit_canary_hosts` and `omit_host_metadata`: what hosts have in `envoy.lb` that retries avoid.
+    pub avoid: Vec<Metadata>,
     pub host_selection_retry_max_attempts: u32,
     /// Base and maximum; Envoy's default is 25 ms and ten times that.
     pub back_off: (Duration, Duration),

@@ -1,12 +1,14 @@
 //! From a request's head to the route that serves it: virtual host, then the first route that matches.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::matching::{header_matches, pseudo_header, query_matches};
 use super::rewrite::port_start;
 use super::timeout::is_grpc;
 use super::{RequestHead, just_path};
+use crate::model::DynamicMetadata;
 use crate::model::matcher::HeaderKey;
 use crate::model::route::{
     Action, ClusterChoice, PathMatch, RequireTls, Route, RouteMatch, RouteTable, VirtualHost, WeightedCluster,
@@ -53,13 +55,30 @@ impl<'t> Routed<'t> {
 /// Finds the route. `random` decides runtime fractions and weighted clusters; it must be uniform and the
 /// same for all calls for one request, so that a request keeps its route.
 pub fn route<'t>(table: &'t RouteTable, head: &RequestHead<'_>, random: u64) -> Decision<'t> {
+    route_knowing(table, head, Known::default(), random)
+}
+
+/// What is known of a request beside its head.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Known<'a> {
+    pub metadata: Option<&'a DynamicMetadata>,
+    pub filter_state: Option<&'a BTreeMap<String, String>>,
+}
+
+/// As [`route`], for a request of which more is known.
+pub fn route_knowing<'t>(
+    table: &'t RouteTable,
+    head: &RequestHead<'_>,
+    known: Known<'_>,
+    random: u64,
+) -> Decision<'t> {
     let Some(virtual_host) = find_virtual_host(table, head.authority) else {
         return Decision::NotFound(None);
     };
     if must_be_tls(virtual_host, head) {
         return Decision::TlsRedirect(virtual_host);
     }
-    let matching = virtual_host.routes.iter().find(|route| matches(&route.matches, head, random));
+    let matching = virtual_host.routes.iter().find(|route| matches(&route.matches, head, known, random));
     match matching {
         Some(route) => Decision::Route(Routed { virtual_host, route, weighted: draw(&route.action, random) }),
         None => Decision::NotFound(Some(virtual_host)),
@@ -94,12 +113,16 @@ fn must_be_tls(virtual_host: &VirtualHost, head: &RequestHead<'_>) -> bool {
     }
 }
 
-fn matches(m: &RouteMatch, head: &RequestHead<'_>, random: u64) -> bool {
+fn matches(m: &RouteMatch, head: &RequestHead<'_>, known: Known<'_>, random: u64) -> bool {
     path_matches(m, head)
         && m.runtime_fraction.as_ref().is_none_or(|share| share.holds(random))
         && (!m.grpc || is_grpc(head.headers))
         && m.headers.iter().all(|h| header_matches(h, head))
         && (m.query.is_empty() || m.query.iter().all(|q| query_matches(q, head.path)))
+        && m.metadata.iter().all(|matcher| matcher.matches(known.metadata))
+        && m.filter_state.iter().all(|(key, matcher)| {
+            known.filter_state.and_then(|state| state.get(key)).is_some_and(|value| matcher.matches(value))
+        })
 }
 
 fn path_matches(m: &RouteMatch, head: &RequestHead<'_>) -> bool {

@@ -27,6 +27,7 @@ use super::error::{At, XdsError};
 use super::listener::extension;
 use super::matcher;
 use super::path_template;
+use crate::model::matcher::StringMatcher;
 use crate::model::rbac::{
     Action, HttpRbac, Matcher, MetadataMatcher, Policy, RbacStats, Rules, ValueMatcher,
 };
@@ -146,7 +147,10 @@ fn principal(at: At<'_>, proto: &Principal) -> Result<Matcher, XdsError> {
         Some(Identifier::UrlPath(of)) => url_path(at.field("url_path"), of)?,
         Some(Identifier::Metadata(of)) => metadata(at.field("metadata"), of)?,
         Some(Identifier::SourcedMetadata(of)) => sourced(at.field("sourced_metadata"), of)?,
-        Some(Identifier::FilterState(of)) => filter_state(at.field("filter_state"), of)?,
+        Some(Identifier::FilterState(of)) => {
+            let (key, value) = filter_state(at.field("filter_state"), of)?;
+            Matcher::FilterState { key, value }
+        }
         Some(Identifier::Custom(_)) => return Err(at.field("custom").unsupported()),
         None => return Err(at.invalid("needs an identifier")),
     })
@@ -242,12 +246,15 @@ fn value(at: At<'_>, proto: &ValueProto) -> Result<ValueMatcher, XdsError> {
     })
 }
 
-fn filter_state(at: At<'_>, proto: &FilterStateMatcher) -> Result<Matcher, XdsError> {
+/// Key and what its value must be.
+pub(super) fn filter_state(
+    at: At<'_>,
+    proto: &FilterStateMatcher,
+) -> Result<(String, StringMatcher), XdsError> {
     match &proto.matcher {
-        Some(StateMatcher::StringMatch(of)) => Ok(Matcher::FilterState {
-            key: proto.key.clone(),
-            value: matcher::string(at.field("string_match"), of)?,
-        }),
+        Some(StateMatcher::StringMatch(of)) => {
+            Ok((proto.key.clone(), matcher::string(at.field("string_match"), of)?))
+        }
         _ => Err(at.invalid("needs string_match; mesh-node has no other")),
     }
 }

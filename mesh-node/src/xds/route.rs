@@ -15,7 +15,7 @@ use super::common::{boolean, enumeration, number, runtime_fraction};
 use super::error::{At, XdsError};
 use super::headers::{lists, mutations};
 use super::http_filters::{overrides, rate_limits, with_cors};
-use super::{Context, matcher, route_action, support, tracing};
+use super::{Context, matcher, rbac, route_action, support, tracing};
 use crate::model::domains::Domains;
 use crate::model::route::{Action, PathMatch, RequireTls, Route, RouteMatch, RouteTable, VirtualHost};
 use crate::model::tracing::Decorator;
@@ -189,6 +189,16 @@ fn route_match(at: At<'_>, proto: &MatchProto) -> Result<RouteMatch, XdsError> {
         case_sensitive: boolean(proto.case_sensitive, true),
         headers: matcher::headers(at.field("headers"), &proto.headers)?,
         query: matcher::queries(at.field("query_parameters"), &proto.query_parameters)?,
+        metadata: {
+            let at = at.field("dynamic_metadata");
+            let given = proto.dynamic_metadata.iter().enumerate();
+            given.map(|(i, proto)| rbac::metadata_matcher(at.index(i), proto)).collect::<Result<_, _>>()?
+        },
+        filter_state: {
+            let at = at.field("filter_state");
+            let given = proto.filter_state.iter().enumerate();
+            given.map(|(i, proto)| rbac::filter_state(at.index(i), proto)).collect::<Result<_, _>>()?
+        },
         runtime_fraction: proto.runtime_fraction.as_ref().map(runtime_fraction),
         grpc: proto.grpc.is_some(),
     })

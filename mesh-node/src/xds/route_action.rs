@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_xds::pb::envoy::config::core::v3::TypedExtensionConfig;
 use mesh_xds::pb::envoy::config::route::v3::redirect_action::{
     PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
 };
@@ -12,9 +13,14 @@ use mesh_xds::pb::envoy::config::route::v3::route_action::{
 };
 use mesh_xds::pb::envoy::config::route::v3::weighted_cluster::cluster_weight;
 use mesh_xds::pb::envoy::config::route::v3::{
-    DirectResponseAction, RedirectAction, RetryPolicy as RetryProto, RouteAction,
+    DirectResponseAction, InternalRedirectPolicy, RedirectAction, RetryPolicy as RetryProto, RouteAction,
     WeightedCluster as WeightedProto,
 };
+use mesh_xds::pb::envoy::extensions::internal_redirect::allow_listed_routes::v3::AllowListedRoutesConfig;
+use mesh_xds::pb::envoy::extensions::internal_redirect::previous_routes::v3::PreviousRoutesConfig;
+use mesh_xds::pb::envoy::extensions::internal_redirect::safe_cross_scheme::v3::SafeCrossSchemeConfig;
+use mesh_xds::pb::envoy::extensions::retry::host::omit_canary_hosts::v3::OmitCanaryHostsPredicate;
+use mesh_xds::pb::envoy::extensions::retry::host::omit_host_metadata::v3::OmitHostMetadataConfig;
 use mesh_xds::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 use mesh_xds::pb::google::protobuf;
 
@@ -26,10 +32,10 @@ use super::http_filters::overrides;
 use super::listener::extension;
 use super::route::Table;
 use super::{format, hash_policy, headers, matcher, metadata};
-use crate::model::metadata::Metadata;
+use crate::model::metadata::{Metadata, MetadataValue};
 use crate::model::route::{
-    ClusterChoice, DirectResponse, Forward, HostRewrite, Mirror, PathRewrite, Redirect, RedirectPath,
-    RetryOn, RetryPolicy, WeightedCluster,
+    ClusterChoice, DirectResponse, Forward, HostRewrite, InternalRedirect, Mirror, PathRewrite, Redirect,
+    RedirectPath, RedirectPredicate, RetryOn, RetryPolicy, WeightedCluster,
 };
 use crate::runtime::Setting;
 
@@ -55,6 +61,10 @@ pub(super) fn forward(at: At<'_>, proto: &RouteAction, table: &Table<'_, '_>) ->
             ClusterNotFoundResponseCode::InternalServerError => 500,
         },
         path_rewrite: path_rewrite(at, proto)?,
+        internal_redirect: match &proto.internal_redirect_policy {
+            Some(policy) => Some(Box::new(internal_redirect(at.field("internal_redirect_policy"), policy)?)),
+            None => None,
+        },
         host_rewrite: host_rewrite(at, proto)?,
         append_x_forwarded_host: proto.append_x_forwarded_host,
         timeout: timeout(at.field("timeout"), proto.timeout, Some(TIMEOUT))?,
@@ -298,8 +308,12 @@ pub(super) fn retry(at: At<'_>, proto: &RetryProto) -> Result<RetryPolicy, XdsEr
         None => (RETRY_BASE, RETRY_BASE * 10),
     };
     let at_predicates = at.field("retry_host_predicate");
+    let (mut previous_hosts, mut avoid) = (false, Vec::new());
     for (i, predicate) in proto.retry_host_predicate.iter().enumerate() {
-        previous_hosts(at_predicates.index(i), predicate)?;
+        match host_predicate(at_predicates.index(i), predicate)? {
+            Some(metadata) => avoid.push(metadata),
+            None => previous_hosts = true,
+        }
     }
     Ok(RetryPolicy {
         on,
@@ -312,7 +326,8 @@ pub(super) fn retry(at: At<'_>, proto: &RetryProto) -> Result<RetryPolicy, XdsEr
             at.field("retriable_request_headers"),
             &proto.retriable_request_headers,
         )?,
-        previous_hosts: !proto.retry_host_predicate.is_empty(),
+        previous_hosts,
+        avoid,
         // Envoy: one attempt if nothing is said.
         host_selection_retry_max_attempts: u32::try_from(proto.host_selection_retry_max_attempts)
             .ok()
@@ -322,15 +337,78 @@ pub(super) fn retry(at: At<'_>, proto: &RetryProto) -> Result<RetryPolicy, XdsEr
     })
 }
 
-fn previous_hosts(at: At<'_>, proto: &RetryHostPredicate) -> Result<(), XdsError> {
-    match &proto.config_type {
-        Some(retry_host_predicate::ConfigType::TypedConfig(config)) => {
-            match mesh_xds::unpack::<PreviousHostsPredicate>(config) {
-                Some(_) => Ok(()),
-                None => Err(extension(at.field("typed_config"), config)),
-            }
-        }
-        None if proto.name == "envoy.retry_host_predicates.previous_hosts" => Ok(()),
-        None => Err(at.field("typed_config").invalid("is required")),
+/// The metadata of hosts that retries avoid; `None`: those that were tried already.
+fn host_predicate(at: At<'_>, proto: &RetryHostPredicate) -> Result<Option<Metadata>, XdsError> {
+    let Some(retry_host_predicate::ConfigType::TypedConfig(config)) = &proto.config_type else {
+        // By name alone.
+        return match proto.name.as_str() {
+            PREVIOUS_HOSTS => Ok(None),
+            OMIT_CANARIES => Ok(Some(canary())),
+            _ => Err(XdsError::Extension { path: at.to_string(), name: proto.name.clone() }),
+        };
+    };
+    let at = at.field("typed_config");
+    if mesh_xds::unpack::<PreviousHostsPredicate>(config).is_some() {
+        return Ok(None);
     }
+    if mesh_xds::unpack::<OmitCanaryHostsPredicate>(config).is_some() {
+        return Ok(Some(canary()));
+    }
+    match mesh_xds::unpack::<OmitHostMetadataConfig>(config) {
+        Some(Ok(proto)) => {
+            Ok(metadata::criteria(proto.metadata_match.as_ref(), None).or_else(|| Some(nobody())))
+        }
+        Some(Err(error)) => Err(at.invalid(error.to_string())),
+        None => Err(extension(at, config)),
+    }
+}
+
+const PREVIOUS_HOSTS: &str = "envoy.retry_host_predicates.previous_hosts";
+const OMIT_CANARIES: &str = "envoy.retry_host_predicates.omit_canary_hosts";
+
+fn canary() -> Metadata {
+    [("canary".into(), MetadataValue::Bool(true))].into()
+}
+
+/// What no host has.
+fn nobody() -> Metadata {
+    [("".into(), MetadataValue::Null)].into()
+}
+
+/// `InternalRedirectPolicy`
+fn internal_redirect(at: At<'_>, proto: &InternalRedirectPolicy) -> Result<InternalRedirect, XdsError> {
+    const FOLLOWED: [u32; 5] = [301, 302, 303, 307, 308];
+    let codes = proto.redirect_response_codes.iter().filter(|code| FOLLOWED.contains(code));
+    let mut statuses: Vec<u16> = codes.filter_map(|code| u16::try_from(*code).ok()).collect();
+    if proto.redirect_response_codes.is_empty() {
+        statuses.push(302);
+    }
+    let at_predicates = at.field("predicates");
+    let predicate = |(i, given): (usize, &TypedExtensionConfig)| {
+        let at = at_predicates.index(i);
+        let at = at.field("typed_config");
+        let config = given.typed_config.clone().unwrap_or_default();
+        if mesh_xds::unpack::<PreviousRoutesConfig>(&config).is_some() {
+            return Ok(RedirectPredicate::PreviousRoutes);
+        }
+        if mesh_xds::unpack::<SafeCrossSchemeConfig>(&config).is_some() {
+            return Ok(RedirectPredicate::SafeCrossScheme);
+        }
+        match mesh_xds::unpack::<AllowListedRoutesConfig>(&config) {
+            Some(Ok(proto)) => Ok(RedirectPredicate::AllowListedRoutes(proto.allowed_route_names)),
+            Some(Err(error)) => Err(at.invalid(error.to_string())),
+            None => Err(extension(at, &config)),
+        }
+    };
+    let at_copied = at.field("response_headers_to_copy");
+    let copied = proto.response_headers_to_copy.iter().enumerate();
+    Ok(InternalRedirect {
+        most: number(proto.max_internal_redirects, 1),
+        statuses,
+        cross_scheme: proto.allow_cross_scheme_redirect,
+        predicates: proto.predicates.iter().enumerate().map(predicate).collect::<Result<_, _>>()?,
+        headers_to_copy: copied
+            .map(|(i, name)| headers::name(at_copied.index(i), name))
+            .collect::<Result<_, _>>()?,
+    })
 }

@@ -315,7 +315,7 @@ pub(super) const ROWS: &[Row] = &[
      "metadata_namespace key value regex_value_rewrite type encode", ""),
     ("extensions.filters.http.set_metadata.v3.Config", "metadata_namespace value metadata", ""),
     ("extensions.filters.http.set_metadata.v3.Metadata", "metadata_namespace allow_overwrite value", ""),
-    ("extensions.filters.http.set_filter_state.v3.Config", "on_request_headers", "clear_route_cache"),
+    ("extensions.filters.http.set_filter_state.v3.Config", "on_request_headers clear_route_cache", ""),
     ("extensions.filters.common.set_filter_state.v3.FilterStateValue",
      "object_key format_string read_only skip_if_empty", "factory_key shared_with_upstream"),
     ("extensions.filters.http.health_check.v3.HealthCheck", "pass_through_mode headers", "cache_time"),
@@ -370,7 +370,7 @@ pub(super) const ROWS: &[Row] = &[
      "metadata stat_prefix per_request_buffer_limit_bytes \
       request_body_buffer_limit"),
     ("config.route.v3.RouteMatch",
-     "prefix path safe_regex path_separated_prefix connect_matcher case_sensitive runtime_fraction headers \
+     "prefix path safe_regex path_separated_prefix connect_matcher case_sensitive runtime_fraction dynamic_metadata filter_state headers \
       query_parameters grpc", ""),
     ("config.route.v3.Decorator", "operation propagate", ""),
     ("config.route.v3.RouteMatch.GrpcRouteMatchOptions", "", ""),
@@ -383,7 +383,7 @@ pub(super) const ROWS: &[Row] = &[
      "cluster cluster_header weighted_clusters cluster_not_found_response_code prefix_rewrite regex_rewrite \
       host_rewrite_literal auto_host_rewrite host_rewrite_header host_rewrite_path_regex \
       append_x_forwarded_host timeout idle_timeout retry_policy priority hash_policy max_grpc_timeout \
-      grpc_timeout_offset metadata_match upgrade_configs max_stream_duration request_mirror_policies \
+      grpc_timeout_offset internal_redirect_policy metadata_match upgrade_configs max_stream_duration request_mirror_policies \
       rate_limits include_vh_rate_limits cors",
      "early_data_policy flush_timeout"),
     ("config.route.v3.CorsPolicy",
@@ -418,6 +418,14 @@ pub(super) const ROWS: &[Row] = &[
     ("config.route.v3.RetryPolicy.RetryBackOff", "base_interval max_interval", ""),
     ("config.route.v3.RetryPolicy.RetryHostPredicate", "name typed_config", ""),
     ("extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate", "", ""),
+    ("extensions.retry.host.omit_canary_hosts.v3.OmitCanaryHostsPredicate", "", ""),
+    ("extensions.retry.host.omit_host_metadata.v3.OmitHostMetadataConfig", "metadata_match", ""),
+    ("config.route.v3.InternalRedirectPolicy",
+     "max_internal_redirects redirect_response_codes predicates allow_cross_scheme_redirect \
+      response_headers_to_copy", ""),
+    ("extensions.internal_redirect.previous_routes.v3.PreviousRoutesConfig", "", ""),
+    ("extensions.internal_redirect.allow_listed_routes.v3.AllowListedRoutesConfig", "allowed_route_names", ""),
+    ("extensions.internal_redirect.safe_cross_scheme.v3.SafeCrossSchemeConfig", "", ""),
 
     ("config.cluster.v3.Cluster",
      "name cluster_type alt_stat_name type eds_cluster_config connect_timeout per_connection_buffer_limit_bytes lb_policy load_assignment \

@@ -23,7 +23,8 @@ pub fn ports(file: &CaseFile) -> BTreeMap<String, u16> {
     file.backends.keys().cloned().zip(FIRST_BACKEND_PORT..).collect()
 }
 
-/// The bootstrap as JSON. `${ip}`, `${certs}`, `${log}` and `${port:NAME}` in the case file are replaced.
+/// The bootstrap as JSON. `${ip}`, `${certs}`, `${log}`, `${port:NAME}`, `${server.hash}` and `${server.spki}` in the case
+/// file are replaced.
 pub fn bootstrap(file: &CaseFile, ip: IpAddr, certs: &Path, log: &Path) -> Result<String> {
     let ports = ports(file);
     let clusters = file
@@ -52,6 +53,12 @@ pub fn bootstrap(file: &CaseFile, ip: IpAddr, certs: &Path, log: &Path) -> Resul
         .replace("${ip}", &ip.to_string())
         .replace("${certs}", &certs.display().to_string())
         .replace("${log}", &log.display().to_string());
+    for pin in ["server.hash", "server.spki"] {
+        let read = || std::fs::read_to_string(certs.join(pin)).with_context(|| format!("reading {pin}"));
+        if text.contains(&format!("${{{pin}}}")) {
+            text = text.replace(&format!("${{{pin}}}"), &read()?);
+        }
+    }
     for (name, port) in ports {
         text = text.replace(&format!("${{port:{name}}}"), &port.to_string());
     }

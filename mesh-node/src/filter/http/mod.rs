@@ -40,7 +40,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use self::local_reply::LocalReply;
 use self::request::Request;
 use self::response_body::ResponseBody;
-use self::router::Answer;
+use self::router::{Answer, Passed};
 use self::routes::{KeptRoute, Routes};
 use self::stream::{Expired, Owner, Stream};
 use self::timer::Timer;
@@ -51,7 +51,7 @@ use crate::http::service::{HttpService, Refusal, Reset};
 use crate::model::http_filter::HttpFilterKind;
 use crate::model::network::{HttpConnectionManager, UnderscoresAction};
 use crate::model::route::{Action, RouteTable};
-use crate::router::{Decision, Routed, tls_redirect_location};
+use crate::router::{Decision, Known, Routed, tls_redirect_location};
 use crate::telemetry::peer::LocalPeer;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
 
@@ -163,35 +163,62 @@ impl ConnectionManager {
             }
             return Answer::Local(refused);
         }
+        // One number for all routing of the request, so that it keeps its share and its weighted cluster.
+        let random = fastrand::u64(..);
+        loop {
+            match self.pass(stream, request, random).await {
+                Passed::Answered(answer) => return answer,
+                Passed::Redirected(next) => request = next,
+            }
+        }
+    }
+
+    /// Takes a request through the filters and the router.
+    async fn pass(&self, stream: &Rc<Stream>, mut request: Request, random: u64) -> Passed {
         let table = self.routes.now(&request.parts.headers);
         let table: &Arc<RouteTable> = &table;
-        let decision = crate::router::route(table, &request.head(), fastrand::u64(..));
-        let routed = match &decision {
-            Decision::Route(routed) => Some(routed),
-            Decision::NotFound(_) | Decision::TlsRedirect(_) => None,
-        };
-        let route = routed.map(|routed| routed.route);
-        let headers = &mut request.parts.headers;
-        let traced = trace::decide(self, stream, headers, route.map(|route| &**route));
-        if let Some(routed) = routed {
-            note_route(stream, routed);
-            stream.keep_route(KeptRoute::of(table, routed), &request);
-            if let Some(refused) = self.refuse_upgrade(stream, &request, routed) {
-                self.note_cluster(stream, &request, routed);
-                stream.log_request(&request);
-                return Answer::Local(refused);
-            }
-        }
-        trace::begin(self, stream, &mut request, route, traced);
-        if let Some(reply) = chain::decode(stream, &mut request, table, routed).await {
+        let mut from = 0;
+        let decision = loop {
+            let decision = route(stream, table, &request, random);
+            let routed = match &decision {
+                Decision::Route(routed) => Some(routed),
+                Decision::NotFound(_) | Decision::TlsRedirect(_) => None,
+            };
+            let first = from == 0 && stream.redirects.get() == 0;
+            let route = routed.map(|routed| routed.route);
+            let traced = first.then(|| {
+                let headers = &mut request.parts.headers;
+                trace::decide(self, stream, headers, route.map(|route| &**route))
+            });
             if let Some(routed) = routed {
-                self.note_cluster(stream, &request, routed);
+                note_route(stream, routed);
+                stream.keep_route(KeptRoute::of(table, routed), &request);
+                if from == 0
+                    && let Some(refused) = self.refuse_upgrade(stream, &request, routed)
+                {
+                    self.note_cluster(stream, &request, routed);
+                    stream.log_request(&request);
+                    return Passed::Answered(Answer::Local(refused));
+                }
             }
-            stream.log_request(&request);
-            return Answer::Local(reply);
-        }
-        match decision {
-            Decision::Route(routed) => self.follow(stream, request, table, &routed).await,
+            if let Some(traced) = traced {
+                trace::begin(self, stream, &mut request, route, traced);
+            }
+            match chain::decode(stream, &mut request, table, routed, from).await {
+                chain::Decoded::Through => break decision,
+                // A filter wants the route to be chosen anew for those after it.
+                chain::Decoded::Reroute(next) => from = next,
+                chain::Decoded::Answered(reply) => {
+                    if let Some(routed) = routed {
+                        self.note_cluster(stream, &request, routed);
+                    }
+                    stream.log_request(&request);
+                    return Passed::Answered(Answer::Local(*reply));
+                }
+            }
+        };
+        let answer = match decision {
+            Decision::Route(routed) => return self.follow(stream, request, (table, random), &routed).await,
             Decision::NotFound(virtual_host) => {
                 stream.info.borrow_mut().virtual_host = virtual_host.map(|v| v.name.clone());
                 stream.log_request(&request);
@@ -208,7 +235,8 @@ impl ConnectionManager {
                 let location = tls_redirect_location(&request.head());
                 Answer::Local(router::redirect_to(StatusCode::MOVED_PERMANENTLY, &location))
             }
-        }
+        };
+        Passed::Answered(answer)
     }
 
     /// The router filter, which ends every chain.
@@ -216,17 +244,18 @@ impl ConnectionManager {
         &self,
         stream: &Rc<Stream>,
         request: Request,
-        table: &RouteTable,
+        (table, random): (&RouteTable, u64),
         routed: &Routed<'_>,
-    ) -> Answer {
+    ) -> Passed {
         match self.hcm.http_filters.last().map(|filter| &filter.kind) {
             Some(HttpFilterKind::Router(filter)) => {
-                router::answer(filter, stream, request, table, routed).await
+                router::answer(filter, stream, request, (table, random), routed).await
             }
             _ => {
                 stream.log_request(&request);
                 // The converter refuses a filter list that does not end with the router.
-                Answer::Local(LocalReply::new(StatusCode::NOT_FOUND, "", "filter_chain_not_found"))
+                let reply = LocalReply::new(StatusCode::NOT_FOUND, "", "filter_chain_not_found");
+                Passed::Answered(Answer::Local(reply))
             }
         }
     }
@@ -423,6 +452,13 @@ impl ConnectionManager {
             log.log(&info, None, Some(headers), None, None);
         }
     }
+}
+
+/// The route of a request, by what is known of it now.
+fn route<'t>(stream: &Stream, table: &'t RouteTable, request: &Request, random: u64) -> Decision<'t> {
+    let info = stream.info.borrow();
+    let known = Known { metadata: info.metadata.as_deref(), filter_state: info.filter_state.as_deref() };
+    crate::router::route_knowing(table, &request.head(), known, random)
 }
 
 fn note_route(stream: &Stream, routed: &Routed<'_>) {

@@ -5,6 +5,7 @@ mod attempt;
 mod limits;
 mod local;
 mod mirror;
+mod redirected;
 mod tunnel;
 
 use std::cell::RefCell;
@@ -48,12 +49,22 @@ pub enum Answer {
     Local(LocalReply),
 }
 
+/// What became of a request.
+#[derive(Debug)]
+pub enum Passed {
+    Answered(Answer),
+    /// It goes through filters and router again, elsewhere (`internal_redirect_policy`).
+    Redirected(Request),
+}
+
 /// What the router works on: one request and its route.
 #[derive(Clone, Copy)]
 struct Routing<'r> {
     filter: &'r RouterFilter,
     stream: &'r Rc<Stream>,
     table: &'r RouteTable,
+    /// By which routes are drawn.
+    random: u64,
     routed: &'r Routed<'r>,
 }
 
@@ -75,13 +86,13 @@ pub async fn answer(
     filter: &RouterFilter,
     stream: &Rc<Stream>,
     request: Request,
-    table: &RouteTable,
+    (table, random): (&RouteTable, u64),
     routed: &Routed<'_>,
-) -> Answer {
-    let routing = Routing { filter, stream, table, routed };
+) -> Passed {
+    let routing = Routing { filter, stream, table, random, routed };
     let stats = &stream.manager.hcm.stats;
     stats.rq_total.inc();
-    match &routed.route.action {
+    let answer = match &routed.route.action {
         Action::Direct(direct) => {
             stats.rq_direct_response.inc();
             Answer::Local(local::direct(&routing, direct, &request))
@@ -91,11 +102,12 @@ pub async fn answer(
             stats.rq_direct_response.inc();
             Answer::Local(local::redirect(&routing, redirect, &request))
         }
-        Action::Forward(forward) => to_cluster(routing, forward, request).await,
-    }
+        Action::Forward(forward) => return to_cluster(routing, forward, request).await,
+    };
+    Passed::Answered(answer)
 }
 
-async fn to_cluster(routing: Routing<'_>, forward: &Forward, mut request: Request) -> Answer {
+async fn to_cluster(routing: Routing<'_>, forward: &Forward, mut request: Request) -> Passed {
     let stream = routing.stream;
     let manager = &stream.manager;
     let cluster = routing.routed.cluster(&request.head());
@@ -105,7 +117,7 @@ async fn to_cluster(routing: Routing<'_>, forward: &Forward, mut request: Reques
         let status =
             StatusCode::from_u16(forward.cluster_not_found_status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
         let reply = LocalReply::new(status, "", "cluster_not_found");
-        return Answer::Local(reply.flag(ResponseFlags::NO_CLUSTER_FOUND));
+        return Passed::Answered(Answer::Local(reply.flag(ResponseFlags::NO_CLUSTER_FOUND)));
     };
     let policy = RetryPlan::policy(routing.routed.virtual_host, forward);
     let steering = Steering::of(&request.parts.headers);
@@ -139,10 +151,19 @@ async fn to_cluster(routing: Routing<'_>, forward: &Forward, mut request: Reques
     if !forward.mirrors.is_empty() {
         mirror::start(&forwarding, &mut request);
     }
-    match forwarding.try_hosts(request).await {
-        Ok(response) => Answer::Upstream(forwarding.finish(response)),
+    let kept =
+        forward.internal_redirect.as_ref().and_then(|policy| redirected::keep(policy, stream, &request));
+    Passed::Answered(match forwarding.try_hosts(request).await {
+        Ok(response) => {
+            if let Some(kept) = kept
+                && let Some(next) = redirected::follow(&forwarding, kept, &response)
+            {
+                return Passed::Redirected(next);
+            }
+            Answer::Upstream(forwarding.finish(response))
+        }
         Err(reply) => Answer::Local(reply),
-    }
+    })
 }
 
 /// The name of the kind of request that the virtual host finds this one to be.

@@ -71,6 +71,10 @@ pub struct Stream {
     pub counted: Cell<bool>,
     /// What nobody has read of a request whose tries are over.
     unread: RefCell<Option<Body>>,
+    /// How often a redirect was followed here.
+    pub redirects: Cell<u32>,
+    /// Names of routes that redirected, and of those that they led to.
+    pub led_to: RefCell<Vec<(Str, Str)>>,
 }
 
 /// Headers as the access log sees them.
@@ -130,6 +134,8 @@ impl Stream {
             waited: Cell::new(false),
             counted: Cell::default(),
             unread: RefCell::default(),
+            redirects: Cell::default(),
+            led_to: RefCell::default(),
             manager,
         }))
     }

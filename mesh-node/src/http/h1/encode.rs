@@ -59,7 +59,13 @@ pub fn response(
     } else {
         let framing = match (length, body) {
             (Some(length), _) => Framing::Length(length),
-            (None, BodyFacts { ended: true, .. }) if context.head_request => Framing::None,
+            (None, BodyFacts { ended: true, .. }) if context.head_request => {
+                // As in Envoy: what a GET would be answered with is not known here.
+                if version != Version::HTTP_10 {
+                    line(out, "transfer-encoding", b"chunked", context.case);
+                }
+                Framing::None
+            }
             (None, BodyFacts { ended: true, .. }) => add_length(out, 0, context.case),
             (None, BodyFacts { exact: Some(exact), .. }) => add_length(out, exact, context.case),
             (None, _) if version == Version::HTTP_10 => Framing::UntilClose,

@@ -13,10 +13,12 @@ use crate::model::domains::Domains;
 use crate::model::matcher::{
     HeaderKey, HeaderMatchKind, HeaderMatcher, QueryMatchKind, QueryMatcher, StringMatcher, StringPattern,
 };
+use crate::model::rbac::{MetadataMatcher, ValueMatcher};
 use crate::model::route::{
     Action, ClusterChoice, PathMatch, RequireTls, RouteMatch, RouteTable, WeightedCluster,
 };
 use crate::router::{Decision, header_matches, route as decide};
+use crate::router::{Known, route_knowing};
 use crate::runtime::Setting;
 
 /// Virtual host and route, or `-`.
@@ -311,6 +313,35 @@ fn the_host_can_name_the_cluster() {
     let route = route("r", prefix("/"), Action::Forward(Box::new(forward)));
     let table = table(vec![virtual_host("v", &["*"], vec![route])]);
     assert_eq!(cluster_of(&table, &get("blue", "/", &[]), 0).as_deref(), Some("blue"));
+}
+
+#[test]
+fn what_filters_found_out_chooses_the_route() {
+    let matcher = MetadataMatcher {
+        filter: "app".to_owned(),
+        path: vec!["version".to_owned()],
+        value: ValueMatcher::String(exact("2")),
+        invert: false,
+    };
+    let by_metadata = RouteMatch { metadata: vec![matcher], ..prefix("/") };
+    let by_state = RouteMatch { filter_state: vec![("tenant".to_owned(), exact("gold"))], ..prefix("/") };
+    let routes =
+        vec![direct("metadata", by_metadata), direct("state", by_state), direct("rest", prefix("/"))];
+    let table = table(vec![virtual_host("v", &["*"], routes)]);
+    let request = get("h", "/", &[]);
+    let metadata = |version: &str| {
+        let fields = serde_json::json!({ "version": version });
+        crate::model::DynamicMetadata::from([("app".to_owned(), fields.as_object().unwrap().clone())])
+    };
+    let state = std::collections::BTreeMap::from([("tenant".to_owned(), "gold".to_owned())]);
+    for (known, route) in [
+        (Known { metadata: Some(&metadata("2")), filter_state: Some(&state) }, "metadata"),
+        (Known { metadata: Some(&metadata("1")), filter_state: Some(&state) }, "state"),
+        (Known::default(), "rest"),
+    ] {
+        let decision = route_knowing(&table, &request.head(), known, 0);
+        assert!(matches!(decision, Decision::Route(r) if &*r.route.name == route), "{route}");
+    }
 }
 
 #[test]

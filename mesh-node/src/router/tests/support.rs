@@ -63,6 +63,8 @@ pub(crate) fn path(path: PathMatch) -> RouteMatch {
         case_sensitive: true,
         headers: Vec::new(),
         query: Vec::new(),
+        metadata: Vec::new(),
+        filter_state: Vec::new(),
         runtime_fraction: None,
         grpc: false,
     }
@@ -109,6 +111,7 @@ pub(crate) fn forward() -> Forward {
         metadata_match: None,
         priority_high: false,
         mirrors: Vec::new(),
+        internal_redirect: None,
     }
 }
 
@@ -174,6 +177,7 @@ pub(crate) fn policy(conditions: &str) -> Arc<RetryPolicy> {
         retriable_headers: vec![header("x-again", HeaderMatchKind::Present(true))],
         retriable_request_headers: Vec::new(),
         previous_hosts: false,
+        avoid: Vec::new(),
         host_selection_retry_max_attempts: 1,
         back_off: (std::time::Duration::from_millis(25), std::time::Duration::from_millis(250)),
     })

@@ -181,6 +181,8 @@ group! {
             upstream_rq_retry_success,
             upstream_rq_retry_overflow,
             upstream_rq_retry_limit_exceeded,
+            upstream_internal_redirect_succeeded_total,
+            upstream_internal_redirect_failed_total,
             retry_or_shadow_abandoned,
             upstream_rq_1xx,
             upstream_rq_2xx,

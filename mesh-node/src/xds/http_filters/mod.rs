@@ -46,7 +46,7 @@ pub(super) use self::rate_limit::{bucket, of_route as rate_limits};
 use super::error::{At, XdsError};
 use super::listener::extension;
 use super::{Context, access_log, forward_proxy, rbac};
-use crate::model::http_filter::{HttpFilter, HttpFilterKind, Override, Overrides};
+use crate::model::http_filter::{HttpFilter, HttpFilterKind, Override, Overrides, SetFilterStates};
 use crate::model::listener::Direction;
 use crate::model::network::RouterFilter;
 use crate::telemetry::stats::{Counter, Gauge, http_tags};
@@ -163,7 +163,10 @@ fn one(at: At<'_>, config: &Any, place: &Place<'_, '_>) -> Result<HttpFilterKind
     }
     if let Some(proto) = read::<SetFilterState>(at, config)? {
         let entries = metadata::filter_state(at.field("on_request_headers"), &proto.on_request_headers)?;
-        return Ok(HttpFilterKind::SetFilterState(Arc::new(entries)));
+        return Ok(HttpFilterKind::SetFilterState(Arc::new(SetFilterStates {
+            entries,
+            clear_route_cache: proto.clear_route_cache,
+        })));
     }
     if let Some(proto) = read::<HealthCheck>(at, config)? {
         return Ok(HttpFilterKind::HealthCheck(Arc::new(traffic::health_check(at, &proto)?)));
@@ -267,7 +270,10 @@ fn said(at: At<'_>, config: &Any, context: &Context<'_>) -> Result<Override, Xds
     }
     if let Some(proto) = read::<SetFilterState>(at, config)? {
         let entries = metadata::filter_state(at.field("on_request_headers"), &proto.on_request_headers)?;
-        return Ok(Override::SetFilterState(Arc::new(entries)));
+        return Ok(Override::SetFilterState(Arc::new(SetFilterStates {
+            entries,
+            clear_route_cache: proto.clear_route_cache,
+        })));
     }
     if let Some(proto) = read::<CompressorPerRoute>(at, config)? {
         return Ok(compressor::of_route(&proto));

@@ -149,21 +149,32 @@ impl<'r> Decoding<'r> {
     }
 }
 
-/// Takes a request through the filters before the router. `Some` is the answer of one that answers itself.
+/// What became of a request on its way through the filters.
+#[derive(Debug)]
+pub enum Decoded {
+    Through,
+    /// A filter has answered it.
+    Answered(Box<LocalReply>),
+    /// Its route is to be chosen anew, for the filters from this one on (Envoy: `clearRouteCache`).
+    Reroute(usize),
+}
+
+/// Takes a request through the filters before the router, beginning with filter `from`.
 /// `routed` is `None` where no route was found.
 pub async fn decode(
     stream: &Rc<Stream>,
     request: &mut Request,
     table: &RouteTable,
     routed: Option<&Routed<'_>>,
-) -> Option<LocalReply> {
-    let [filters @ .., _router] = &stream.manager.hcm.http_filters[..] else { return None };
+    from: usize,
+) -> Decoded {
+    let [filters @ .., _router] = &stream.manager.hcm.http_filters[..] else { return Decoded::Through };
     if filters.is_empty() {
-        return None;
+        return Decoded::Through;
     }
     let decoding = Decoding::of(stream, table, routed);
     stream.chain.begun.set(true);
-    for filter in filters {
+    for filter in filters.iter().filter(|_| from == 0) {
         // Responses of filters before it pass this one too.
         if let HttpFilterKind::HeaderMutation(own) = &filter.kind
             && !decoding.is_off(filter)
@@ -171,7 +182,7 @@ pub async fn decode(
             header_mutation::prepare(&decoding, filter, own);
         }
     }
-    for filter in filters {
+    for (index, filter) in filters.iter().enumerate().skip(from) {
         if decoding.is_off(filter) {
             continue;
         }
@@ -242,7 +253,10 @@ pub async fn decode(
                     Some(Override::SetFilterState(of_route)) => of_route,
                     _ => own,
                 };
-                metadata::set_filter_state(stream, of_route, request);
+                metadata::set_filter_state(stream, &of_route.entries, request);
+                if of_route.clear_route_cache {
+                    return Decoded::Reroute(index + 1);
+                }
                 None
             }
             HttpFilterKind::HealthCheck(own) => health_check::decode(stream, own, request),
@@ -256,11 +270,11 @@ pub async fn decode(
             // The converter lets only the last be a router.
             HttpFilterKind::Router(_) => None,
         };
-        if reply.is_some() {
-            return reply;
+        if let Some(reply) = reply {
+            return Decoded::Answered(Box::new(reply));
         }
     }
-    None
+    Decoded::Through
 }
 
 /// Takes a response back through the filters.

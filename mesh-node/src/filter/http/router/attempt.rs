@@ -154,7 +154,7 @@ impl Forwarding<'_> {
     }
 
     fn choose(&self, request: &Request, tries: &Tries) -> Option<Arc<Host>> {
-        let previous_hosts = tries.policy.as_ref().filter(|policy| policy.previous_hosts);
+        let policy = tries.policy.as_deref().filter(|_| !tries.tried.is_empty());
         let header = match &self.cluster.config.discovery {
             Discovery::OriginalDst { http_header: Some(name), .. } => {
                 request.parts.headers.get(name).and_then(|v| v.to_str().ok())
@@ -176,8 +176,9 @@ impl Forwarding<'_> {
                 _ => self.stream().manager.connection.original_dst,
             },
             original_dst_header: header,
-            exclude: if previous_hosts.is_some() { &tries.tried } else { &[] },
-            exclude_attempts: previous_hosts.map_or(0, |p| p.host_selection_retry_max_attempts),
+            exclude: if policy.is_some_and(|policy| policy.previous_hosts) { &tries.tried } else { &[] },
+            avoid: policy.map_or(&[], |policy| &policy.avoid),
+            exclude_attempts: policy.map_or(0, |policy| policy.host_selection_retry_max_attempts),
             metadata_match: of_request.as_ref().or(of_route).map(|criteria| &criteria[..]),
             override_host: self.stream().chain.session_host().filter(|_| tries.tried.is_empty()),
             hash: self.cluster.config.lb.hashes().then(|| self.hash(request)).flatten(),

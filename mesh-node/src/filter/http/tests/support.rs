@@ -126,6 +126,7 @@ pub fn forward_to(cluster: &str) -> Forward {
         metadata_match: None,
         priority_high: false,
         mirrors: Vec::new(),
+        internal_redirect: None,
     }
 }
 
@@ -140,6 +141,7 @@ pub fn retry_policy() -> RetryPolicy {
         retriable_headers: Vec::new(),
         retriable_request_headers: Vec::new(),
         previous_hosts: false,
+        avoid: Vec::new(),
         host_selection_retry_max_attempts: 0,
         back_off: (Duration::from_millis(1), Duration::from_millis(1)),
     }
@@ -157,6 +159,8 @@ pub fn route(prefix: &str, action: Action) -> Route {
             case_sensitive: true,
             headers: Vec::new(),
             query: Vec::new(),
+            metadata: Vec::new(),
+            filter_state: Vec::new(),
             runtime_fraction: None,
             grpc: false,
         },

@@ -291,6 +291,12 @@ fn answers_without_a_body_say_so() {
         })
     };
     assert!(answer(200, "HEAD").ends_with("content-length: 2\r\n\r\n"));
+    let empty = local(async {
+        let mut served = served(Options::default(), |_| async { Ok(Response::new(Body::Empty)) }).await;
+        served.client.write_all(b"HEAD / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+        read_all(&mut served.client).await
+    });
+    assert!(empty.ends_with("transfer-encoding: chunked\r\n\r\n"), "{empty}");
     assert!(answer(204, "GET").ends_with("204 No Content\r\nconnection: close\r\n\r\n"));
     assert!(answer(304, "GET").ends_with("304 Not Modified\r\nconnection: close\r\n\r\n"));
 }

@@ -30,7 +30,7 @@ const PLACES: usize = 4;
 
 /// What shows nowhere, for a reason: names of extensions, whose types decide what they are, in Envoy as here; the name by
 /// which a server gives endpoints; extensions of which one type is known, and which say nothing more.
-const LABELS: [(&str, &str); 14] = [
+const LABELS: [(&str, &str); 15] = [
     ("envoy.config.endpoint.v3.ClusterLoadAssignment", "cluster_name"),
     (
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -47,6 +47,7 @@ const LABELS: [(&str, &str); 14] = [
     ("envoy.config.core.v3.TypedExtensionConfig", "name"),
     ("envoy.config.listener.v3.ListenerFilter", "name"),
     ("envoy.config.route.v3.RetryPolicy.RetryHostPredicate", "name"),
+    ("envoy.config.route.v3.RetryPolicy.RetryPriority", "name"),
     ("envoy.config.route.v3.RetryPolicy.RetryHostPredicate", "typed_config"),
 ];
 

@@ -9,7 +9,7 @@ use super::balance::{Group, Shards};
 use super::consistent::Consistent;
 use super::priority::{Counts, Loads, Source};
 use super::subset::SubsetTable;
-use super::{Host, Random};
+use super::{Host, Random, Spread};
 use crate::model::cluster::{Cluster, HealthStatus};
 
 /// Hosts of one configured locality, all of one priority.
@@ -25,6 +25,7 @@ pub(crate) struct LocalityHosts {
 #[derive(Debug)]
 pub(crate) struct HostSet {
     loads: Loads,
+    overprovisioning: u32,
     priorities: Vec<Priority>,
     by_address: HashMap<SocketAddr, Arc<Host>, ahash::RandomState>,
     /// Of clusters with subsets.
@@ -95,6 +96,11 @@ impl HostSet {
         self.by_address.get(address)
     }
 
+    /// The priority of a host.
+    pub(crate) fn priority_of(&self, host: &Arc<Host>) -> Option<usize> {
+        self.priorities.iter().position(|p| p.all.hosts().iter().any(|other| Arc::ptr_eq(other, host)))
+    }
+
     /// All priorities together.
     pub(crate) fn counts(&self) -> Counts {
         self.priorities.iter().map(Priority::counts).fold(Counts::default(), |a, b| Counts {
@@ -111,8 +117,13 @@ impl HostSet {
         cluster: &Cluster,
         random: &dyn Random,
         draw: Draw,
+        spread: Option<&Spread>,
     ) -> (Option<&Arc<Host>>, bool) {
-        let Some(source) = self.loads.choose(draw.hash) else { return (None, false) };
+        let counts = || self.priorities.iter().map(Priority::counts).collect::<Vec<_>>();
+        let other = spread.and_then(|spread| spread.loads(&counts(), self.overprovisioning));
+        let Some(source) = other.as_ref().unwrap_or(&self.loads).choose(draw.hash) else {
+            return (None, false);
+        };
         let panic = matches!(source, Source::All(_));
         let priority = &self.priorities[source.priority()];
         if let Some(table) = &priority.table {
@@ -189,7 +200,7 @@ impl Build<'_> {
                 priority.table = self.table(localities, loads.in_panic(p));
             }
         }
-        HostSet { loads, priorities, by_address, subsets: None }
+        HostSet { loads, overprovisioning: self.overprovisioning, priorities, by_address, subsets: None }
     }
 
     fn priority(&self, localities: &[LocalityHosts]) -> Priority {

@@ -26,6 +26,7 @@ mod priority;
 mod random;
 mod resilience;
 mod ring;
+mod spread;
 mod state;
 mod subset;
 
@@ -38,6 +39,7 @@ pub use host::{Host, HostCounters, LocalityName, Outcome};
 pub use manager::{ClusterManager, Removed};
 pub use outlier::{Average, Report};
 pub use random::{Random, ThreadRandom};
+pub use spread::Spread;
 pub use state::{ClusterState, LbContext, NoHost, Overflow};
 
 /// Index of the routing priority in circuit breakers (`core.v3.RoutingPriority`).

@@ -3,6 +3,8 @@
 //! The rules are Envoy's "priority levels", "overprovisioning factor", "degraded endpoints" and "panic
 //! threshold" (`LoadBalancerBase::recalculatePerPriorityState` and its kin); all percentages are whole.
 
+use std::collections::BTreeSet;
+
 /// How many hosts a priority has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
@@ -74,6 +76,36 @@ impl Loads {
         }
         loads.apply_panic(counts, total, panic_threshold_percent.min(100.0));
         loads
+    }
+
+    /// The shares without these priorities; `None` if nobody else serves.
+    pub(crate) fn without(
+        left_out: &BTreeSet<usize>,
+        counts: &[Counts],
+        overprovisioning_percent: u32,
+    ) -> Option<Self> {
+        let available = |some: fn(&Counts) -> usize| -> Vec<u32> {
+            let one = |(i, c): (usize, &Counts)| match left_out.contains(&i) {
+                true => 0,
+                false => availability(some(c), c.base(), overprovisioning_percent),
+            };
+            counts.iter().enumerate().map(one).collect()
+        };
+        let (health, degraded) = (available(|c| c.healthy), available(|c| c.degraded));
+        let total: u32 = health.iter().zip(&degraded).map(|(h, d)| (h + d).min(100)).sum();
+        if total == 0 {
+            return None;
+        }
+        let n = counts.len();
+        let mut loads = Self { healthy: vec![0; n], degraded: vec![0; n], panic: vec![false; n] };
+        let (first_healthy, left) = distribute(&mut loads.healthy, &health, 100, total);
+        let (first_degraded, left) = distribute(&mut loads.degraded, &degraded, left, total);
+        match (first_healthy, first_degraded) {
+            (Some(i), _) => loads.healthy[i] += left,
+            (None, Some(i)) => loads.degraded[i] += left,
+            (None, None) => {}
+        }
+        Some(loads)
     }
 
     fn apply_panic(&mut self, counts: &[Counts], total_availability: u32, threshold: f64) {

@@ -17,7 +17,7 @@ use super::original_dst::OriginalDstHosts;
 use super::outlier::Detector;
 use super::{
     Breakers, ConnectionGuard, Host, HostCounters, PendingGuard, Random, RequestGuard, RetryGuard,
-    RoutingPriority, discovery, resilience,
+    RoutingPriority, Spread, discovery, resilience,
 };
 use crate::model::Str;
 use crate::model::cluster::{Assignment, Cluster, Discovery, Endpoint, EndpointAddress, Locality};
@@ -62,6 +62,8 @@ pub struct LbContext<'a> {
     pub exclude: &'a [SocketAddr],
     /// Hosts that retries avoid for what they are (`omit_canary_hosts`, `omit_host_metadata`): any of these.
     pub avoid: &'a [Metadata],
+    /// Priorities that were tried (`envoy.retry_priorities.previous_priorities`).
+    pub spread: Option<&'a Spread>,
     /// `host_selection_retry_max_attempts`: how often the choice is repeated when it falls on `exclude`.
     /// After that an excluded host is taken all the same.
     pub exclude_attempts: u32,
@@ -333,6 +335,9 @@ impl ClusterState {
             }
             let host = host?;
             if draw.attempt == attempts || !context.refuses(host) {
+                if let (Some(spread), Some(priority)) = (context.spread, hosts.priority_of(host)) {
+                    spread.note(priority);
+                }
                 return Some(host.clone());
             }
             draw.attempt += 1;
@@ -349,7 +354,7 @@ impl ClusterState {
         context: &LbContext<'_>,
         draw: Draw,
     ) -> (Option<&'h Arc<Host>>, bool) {
-        let among = |hosts: &'h HostSet| hosts.choose(&self.config, &*self.random, draw);
+        let among = |hosts: &'h HostSet| hosts.choose(&self.config, &*self.random, draw, context.spread);
         match (hosts.subsets(), &self.config.balancing.subsets) {
             (Some(table), Some(config)) => table.choose(config, hosts, context.metadata_match, &among),
             _ => among(hosts),

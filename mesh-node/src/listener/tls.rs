@@ -49,6 +49,7 @@ where
     let mut info = session_info(stream.get_ref().1);
     info.local_uri_sans = tls.local_uri_sans.clone();
     info.local_leaf = Some(tls.local_leaf.clone());
+    info.peer_validated = tls.verifies_clients && !info.peer_chain.is_empty();
     Ok((stream, info))
 }
 

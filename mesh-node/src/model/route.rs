@@ -109,12 +109,21 @@ pub struct RouteMatch {
     pub query: Vec<QueryMatcher>,
     /// `dynamic_metadata`: what filters found out.
     pub metadata: Vec<MetadataMatcher>,
+    /// `tls_context`: was a client certificate presented, was it verified?
+    pub tls: Option<TlsMatch>,
     /// `filter_state`: objects by key.
     pub filter_state: Vec<(String, StringMatcher)>,
     /// Share of requests that match, as (numerator, denominator).
     pub runtime_fraction: Option<Setting<Fraction>>,
     /// `grpc: {}`: only requests with an `application/grpc` content type.
     pub grpc: bool,
+}
+
+/// `TlsContextMatchOptions`; `None`: either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TlsMatch {
+    pub presented: Option<bool>,
+    pub validated: Option<bool>,
 }
 
 /// The path part of a match. The query string never takes part.
@@ -341,6 +350,8 @@ pub struct RetryPolicy {
     pub previous_hosts: bool,
     /// `omit_canary_hosts` and `omit_host_metadata`: what hosts have in `envoy.lb` that retries avoid.
     pub avoid: Vec<Metadata>,
+    /// `envoy.retry_priorities.previous_priorities`: its `update_frequency`.
+    pub other_priorities: Option<usize>,
     pub host_selection_retry_max_attempts: u32,
     /// Base and maximum; Envoy's default is 25 ms and ten times that.
     pub back_off: (Duration, Duration),

@@ -15,6 +15,8 @@ pub struct DownstreamTls {
     /// serves without one instead of refusing them.
     pub without_alpn: Option<Arc<rustls::ServerConfig>>,
     pub require_client_certificate: bool,
+    /// A client's certificate that is accepted has been verified.
+    pub verifies_clients: bool,
     /// URI SANs of our own certificate.
     pub local_uri_sans: Vec<Str>,
     /// Our own certificate, DER.

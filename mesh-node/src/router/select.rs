@@ -63,6 +63,8 @@ pub fn route<'t>(table: &'t RouteTable, head: &RequestHead<'_>, random: u64) -> 
 pub struct Known<'a> {
     pub metadata: Option<&'a DynamicMetadata>,
     pub filter_state: Option<&'a BTreeMap<String, String>>,
+    /// The client has presented a certificate, and it was verified.
+    pub certificate: (bool, bool),
 }
 
 /// As [`route`], for a request of which more is known.
@@ -119,6 +121,11 @@ fn matches(m: &RouteMatch, head: &RequestHead<'_>, known: Known<'_>, random: u64
         && (!m.grpc || is_grpc(head.headers))
         && m.headers.iter().all(|h| header_matches(h, head))
         && (m.query.is_empty() || m.query.iter().all(|q| query_matches(q, head.path)))
+        && m.tls.is_none_or(|tls| {
+            let (presented, validated) = known.certificate;
+            tls.presented.is_none_or(|wanted| wanted == presented)
+                && tls.validated.is_none_or(|wanted| wanted == validated)
+        })
         && m.metadata.iter().all(|matcher| matcher.matches(known.metadata))
         && m.filter_state.iter().all(|(key, matcher)| {
             known.filter_state.and_then(|state| state.get(key)).is_some_and(|value| matcher.matches(value))

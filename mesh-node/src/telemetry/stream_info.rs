@@ -53,6 +53,8 @@ pub struct TlsInfo {
     pub local_uri_sans: Vec<Str>,
     /// Our own certificate, DER.
     pub local_leaf: Option<Arc<[u8]>>,
+    /// The client's certificate was verified.
+    pub peer_validated: bool,
 }
 
 /// Facts of a connection to an upstream, shared by its streams.

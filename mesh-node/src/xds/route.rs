@@ -17,7 +17,9 @@ use super::headers::{lists, mutations};
 use super::http_filters::{overrides, rate_limits, with_cors};
 use super::{Context, matcher, rbac, route_action, support, tracing};
 use crate::model::domains::Domains;
-use crate::model::route::{Action, PathMatch, RequireTls, Route, RouteMatch, RouteTable, VirtualHost};
+use crate::model::route::{
+    Action, PathMatch, RequireTls, Route, RouteMatch, RouteTable, TlsMatch, VirtualHost,
+};
 use crate::model::tracing::Decorator;
 
 /// Envoy's `max_direct_response_body_size_bytes`.
@@ -194,6 +196,10 @@ fn route_match(at: At<'_>, proto: &MatchProto) -> Result<RouteMatch, XdsError> {
             let given = proto.dynamic_metadata.iter().enumerate();
             given.map(|(i, proto)| rbac::metadata_matcher(at.index(i), proto)).collect::<Result<_, _>>()?
         },
+        tls: proto.tls_context.as_ref().map(|tls| TlsMatch {
+            presented: tls.presented.map(|presented| presented.value),
+            validated: tls.validated.map(|validated| validated.value),
+        }),
         filter_state: {
             let at = at.field("filter_state");
             let given = proto.filter_state.iter().enumerate();

@@ -7,7 +7,9 @@ use mesh_xds::pb::envoy::config::core::v3::TypedExtensionConfig;
 use mesh_xds::pb::envoy::config::route::v3::redirect_action::{
     PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
 };
-use mesh_xds::pb::envoy::config::route::v3::retry_policy::{RetryHostPredicate, retry_host_predicate};
+use mesh_xds::pb::envoy::config::route::v3::retry_policy::{
+    RetryHostPredicate, RetryPriority, retry_host_predicate, retry_priority,
+};
 use mesh_xds::pb::envoy::config::route::v3::route_action::{
     ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier, RequestMirrorPolicy,
 };
@@ -22,6 +24,7 @@ use mesh_xds::pb::envoy::extensions::internal_redirect::safe_cross_scheme::v3::S
 use mesh_xds::pb::envoy::extensions::retry::host::omit_canary_hosts::v3::OmitCanaryHostsPredicate;
 use mesh_xds::pb::envoy::extensions::retry::host::omit_host_metadata::v3::OmitHostMetadataConfig;
 use mesh_xds::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use mesh_xds::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 use mesh_xds::pb::google::protobuf;
 
 use super::common::{data, duration_or, enumeration, non_empty, number, runtime_fraction, timeout};
@@ -328,6 +331,10 @@ pub(super) fn retry(at: At<'_>, proto: &RetryProto) -> Result<RetryPolicy, XdsEr
         )?,
         previous_hosts,
         avoid,
+        other_priorities: match &proto.retry_priority {
+            Some(priority) => Some(retry_priority(at.field("retry_priority"), priority)?),
+            None => None,
+        },
         // Envoy: one attempt if nothing is said.
         host_selection_retry_max_attempts: u32::try_from(proto.host_selection_retry_max_attempts)
             .ok()
@@ -361,6 +368,20 @@ fn host_predicate(at: At<'_>, proto: &RetryHostPredicate) -> Result<Option<Metad
         Some(Err(error)) => Err(at.invalid(error.to_string())),
         None => Err(extension(at, config)),
     }
+}
+
+/// `update_frequency` of the only one that there is.
+fn retry_priority(at: At<'_>, proto: &RetryPriority) -> Result<usize, XdsError> {
+    let at = at.field("typed_config");
+    let Some(retry_priority::ConfigType::TypedConfig(config)) = &proto.config_type else {
+        return Err(at.invalid("is required"));
+    };
+    let proto = match mesh_xds::unpack::<PreviousPrioritiesConfig>(config) {
+        Some(proto) => proto.map_err(|error| at.invalid(error.to_string()))?,
+        None => return Err(extension(at, config)),
+    };
+    let every = usize::try_from(proto.update_frequency).ok().filter(|every| *every > 0);
+    every.ok_or_else(|| at.field("update_frequency").invalid("must be above 0"))
 }
 
 const PREVIOUS_HOSTS: &str = "envoy.retry_host_predicates.previous_hosts";

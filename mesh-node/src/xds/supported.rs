@@ -370,10 +370,11 @@ pub(super) const ROWS: &[Row] = &[
      "metadata stat_prefix per_request_buffer_limit_bytes \
       request_body_buffer_limit"),
     ("config.route.v3.RouteMatch",
-     "prefix path safe_regex path_separated_prefix connect_matcher case_sensitive runtime_fraction dynamic_metadata filter_state headers \
+     "prefix path safe_regex path_separated_prefix connect_matcher case_sensitive runtime_fraction dynamic_metadata filter_state tls_context headers \
       query_parameters grpc", ""),
     ("config.route.v3.Decorator", "operation propagate", ""),
     ("config.route.v3.RouteMatch.GrpcRouteMatchOptions", "", ""),
+    ("config.route.v3.RouteMatch.TlsContextMatchOptions", "presented validated", ""),
     ("config.route.v3.RouteMatch.ConnectMatcher", "", ""),
     ("config.route.v3.HeaderMatcher",
      "name exact_match safe_regex_match range_match present_match prefix_match suffix_match contains_match \
@@ -412,10 +413,12 @@ pub(super) const ROWS: &[Row] = &[
       response_code strip_query", ""),
     ("config.route.v3.DirectResponseAction", "status body body_format", ""),
     ("config.route.v3.RetryPolicy",
-     "retry_on num_retries per_try_timeout per_try_idle_timeout retry_host_predicate \
+     "retry_on num_retries per_try_timeout per_try_idle_timeout retry_priority retry_host_predicate \
       host_selection_retry_max_attempts retriable_status_codes retry_back_off retriable_headers \
       retriable_request_headers", ""),
     ("config.route.v3.RetryPolicy.RetryBackOff", "base_interval max_interval", ""),
+    ("config.route.v3.RetryPolicy.RetryPriority", "name typed_config", ""),
+    ("extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig", "update_frequency", ""),
     ("config.route.v3.RetryPolicy.RetryHostPredicate", "name typed_config", ""),
     ("extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate", "", ""),
     ("extensions.retry.host.omit_canary_hosts.v3.OmitCanaryHostsPredicate", "", ""),

@@ -457,7 +457,12 @@ impl ConnectionManager {
 /// The route of a request, by what is known of it now.
 fn route<'t>(stream: &Stream, table: &'t RouteTable, request: &Request, random: u64) -> Decision<'t> {
     let info = stream.info.borrow();
-    let known = Known { metadata: info.metadata.as_deref(), filter_state: info.filter_state.as_deref() };
+    let tls = stream.manager.connection.tls.as_deref();
+    let known = Known {
+        metadata: info.metadata.as_deref(),
+        filter_state: info.filter_state.as_deref(),
+        certificate: tls.map_or((false, false), |tls| (!tls.peer_chain.is_empty(), tls.peer_validated)),
+    };
     crate::router::route_knowing(table, &request.head(), known, random)
 }
 

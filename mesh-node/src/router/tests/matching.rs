@@ -335,8 +335,11 @@ fn what_filters_found_out_chooses_the_route() {
     };
     let state = std::collections::BTreeMap::from([("tenant".to_owned(), "gold".to_owned())]);
     for (known, route) in [
-        (Known { metadata: Some(&metadata("2")), filter_state: Some(&state) }, "metadata"),
-        (Known { metadata: Some(&metadata("1")), filter_state: Some(&state) }, "state"),
+        (
+            Known { metadata: Some(&metadata("2")), filter_state: Some(&state), ..Known::default() },
+            "metadata",
+        ),
+        (Known { metadata: Some(&metadata("1")), filter_state: Some(&state), ..Known::default() }, "state"),
         (Known::default(), "rest"),
     ] {
         let decision = route_knowing(&table, &request.head(), known, 0);

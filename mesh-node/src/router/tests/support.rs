@@ -65,6 +65,7 @@ pub(crate) fn path(path: PathMatch) -> RouteMatch {
         query: Vec::new(),
         metadata: Vec::new(),
         filter_state: Vec::new(),
+        tls: None,
         runtime_fraction: None,
         grpc: false,
     }
@@ -178,6 +179,7 @@ pub(crate) fn policy(conditions: &str) -> Arc<RetryPolicy> {
         retriable_request_headers: Vec::new(),
         previous_hosts: false,
         avoid: Vec::new(),
+        other_priorities: None,
         host_selection_retry_max_attempts: 1,
         back_off: (std::time::Duration::from_millis(25), std::time::Duration::from_millis(250)),
     })

@@ -174,6 +174,7 @@ fn server(
         return Err(at.invalid(message));
     }
     let (at_trust, trust) = parts.trust(at, common)?;
+    let verifies_clients = trust.as_ref().is_some_and(verify::verifies);
     let verifier = verify::client(
         At::root(&at_trust),
         trust.as_ref(),
@@ -198,6 +199,7 @@ fn server(
         config: Arc::new(config),
         without_alpn,
         require_client_certificate: require,
+        verifies_clients,
         local_uri_sans,
         local_leaf,
     })

@@ -58,6 +58,13 @@ struct NameMatcher {
     matcher: StringMatcher,
 }
 
+/// Is a certificate that is accepted by this context a verified one?
+pub(super) fn verifies(proto: &CertificateValidationContext) -> bool {
+    let pinned = !proto.verify_certificate_hash.is_empty() || !proto.verify_certificate_spki.is_empty();
+    (proto.trusted_ca.is_some() || pinned)
+        && proto.trust_chain_verification != TrustChainVerification::AcceptUntrusted as i32
+}
+
 /// Verifier of clients.
 pub(super) fn client(
     at: At<'_>,

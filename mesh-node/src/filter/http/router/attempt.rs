@@ -16,7 +16,7 @@ use super::super::reset::ResetReason;
 use super::super::trace;
 use super::limits::{TryLimit, TryLimits};
 use super::{ATTEMPT_COUNT, EXPECTED_TIMEOUT, Forwarding, local, tunnel};
-use crate::cluster::{Host, LbContext, Outcome, Report, RetryGuard};
+use crate::cluster::{Host, LbContext, Outcome, Report, RetryGuard, Spread};
 use crate::http::body::Body;
 use crate::model::cluster::{Discovery, Transport, UpstreamProtocol};
 use crate::model::hash;
@@ -58,6 +58,7 @@ struct Tries {
     /// Held from the decision to retry to the outcome of the retry.
     guard: Option<RetryGuard>,
     tried: SmallVec<[SocketAddr; 2]>,
+    spread: Option<Spread>,
 }
 
 impl Source {
@@ -89,6 +90,7 @@ impl Forwarding<'_> {
             retries: 0,
             guard: None,
             tried: SmallVec::new(),
+            spread: self.policy.and_then(|policy| policy.other_priorities).map(Spread::new),
         };
         loop {
             stream.info.borrow_mut().upstream.attempts += 1;
@@ -177,6 +179,7 @@ impl Forwarding<'_> {
             },
             original_dst_header: header,
             exclude: if policy.is_some_and(|policy| policy.previous_hosts) { &tries.tried } else { &[] },
+            spread: tries.spread.as_ref(),
             avoid: policy.map_or(&[], |policy| &policy.avoid),
             exclude_attempts: policy.map_or(0, |policy| policy.host_selection_retry_max_attempts),
             metadata_match: of_request.as_ref().or(of_route).map(|criteria| &criteria[..]),

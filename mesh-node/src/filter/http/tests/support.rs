@@ -142,6 +142,7 @@ pub fn retry_policy() -> RetryPolicy {
         retriable_request_headers: Vec::new(),
         previous_hosts: false,
         avoid: Vec::new(),
+        other_priorities: None,
         host_selection_retry_max_attempts: 0,
         back_off: (Duration::from_millis(1), Duration::from_millis(1)),
     }
@@ -161,6 +162,7 @@ pub fn route(prefix: &str, action: Action) -> Route {
             query: Vec::new(),
             metadata: Vec::new(),
             filter_state: Vec::new(),
+            tls: None,
             runtime_fraction: None,
             grpc: false,
         },

@@ -92,7 +92,7 @@ impl Loads {
             counts.iter().enumerate().map(one).collect()
         };
         let (health, degraded) = (available(|c| c.healthy), available(|c| c.degraded));
-        let total: u32 = health.iter().zip(&degraded).map(|(h, d)| (h + d).min(100)).sum();
+        let total = (health.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
         if total == 0 {
             return None;
         }

@@ -86,8 +86,8 @@ pub enum Operator {
     },
     /// `REQ_WITHOUT_QUERY(X?Y)`
     ReqWithoutQuery(String, Option<String>),
-    /// `QUERY_PARAMS(source)`: all parameters.
-    QueryParameters(PathSource),
+    /// `QUERY_PARAMS(ORIG)`: all parameters as they came.
+    QueryParameters,
     /// `REQUESTED_SERVER_NAME(X:Y)`: the name of TLS, of the request, or one before the other.
     ServerName {
         from: ServerNameFrom,

@@ -13,8 +13,8 @@ use super::matcher::{HeaderKey, HeaderMatcher, QueryMatcher, StringMatcher};
 use super::metadata::Metadata;
 use super::network::BodyFormat;
 use super::rate_limit::DescriptorAction;
-use super::tracing::{Decorator, RouteTracing};
 use super::rbac::MetadataMatcher;
+use super::tracing::{Decorator, RouteTracing};
 use crate::runtime::{Fraction, Setting};
 
 /// A `RouteConfiguration`.

@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue};
 
 use super::Str;
 use super::format::{Format, MetadataOf};
-use super::http_filter::Fraction;
+use crate::runtime::Fraction;
 use crate::telemetry::stats::Counter;
 
 /// `HttpConnectionManager.Tracing`.

@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(shown.layers[4], "admin");
         let (of_layers, winner) = &shown.entries["runtime_test.share"];
         assert_eq!((of_layers[3].as_str(), &of_layers[4]), ("30", winner));
-        assert_eq!(shown.entries["runtime_test.far"].1, "1000000000000");
+        assert_eq!(shown.entries["runtime_test.far"].1, "1e+12");
         std::fs::write(root.join("over/c/runtime_test/disk"), "8").unwrap();
         runtime.configure(&layers, "c");
         assert_eq!(Setting::new(1u64, "runtime_test.disk").now(), 8);

@@ -98,13 +98,10 @@ impl Value {
     }
 }
 
-/// As Envoy shows it: whole numbers with six digits at most (C's `%g`), but for those beyond 32 bits.
+/// As Envoy shows it: whole numbers with six digits at most (C's `%g`).
 fn written(number: f64) -> String {
     if number.fract() != 0.0 || number.abs() < 1e6 {
         return number.to_string();
-    }
-    if number.abs() > f64::from(i32::MAX) {
-        return format!("{number:.0}");
     }
     let text = format!("{number:.5e}");
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
@@ -194,7 +191,7 @@ mod tests {
     fn numbers_are_shown_as_envoy_shows_them() {
         let all =
             [0.0, 2.5, -3.0, 100_000.0, 1_000_000.0, 1_234_567.0, 120_000_000.0, 123_456_789_012.0, 0.001];
-        let shown = ["0", "2.5", "-3", "100000", "1e+06", "1.23457e+06", "1.2e+08", "123456789012", "0.001"];
+        let shown = ["0", "2.5", "-3", "100000", "1e+06", "1.23457e+06", "1.2e+08", "1.23457e+11", "0.001"];
         assert_eq!(all.map(written), shown);
     }
 

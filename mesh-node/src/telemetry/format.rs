@@ -194,8 +194,8 @@ pub(super) fn value<'a>(operator: &Operator, context: &Context<'a>) -> Value<'a>
             let found = of(first).or_else(|| second.as_deref().and_then(of));
             found.map(|value| before_query(value, false)).into()
         }
-        Operator::QueryParameters(source) => {
-            let path = path(context, true, *source);
+        Operator::QueryParameters => {
+            let path = path(context, true, PathSource::OriginalOrCurrent);
             path.and_then(|path| Some(path.split_once('?')?.1.to_owned())).into()
         }
         Operator::ServerName { from, host } => server_name(context, *from, *host),

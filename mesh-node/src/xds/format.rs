@@ -232,7 +232,10 @@ fn named(name: &str, argument: Option<&str>) -> Result<Operator, String> {
             format: time_format(),
         }),
         "REQ_WITHOUT_QUERY" => header().map(|(x, y)| Operator::ReqWithoutQuery(x, y)),
-        "QUERY_PARAMS" => path_source(argument.unwrap_or_default()).map(Operator::QueryParameters),
+        "QUERY_PARAMS" => match argument.unwrap_or_default() {
+            "" | "ORIG" => Ok(Operator::QueryParameters),
+            other => Err(format!("%QUERY_PARAMS({other})%: there is ORIG")),
+        },
         "REQUESTED_SERVER_NAME" => server_name(argument.unwrap_or_default()),
         "DYNAMIC_METADATA" => metadata(MetadataOf::Stream, required()?),
         "CLUSTER_METADATA" => metadata(MetadataOf::Cluster, required()?),

@@ -28,12 +28,12 @@ use super::error::{At, XdsError};
 use super::listener::extension;
 use super::{Context, format, grpc_service, headers};
 use crate::model::format::{Format, MetadataOf, Part};
-use crate::model::http_filter::Fraction;
 use crate::model::source::GrpcTarget;
 use crate::model::tracing::{
     Collector, CustomTag, OpenTelemetryStats, Provider, ProviderKind, RequestIds, RouteTracing, Sampling,
     SpanRules, TagValue, Tracing, Zipkin, ZipkinStats,
 };
+use crate::runtime::Fraction;
 use crate::telemetry::stats::{Counter, Tags};
 use crate::telemetry::trace::otlp;
 

@@ -81,7 +81,7 @@ impl StatsShape {
     pub(super) fn tags(&self, full: &str, given: Tags) -> Tags {
         let wanted = |label: &str| {
             let named = |rule: &TagRule| matches!(rule.value, TagValue::Default) && rule.label == label;
-            self.default_tags || is_response_code(label) || self.tags.iter().any(named)
+            self.default_tags || self.tags.iter().any(named)
         };
         let (codes, places): (Vec<_>, Vec<_>) =
             given.labels.iter().cloned().partition(|(label, _)| is_response_code(label));
@@ -92,11 +92,17 @@ impl StatsShape {
                     full.rfind(&format!("{value}xx")).map(|at| at..at + value.len())
                 }
                 "envoy_response_code" => full.rfind(&format!("_{value}")).map(|at| at..at + 1 + value.len()),
-                _ => full[from..].find(&format!(".{value}")).map(|at| from + at..from + at + 1 + value.len()),
+                _ => full[from..].find(&format!(".{value}")).map(|at| {
+                    let begin = from + at + 1;
+                    let end = begin + value.len();
+                    // With the dot behind it, or else before it.
+                    if full[end..].starts_with('.') { begin..end + 1 } else { begin - 1..end }
+                }),
             };
             let Some(range) = range else { continue };
             if !is_response_code(label) {
-                from = range.end;
+                // What follows may begin with the dot behind this one.
+                from = range.end - 1;
             }
             if wanted(label) {
                 taken.push(range.clone());
@@ -125,12 +131,13 @@ impl StatsShape {
             name = without(full, &taken);
         }
         let places = places.into_iter().filter(|(label, _)| wanted(label));
-        let labels = codes.into_iter().chain(fixed).chain(general).chain(places).chain(others).collect();
+        let codes = codes.into_iter().filter(|(label, _)| wanted(label));
+        let labels = codes.chain(fixed).chain(general).chain(places).chain(others).collect();
         Tags { name, labels }
     }
 }
 
-/// Envoy gives these tags to names when they are made, whatever is configured.
+/// These stand before all others.
 fn is_response_code(label: &str) -> bool {
     label.starts_with("envoy_response_code")
 }
@@ -192,6 +199,15 @@ mod tests {
         assert_eq!(
             shown(&only_own, of_cluster.0, of_cluster.1, &of_cluster.2),
             "cluster.lb_x fixed=v1,cluster_name=a"
+        );
+        assert_eq!(
+            shown(
+                &shape(false, Vec::new()),
+                "http.in.rq_5xx",
+                "http.rq_xx",
+                &[("envoy_response_code_class", "5"), ("envoy_http_conn_manager_prefix", "in")]
+            ),
+            "http.in.rq_5xx "
         );
         let named = TagRule { label: "envoy_cluster_name".to_owned(), value: TagValue::Default };
         assert_eq!(

@@ -12,6 +12,7 @@ use super::Forwarding;
 use crate::http::body::Body;
 use crate::model::route::{InternalRedirect, RedirectPredicate};
 use crate::router::{Decision, Routed};
+use crate::telemetry::format::RequestHead;
 
 const ORIGINAL_URL: HeaderName = HeaderName::from_static("x-envoy-original-url");
 
@@ -51,7 +52,7 @@ pub(super) fn follow(
         return None;
     }
     stats.upstream_internal_redirect_succeeded_total.inc();
-    forwarding.cluster.stats.count_response(response.status().as_u16());
+    stats.count_response(response.status().as_u16());
     Some(request)
 }
 
@@ -111,6 +112,14 @@ impl Forwarding<'_> {
             request.parts.headers.insert(ORIGINAL_URL, before);
         }
         stream.redirects.set(stream.redirects.get() + 1);
+        let cluster = routed.cluster(&request.head());
+        let cluster = cluster.and_then(|name| stream.manager.ctx.clusters.get(&name));
+        let mut info = stream.info.borrow_mut();
+        info.route_name = Some(routed.route.name.clone()).filter(|name| !name.is_empty());
+        info.upstream.cluster = cluster.map(|cluster| cluster.name().clone());
+        info.upstream.attempts = 0;
+        drop(info);
+        log(stream, request, response.status());
         Some(())
     }
 
@@ -135,4 +144,23 @@ impl Forwarding<'_> {
             }
         }
     }
+}
+
+/// To access logs it is a stream that ends with the redirect, at the place where it leads.
+fn log(stream: &Stream, request: &Request, status: http::StatusCode) {
+    let head = RequestHead {
+        method: request.parts.method.clone(),
+        scheme: request.scheme.into(),
+        authority: request.authority().to_owned(),
+        path: request.path().to_owned(),
+        headers: request.parts.headers.clone(),
+    };
+    let mut info = stream.info.borrow_mut();
+    info.response_code = Some(status.as_u16());
+    info.response_code_details = Some("internal_redirect".into());
+    info.end = Some(stream.start.elapsed());
+    for log in &stream.manager.hcm.access_log {
+        log.log(&info, Some(&head), None, None, None);
+    }
+    (info.response_code, info.response_code_details, info.end) = (None, None, None);
 }

@@ -4,8 +4,8 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::super::request_headers::X_REQUEST_ID;
-use crate::model::http_filter::Fraction;
 use crate::model::tracing::{RequestIds, Sampling};
+use crate::runtime::Fraction;
 use crate::telemetry::stats::HttpStats;
 
 const CLIENT_TRACE_ID: HeaderName = HeaderName::from_static("x-client-trace-id");

@@ -20,8 +20,18 @@ use anyhow::{Context, Result, bail};
 const STAGES: [&str; 7] = ["capture", "listener", "filter", "router", "cluster", "upstream", "http"];
 /// What every stage may use beside the stages after it. `drain`, `readiness`, `budget`, `pipe`, `resting` and `runtime`
 /// are leaves: they import nothing themselves.
-const SHARED: [&str; 10] =
-    ["model", "identity", "telemetry", "drain", "readiness", "budget", "stream", "pipe", "resting", "runtime"];
+const SHARED: [&str; 10] = [
+    "model",
+    "identity",
+    "telemetry",
+    "drain",
+    "readiness",
+    "budget",
+    "stream",
+    "pipe",
+    "resting",
+    "runtime",
+];
 /// Imports against the order, each with its reason: stage, what it imports.
 const EXCEPTIONS: [(&str, &str); 1] = [
     // A connection belongs to the endpoint that was chosen and counts against its cluster's limits for as

@@ -92,7 +92,7 @@ impl StatsShape {
                     full.rfind(&format!("{value}xx")).map(|at| at..at + value.len())
                 }
                 "envoy_response_code" => full.rfind(&format!("_{value}")).map(|at| at..at + 1 + value.len()),
-                _ => full[from..].find(&format!(".{value}")).map(|at| {
+                _ => full.get(from..).and_then(|rest| rest.find(&format!(".{value}"))).map(|at| {
                     let begin = from + at + 1;
                     let end = begin + value.len();
                     // With the dot behind it, or else before it.

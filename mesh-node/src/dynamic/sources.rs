@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mesh_xds::client::{
-    Backoff, Command, Connect, Credentials, Event, Poll, Protocol, Received, Rejected, ResourceType, Scope, Server,
-    ServerOptions, Stream, StreamOptions, Wanted, open, read_file,
+    Backoff, Command, Connect, Credentials, Event, Poll, Protocol, Received, Rejected, ResourceType, Scope,
+    Server, ServerOptions, Stream, StreamOptions, Wanted, open, read_file,
 };
 use mesh_xds::pb::envoy::config::core::v3::Node;
 use tokio::sync::mpsc;

@@ -5,13 +5,12 @@ use super::support::Row;
 /// All messages that a converter reads.
 #[rustfmt::skip]
 pub(super) const ROWS: &[Row] = &[
-    ("config.bootstrap.v3.Bootstrap", "node admin static_resources dynamic_resources layered_runtime stats_config bootstrap_extensions",
-     "stats_sinks stats_flush_interval stats_flush_on_admin \
+    ("config.bootstrap.v3.Bootstrap", "node admin static_resources dynamic_resources layered_runtime stats_config",
+     "bootstrap_extensions stats_sinks stats_flush_interval stats_flush_on_admin \
       node_context_params cluster_manager watchdog watchdogs overload_manager default_socket_interface \
       typed_dns_resolver_config application_log_config memory_allocator_manager deferred_stat_options \
       fatal_actions default_regex_engine grpc_async_client_manager_config inline_headers \
       perf_tracing_file_path flags_path"),
-    ("extensions.bootstrap.internal_listener.v3.InternalListener", "", "buffer_size_kb"),
     ("config.metrics.v3.StatsConfig", "stats_tags use_all_default_tags stats_matcher histogram_bucket_settings",
      "allow_default_tag_overrides"),
     ("config.metrics.v3.TagSpecifier", "tag_name regex fixed_value", ""),

@@ -122,7 +122,8 @@ impl Summary {
                 let high = low + width;
                 if high == 0.0 { 0.0 } else { count as f64 * (2.0 * low * high / (low + high)) }
             })
-            .sum()
+            // Of nothing a sum would be -0.
+            .fold(0.0, |sum, part| sum + part)
     }
 
     /// The value below which `percent` of the values lie; `None` without values.

@@ -47,6 +47,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("h1_chunk", h1_chunk),
     ("http1", http1),
     ("http2", http2),
+    ("mongo", mongo),
 ];
 
 /// A converter neither panics nor changes its mind, and says in one line what it refuses.
@@ -259,4 +260,15 @@ fn serve(data: &[u8]) {
         Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
         Err(_) => panic!("the connection does not end"),
     }
+}
+
+/// However the bytes come, the same is heard.
+fn mongo(data: &[u8]) {
+    let heard = |step: usize| {
+        let (mut decoder, mut heard) = (mesh_node::filter::mongo::wire::Decoder::default(), Vec::new());
+        let outcome: Result<(), _> =
+            data.chunks(step.max(1)).try_for_each(|piece| decoder.feed(piece, &mut |op| heard.push(op)));
+        (outcome, heard)
+    };
+    assert_eq!(heard(1), heard(data.len()));
 }

@@ -49,6 +49,10 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
             "a;x=y\r\n0123456789\r\n00\r\nX-T: v\r\n\r\n",
             "ffffffffffffffff\r\nab",
         ]),
+        "mongo" => vec![
+            b"\x2f\0\0\0\x07\0\0\0\0\0\0\0\xd4\x07\0\0\0\0\0\0db.a\0\0\0\0\0\0\0\0\0\x0e\0\0\0\x10_id\0\x01\0\0\0\0".to_vec(),
+            b"\x24\0\0\0\x09\0\0\0\x07\0\0\0\x01\0\0\0\x02\0\0\0\x05\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0".to_vec(),
+        ],
         "http2" => vec![frames(&[
             (4, 0, 0, b""),
             // :method GET, :scheme http, :path /r/x, :authority a

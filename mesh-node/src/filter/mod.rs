@@ -4,6 +4,7 @@
 pub mod http;
 mod istio_labels;
 mod istio_tcp;
+pub mod mongo;
 mod network;
 mod rbac;
 pub mod tcp_proxy;
@@ -38,6 +39,7 @@ pub struct WorkerContext {
     pub date: Rc<http::DateCache>,
     /// Peers that were decoded before.
     pub peers: Rc<http::Peers>,
+    pub scripts: Rc<http::Machines>,
     /// Spans on their way to collectors.
     pub spans: Rc<http::Reporters>,
     /// Who streams of no workload speak for: the node of the bootstrap.
@@ -57,6 +59,7 @@ impl WorkerContext {
             date: Rc::default(),
             peers: Rc::default(),
             spans: Rc::default(),
+            scripts: Rc::default(),
             node,
             address: own_address(),
         }
@@ -72,6 +75,7 @@ impl WorkerContext {
             date: self.date.clone(),
             peers: self.peers.clone(),
             spans: self.spans.clone(),
+            scripts: self.scripts.clone(),
             node: self.node.clone(),
             address: self.address,
         }
@@ -138,7 +142,10 @@ pub async fn run<I: Downstream>(
         NetworkFilter::TcpProxy(config) => {
             config.stats.downstream_cx_total.inc();
             let dialed = Box::pin(tcp_proxy::open(config, info, admitted, &ctx)).await;
-            tcp_proxy::serve(config.clone(), dialed, io)
+            match mongo::of(before) {
+                None => tcp_proxy::serve(config.clone(), dialed, io),
+                Some(own) => tcp_proxy::serve(config.clone(), dialed, mongo::Sniffed::new(own.clone(), io)),
+            }
         }
         NetworkFilter::HttpConnectionManager(hcm) => {
             // Apart, as all that is large: else a connection that only copies bytes would hold as much.

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::rbac::Subject;
 use crate::model::Str;
 use crate::model::http_filter::IstioStats;
-use crate::model::network::{ConnectionLimit, MetadataExchange, NetworkFilter, NetworkRbac};
+use crate::model::network::{ConnectionLimit, MetadataExchange, NetworkFilter, NetworkRbac, SniForwardProxy};
 use crate::model::rbac::Action;
 use crate::telemetry::peer::{self, LocalPeer, Peer};
 use crate::telemetry::stream_info::ConnectionInfo;
@@ -25,6 +25,8 @@ pub struct Admitted {
     pub stats: Option<Arc<IstioStats>>,
     /// In place of the configured cluster (`sni_cluster`).
     pub cluster: Option<Str>,
+    /// The name that the client asked for is looked up so (`sni_dynamic_forward_proxy`).
+    pub forward: Option<Arc<SniForwardProxy>>,
     /// The client, as it told itself.
     pub peer: Option<Arc<Peer>>,
     /// To be kept for as long as the connection lives.
@@ -92,7 +94,9 @@ pub fn admit(filters: &[NetworkFilter], info: &ConnectionInfo) -> Result<Admitte
                 admitted.cluster =
                     info.requested_server_name.as_deref().filter(|n| !n.is_empty()).map(Str::from);
             }
+            NetworkFilter::SniForwardProxy(own) => admitted.forward = Some(own.clone()),
             NetworkFilter::IstioStats(_)
+            | NetworkFilter::MongoProxy(_)
             | NetworkFilter::MetadataExchange(_)
             | NetworkFilter::TcpProxy(_)
             | NetworkFilter::HttpConnectionManager(_) => {}

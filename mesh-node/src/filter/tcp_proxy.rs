@@ -1,6 +1,7 @@
 //! TCP proxy (`envoy.extensions.filters.network.tcp_proxy.v3`): one upstream connection per client connection.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::istio_tcp::Series;
@@ -9,6 +10,7 @@ use super::tcp_relay::{Copying, Relay};
 use super::{Downstream, WorkerContext};
 use crate::cluster::{ClusterState, Host, LbContext, Report, RoutingPriority};
 use crate::model::Str;
+use crate::model::cluster::Discovery;
 use crate::model::listener::Direction;
 use crate::model::network::{TcpClusters, TcpProxy};
 use crate::router::address_hash;
@@ -100,9 +102,16 @@ async fn dial(config: &TcpProxy, dialed: &mut Dialed, ctx: &WorkerContext) -> Op
         stream.flags.set(ResponseFlags::NO_CLUSTER_FOUND);
         return None;
     };
+    let forward = match forward_to(&dialed.admitted, &cluster, &stream.connection, ctx).await {
+        Ok(forward) => forward,
+        Err(NoSuchName) => {
+            stream.flags.set(ResponseFlags::DNS_RESOLUTION_FAILED);
+            return None;
+        }
+    };
     for attempt in 1..=config.max_connect_attempts {
         stream.upstream.attempts = attempt;
-        match attempt_once(config, &cluster, stream, ctx).await {
+        match attempt_once(config, &cluster, forward, stream, ctx).await {
             Ok((mut connection, host)) => {
                 dialed.target = Some((cluster.clone(), host));
                 return match exchange(&cluster, &mut connection, stream, &dialed.local).await {
@@ -140,6 +149,26 @@ async fn exchange(
     Ok(())
 }
 
+/// A name has no address.
+struct NoSuchName;
+
+/// Where the name that the client asked for is, for a cluster that forwards to such names.
+async fn forward_to(
+    admitted: &Admitted,
+    cluster: &ClusterState,
+    info: &ConnectionInfo,
+    ctx: &WorkerContext,
+) -> Result<Option<SocketAddr>, NoSuchName> {
+    let (Some(own), Discovery::ForwardProxy(_)) = (&admitted.forward, &cluster.config.discovery) else {
+        return Ok(None);
+    };
+    let Some(name) = info.requested_server_name.as_deref().filter(|name| !name.is_empty()) else {
+        return Ok(None);
+    };
+    let ip = Box::pin(ctx.clusters.resolve(name, &own.cache)).await.ok_or(NoSuchName)?;
+    Ok(Some(SocketAddr::new(ip, own.port)))
+}
+
 enum Worth {
     Retrying,
     Nothing,
@@ -148,13 +177,17 @@ enum Worth {
 async fn attempt_once(
     config: &TcpProxy,
     cluster: &Arc<ClusterState>,
+    forward: Option<SocketAddr>,
     stream: &mut StreamInfo,
     ctx: &WorkerContext,
 ) -> Result<(Connection, Arc<Host>), Worth> {
     let info = stream.connection.clone();
     let hash = (config.hash_source_ip && cluster.config.lb.hashes()).then(|| address_hash(info.remote.ip()));
     let context = LbContext {
-        original_dst: info.original_dst,
+        original_dst: match cluster.config.discovery {
+            Discovery::ForwardProxy(_) => forward,
+            _ => info.original_dst,
+        },
         hash,
         metadata_match: config.metadata_match.as_deref(),
         ..LbContext::default()

@@ -8,6 +8,7 @@ use super::Str;
 use super::cluster::DnsCache;
 use super::format::Format;
 use super::headers::HeaderAdd;
+use super::lua::{LuaFilter, LuaOfRoute};
 use super::matcher::{HeaderMatcher, StringMatcher};
 use super::network::RouterFilter;
 use super::rate_limit::LocalRateLimit;
@@ -52,6 +53,7 @@ pub enum HttpFilterKind {
     /// `dynamic_forward_proxy`
     ForwardProxy(DnsCache),
     Compressor(Arc<Compressor>),
+    Lua(Arc<LuaFilter>),
 }
 
 /// Which host a route's requests are forwarded to, in place of their own.
@@ -83,6 +85,7 @@ pub enum Override {
     /// A message that only says that there is nothing to say.
     Nothing,
     ForwardTo(ForwardTo),
+    Lua(Arc<LuaOfRoute>),
     /// `CompressorOverrides`; `responses`: they are compressed in any case.
     Compressor {
         responses: bool,

@@ -102,6 +102,8 @@ impl Listener {
                 | NetworkFilter::ConnectionLimit(_)
                 | NetworkFilter::MetadataExchange(_)
                 | NetworkFilter::IstioStats(_)
+                | NetworkFilter::SniForwardProxy(_)
+                | NetworkFilter::MongoProxy(_)
                 | NetworkFilter::SniCluster => {}
             }
         }

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Str;
+use super::cluster::DnsCache;
 use super::headers::HeaderAdd;
 use super::http_filter::{HttpFilter, IstioStats};
 use super::metadata::Metadata;
+use super::mongo::MongoProxy;
 use super::rate_limit::TokenBucket;
 use super::rbac::{HttpRbac, RbacStats};
 use super::route::RouteTable;
@@ -25,8 +27,12 @@ pub enum NetworkFilter {
     ConnectionLimit(Arc<ConnectionLimit>),
     MetadataExchange(Arc<MetadataExchange>),
     IstioStats(Arc<IstioStats>),
+    /// Only listens.
+    MongoProxy(Arc<MongoProxy>),
     /// The server name names the cluster of the TCP proxy.
     SniCluster,
+    /// The server name is looked up, and is the host that the TCP proxy connects to.
+    SniForwardProxy(Arc<SniForwardProxy>),
     TcpProxy(Arc<TcpProxy>),
     HttpConnectionManager(Arc<HttpConnectionManager>),
 }
@@ -62,6 +68,14 @@ pub struct ConnectionLimit {
     pub active: Arc<Gauge>,
     /// `connection_limit.PREFIX.limited_connections`
     pub limited: Arc<Counter>,
+}
+
+/// `envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig`.
+#[derive(Debug)]
+pub struct SniForwardProxy {
+    pub cache: DnsCache,
+    /// Of the host; default 443.
+    pub port: u16,
 }
 
 /// `envoy.tcp.metadataexchange.config.MetadataExchange`.

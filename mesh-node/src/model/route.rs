@@ -88,6 +88,8 @@ pub struct Route {
     pub rate_limits: Vec<RouteRateLimit>,
     /// `include_vh_rate_limits`
     pub with_rate_limits_of_host: bool,
+    /// `metadata.filter_metadata`, by namespace.
+    pub metadata: Box<[(Str, Metadata)]>,
     pub decorator: Option<Decorator>,
     /// `None`: as the connection manager has it.
     pub tracing: Option<RouteTracing>,

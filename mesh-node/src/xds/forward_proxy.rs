@@ -11,17 +11,23 @@ use mesh_xds::pb::envoy::extensions::filters::http::dynamic_forward_proxy::v3::P
 use mesh_xds::pb::envoy::extensions::filters::http::dynamic_forward_proxy::v3::filter_config::ImplementationSpecifier;
 use mesh_xds::pb::envoy::extensions::filters::http::dynamic_forward_proxy::v3::per_route_config::HostRewriteSpecifier;
 
+use mesh_xds::pb::envoy::extensions::filters::network::sni_dynamic_forward_proxy::v3::FilterConfig as SniConfig;
+use mesh_xds::pb::envoy::extensions::filters::network::sni_dynamic_forward_proxy::v3::filter_config::PortSpecifier;
+
 use super::common::{duration_or, number};
 use super::error::{At, XdsError};
 use super::listener::extension;
 use super::{cluster, headers};
 use crate::model::cluster::{Discovery, DnsCache};
 use crate::model::http_filter::{ForwardTo, Override};
+use crate::model::network::SniForwardProxy;
 
 /// Envoy's `dns_refresh_rate`, `host_ttl` and `max_hosts`.
 const REFRESH: Duration = Duration::from_secs(60);
 const HOST_TTL: Duration = Duration::from_secs(300);
 const MAX_HOSTS: u32 = 1024;
+/// Where the configuration names no port.
+const HTTPS: u16 = 443;
 
 /// `cluster_type` of a cluster. True: without TLS options of its own it need not be safe.
 pub(super) fn discovery(at: At<'_>, proto: &CustomClusterType) -> Result<(Discovery, bool), XdsError> {
@@ -43,6 +49,18 @@ pub(super) fn filter(at: At<'_>, proto: &FilterConfig) -> Result<DnsCache, XdsEr
         Some(ImplementationSpecifier::DnsCacheConfig(proto)) => cache(at.field("dns_cache_config"), proto),
         _ => Err(at.field("dns_cache_config").invalid("is required")),
     }
+}
+
+/// The filter that forwards by server name.
+pub(super) fn by_sni(at: At<'_>, proto: &SniConfig) -> Result<SniForwardProxy, XdsError> {
+    let at_cache = at.field("dns_cache_config");
+    let cache = proto.dns_cache_config.as_ref().ok_or_else(|| at_cache.invalid("is required"))?;
+    let port = match proto.port_specifier {
+        Some(PortSpecifier::PortValue(port)) => u16::try_from(port)
+            .map_err(|_| at.field("port_value").invalid(format!("{port} is not a port")))?,
+        None => HTTPS,
+    };
+    Ok(SniForwardProxy { cache: self::cache(at_cache, cache)?, port })
 }
 
 pub(super) fn of_route(at: At<'_>, proto: &PerRouteConfig) -> Result<Override, XdsError> {

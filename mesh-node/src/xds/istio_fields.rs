@@ -22,12 +22,9 @@ const REASONS: &[(&str, &str)] = &[
     ("envoy.extensions.filters.network.ext_authz", "not built yet"),
     ("envoy.extensions.filters.http.wasm", "not built yet"),
     ("envoy.extensions.filters.network.wasm", "not built yet"),
-    ("envoy.extensions.filters.http.lua", "not built yet"),
     ("envoy.extensions.filters.http.ratelimit", "not built yet: needs a rate limit service"),
-    ("envoy.extensions.filters.network.sni_dynamic_forward_proxy", "not built yet"),
     ("envoy.extensions.filters.network.mysql_proxy", "statistics of another protocol; not built"),
     ("envoy.extensions.filters.network.redis_proxy", "a proxy of its own; not built"),
-    ("envoy.extensions.filters.network.mongo_proxy", "only counts what passes"),
     (
         "envoy.extensions.filters.listener.original_src",
         "connections to applications carry the client's address anyway",

@@ -8,22 +8,26 @@ use mesh_xds::pb::envoy::config::listener::v3::Filter;
 use mesh_xds::pb::envoy::config::listener::v3::filter::ConfigType;
 use mesh_xds::pb::envoy::extensions::filters::network::connection_limit::v3::ConnectionLimit as LimitProto;
 use mesh_xds::pb::envoy::extensions::filters::network::local_ratelimit::v3::LocalRateLimit as RateProto;
-use mesh_xds::pb::envoy::extensions::filters::network::mongo_proxy::v3::MongoProxy;
+use mesh_xds::pb::envoy::extensions::filters::network::mongo_proxy::v3::MongoProxy as MongoProto;
 use mesh_xds::pb::envoy::extensions::filters::network::rbac::v3::Rbac as RbacProto;
 use mesh_xds::pb::envoy::extensions::filters::network::sni_cluster::v3::SniCluster;
+use mesh_xds::pb::envoy::extensions::filters::network::sni_dynamic_forward_proxy::v3::FilterConfig as SniConfig;
 use mesh_xds::pb::google::protobuf::Any;
 use mesh_xds::prost::{Message, Name};
 
 use super::common::{runtime_flag, timeout};
 use super::error::{At, XdsError};
 use super::listener::extension;
-use super::{Context, http_connection_manager, http_filters, rbac, tcp_proxy};
+use super::{Context, forward_proxy, http_connection_manager, http_filters, rbac, tcp_proxy};
 use crate::model::listener::Direction;
+use crate::model::mongo::{MongoProxy, MongoStats};
 use crate::model::network::{
     ConnectionLimit, ConnectionRateLimit, MetadataExchange, NetworkFilter, NetworkRbac,
 };
 use crate::telemetry::stats::Tags;
 
+/// Envoy's `commands`.
+const MONGO_COMMANDS: [&str; 3] = ["delete", "insert", "update"];
 /// Envoy's contrib filter, of which no compiled message exists.
 const MYSQL: &str = "envoy.extensions.filters.network.mysql_proxy.v3.MySQLProxy";
 
@@ -87,7 +91,11 @@ fn one(
         NetworkFilter::ConnectionLimit(Arc::new(connection_limit(at, &proto, context)?))
     } else if read::<SniCluster>(at, config)?.is_some() {
         NetworkFilter::SniCluster
-    } else if read::<MongoProxy>(at, config)?.is_some() || mesh_xds::type_name(config) == MYSQL {
+    } else if let Some(proto) = read::<SniConfig>(at, config)? {
+        NetworkFilter::SniForwardProxy(Arc::new(forward_proxy::by_sni(at, &proto)?))
+    } else if let Some(proto) = read::<MongoProto>(at, config)? {
+        NetworkFilter::MongoProxy(Arc::new(mongo(at, &proto, context)?))
+    } else if mesh_xds::type_name(config) == MYSQL {
         return Ok(None);
     } else {
         return Err(extension(at, config));
@@ -108,6 +116,32 @@ fn rbac(at: At<'_>, proto: &RbacProto, context: &Context<'_>) -> Result<NetworkR
         )?,
         delay_deny: timeout(at.field("delay_deny"), proto.delay_deny, None)?,
         stats: rbac::stats("", &proto.shadow_rules_stat_prefix, counter),
+    })
+}
+
+fn mongo(at: At<'_>, proto: &MongoProto, context: &Context<'_>) -> Result<MongoProxy, XdsError> {
+    let stats = MongoStats {
+        custom: context.stats.custom().clone(),
+        label: proto.stat_prefix.clone(),
+        held: Default::default(),
+    };
+    let name = format!("mongo.{}.op_query_active", proto.stat_prefix);
+    let commands: Vec<String> = match proto.commands.is_empty() {
+        true => MONGO_COMMANDS.map(str::to_owned).into(),
+        false => proto.commands.clone(),
+    };
+    Ok(MongoProxy {
+        commands,
+        delay: match &proto.delay {
+            Some(delay) => Some(http_filters::delay(
+                at.field("delay"),
+                delay,
+                ["mongo.fault.fixed_delay.duration_ms", "mongo.fault.fixed_delay.percent"],
+            )?),
+            None => None,
+        },
+        active: context.stats.custom().gauge(&name, || stats.tags("op_query_active")),
+        stats,
     })
 }
 

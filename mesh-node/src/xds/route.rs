@@ -15,7 +15,7 @@ use super::common::{boolean, enumeration, number, runtime_fraction};
 use super::error::{At, XdsError};
 use super::headers::{lists, mutations};
 use super::http_filters::{overrides, rate_limits, with_cors};
-use super::{Context, matcher, rbac, route_action, support, tracing};
+use super::{Context, matcher, metadata, rbac, route_action, support, tracing};
 use crate::model::domains::Domains;
 use crate::model::route::{
     Action, PathMatch, RequireTls, Route, RouteMatch, RouteTable, TlsMatch, VirtualHost,
@@ -158,6 +158,7 @@ fn route(at: At<'_>, proto: &RouteProto, table: &Table<'_, '_>) -> Result<Route,
     Ok(Route {
         rate_limits,
         with_rate_limits_of_host,
+        metadata: metadata::by_namespace(proto.metadata.as_ref(), &["istio"]),
         decorator: decorator(at.field("decorator"), proto.decorator.as_ref())?,
         tracing: match &proto.tracing {
             Some(own) => Some(tracing::of_route(at.field("tracing"), own)?),

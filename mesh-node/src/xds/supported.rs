@@ -210,7 +210,6 @@ pub(super) const ROWS: &[Row] = &[
     ("extensions.filters.network.sni_cluster.v3.SniCluster", "", ""),
     ("extensions.filters.network.mysql_proxy.v3.MySQLProxy", "", "stat_prefix"),
     ("extensions.filters.network.http_connection_manager.v3.RequestIDExtension", "typed_config", ""),
-    ("extensions.filters.network.mongo_proxy.v3.MongoProxy", "", "stat_prefix emit_dynamic_metadata commands"),
     ("tcp.metadataexchange.config.MetadataExchange", "protocol", "enable_discovery additional_labels"),
     ("config.route.v3.FilterConfig", "config disabled", "is_optional"),
     ("extensions.filters.http.cors.v3.Cors", "", ""),
@@ -365,8 +364,8 @@ pub(super) const ROWS: &[Row] = &[
     ("config.route.v3.Route",
      "name match route redirect direct_response request_headers_to_add request_headers_to_remove \
       response_headers_to_add response_headers_to_remove typed_per_filter_config decorator \
-      tracing",
-     "metadata stat_prefix per_request_buffer_limit_bytes \
+      tracing metadata",
+     "stat_prefix per_request_buffer_limit_bytes \
       request_body_buffer_limit"),
     ("config.route.v3.RouteMatch",
      "prefix path safe_regex path_separated_prefix connect_matcher case_sensitive runtime_fraction dynamic_metadata filter_state tls_context headers \

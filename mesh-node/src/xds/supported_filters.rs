@@ -34,4 +34,10 @@ pub(super) const ROWS: &[Row] = &[
     ("extensions.tracers.opentelemetry.resource_detectors.v3.EnvironmentResourceDetectorConfig", "", ""),
     ("extensions.tracers.opentelemetry.resource_detectors.v3.StaticConfigResourceDetectorConfig",
      "attributes", ""),
+    ("extensions.filters.http.lua.v3.Lua",
+     "inline_code source_codes default_source_code stat_prefix clear_route_cache filter_context", ""),
+    ("extensions.filters.http.lua.v3.LuaPerRoute", "disabled name source_code filter_context", ""),
+    ("extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig", "dns_cache_config port_value", ""),
+    ("extensions.filters.network.mongo_proxy.v3.MongoProxy", "stat_prefix delay commands",
+     "emit_dynamic_metadata max_bson_depth"),
 ];

@@ -25,10 +25,9 @@ spec:
     patch:
       operation: INSERT_BEFORE
       value:
-        name: envoy.filters.http.lua
+        name: envoy.filters.http.grpc_http1_bridge
         typed_config:
-          '@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
-          default_source_code: {inline_string: 'function envoy_on_request(handle) end'}
+          '@type': type.googleapis.com/envoy.extensions.filters.http.grpc_http1_bridge.v3.Config
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -42,7 +41,7 @@ pub fn is_shown_and_holds_nothing_else_up(stage: &Stage) -> Result<()> {
     until("the reason in /config_dump", || {
         Ok(errors(stage)?
             .iter()
-            .any(|(name, reason)| name == "0.0.0.0_9080" && reason.contains("lua.v3.Lua")))
+            .any(|(name, reason)| name == "0.0.0.0_9080" && reason.contains("grpc_http1_bridge.v3.Config")))
     })?;
     ensure!(stage.istiod.nothing_was_refused().is_err(), "istiod was not told");
     ensure!(stage.ask(Side::Mesh, &get(RATINGS, "/"))?.by() == "ratings-v1", "the last good listener");

@@ -77,10 +77,9 @@ fn error_state(dump: &Value, details: &str) -> bool {
 #[test]
 fn an_unknown_filter() {
     let (_, yaml) = http("l", "r");
-    let filter =
-        "{name: x, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua}}, ";
+    let filter = "{name: x, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.grpc_http1_bridge.v3.Config}}, ";
     let yaml = yaml.replace("http_filters: [", &format!("http_filters: [{filter}"));
-    let name = "envoy.extensions.filters.http.lua.v3.Lua";
+    let name = "envoy.extensions.filters.http.grpc_http1_bridge.v3.Config";
     refused(ResourceType::Listener, "l", &yaml, "http_filters[0].typed_config", name);
 }
 

@@ -55,7 +55,7 @@ use crate::router::{Decision, Known, Routed, tls_redirect_location};
 use crate::telemetry::peer::LocalPeer;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
 
-pub use self::chain::Peers;
+pub use self::chain::{Machines, Peers};
 pub use self::date::DateCache;
 pub use self::serve::serve;
 pub use self::timer::Timers;
@@ -391,7 +391,7 @@ impl ConnectionManager {
     }
 
     /// Makes the response that is sent of an answer, and notes it.
-    fn finish(&self, owner: Owner, timer: Timer, answer: Answer) -> Response<ResponseBody> {
+    async fn finish(&self, owner: Owner, mut timer: Timer, answer: Answer) -> Response<ResponseBody> {
         let (mut response, from_upstream) = match answer {
             Answer::Upstream(response) => (response, true),
             Answer::Local(mut reply) => {
@@ -408,7 +408,20 @@ impl ConnectionManager {
                 (reply.into_response(owner.grpc, owner.head), false)
             }
         };
-        chain::encode(&owner, &mut response);
+        while let Some(script) = chain::encode(&owner, &mut response) {
+            let outcome = {
+                let running = pin!(script.encode(&owner, &mut response));
+                owner.within(&mut timer, running).await
+            };
+            let reply = outcome.unwrap_or_else(|expired| Some(self.expired(&owner, expired)));
+            if let Some(reply) = reply {
+                let mut info = owner.info.borrow_mut();
+                info.flags.set(reply.flags);
+                info.response_code_details = Some(reply.details.clone());
+                drop(info);
+                response = reply.into_response(owner.grpc, owner.head);
+            }
+        }
         response_headers::mutate(self, &owner, &mut response, from_upstream);
         trace::response(self, &owner, response.headers_mut());
         chain::sent(&owner, &response);
@@ -496,7 +509,7 @@ impl HttpService for ConnectionManager {
             owner.discard_unread().await;
         }
         let answer = answer.unwrap_or_else(|expired| Answer::Local(self.expired(&owner, expired)));
-        Ok(self.finish(owner, timer, answer))
+        Ok(self.finish(owner, timer, answer).await)
     }
 
     fn refuse(&self, refusal: &Refusal) -> Response<ResponseBody> {

@@ -125,6 +125,7 @@ pub(crate) fn route(name: &str, matches: RouteMatch, action: Action) -> Arc<Rout
         filters: Vec::new(),
         rate_limits: Vec::new(),
         with_rate_limits_of_host: false,
+        metadata: Box::default(),
         decorator: None,
         tracing: None,
     })

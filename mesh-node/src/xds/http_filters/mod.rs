@@ -3,6 +3,7 @@
 
 mod compressor;
 mod istio;
+mod lua;
 mod metadata;
 mod rate_limit;
 mod session;
@@ -28,6 +29,7 @@ use mesh_xds::pb::envoy::extensions::filters::http::header_mutation::v3::{
 use mesh_xds::pb::envoy::extensions::filters::http::header_to_metadata::v3::Config as HeaderToMetadata;
 use mesh_xds::pb::envoy::extensions::filters::http::health_check::v3::HealthCheck;
 use mesh_xds::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
+use mesh_xds::pb::envoy::extensions::filters::http::lua::v3::{Lua, LuaPerRoute};
 use mesh_xds::pb::envoy::extensions::filters::http::rbac::v3::{Rbac, RbacPerRoute};
 use mesh_xds::pb::envoy::extensions::filters::http::router::v3::Router;
 use mesh_xds::pb::envoy::extensions::filters::http::set_filter_state::v3::Config as SetFilterState;
@@ -43,6 +45,7 @@ use mesh_xds::prost::{Message, Name};
 
 pub(super) use self::istio::stats;
 pub(super) use self::rate_limit::{bucket, of_route as rate_limits};
+pub(super) use self::traffic::delay;
 use super::error::{At, XdsError};
 use super::listener::extension;
 use super::{Context, access_log, forward_proxy, rbac};
@@ -177,6 +180,9 @@ fn one(at: At<'_>, config: &Any, place: &Place<'_, '_>) -> Result<HttpFilterKind
     if let Some(proto) = read::<Compressor>(at, config)? {
         return Ok(HttpFilterKind::Compressor(Arc::new(compressor::convert(at, &proto)?)));
     }
+    if let Some(proto) = read::<Lua>(at, config)? {
+        return Ok(HttpFilterKind::Lua(Arc::new(lua::convert(at, &proto, place)?)));
+    }
     Err(extension(at, config))
 }
 
@@ -280,6 +286,9 @@ fn said(at: At<'_>, config: &Any, context: &Context<'_>) -> Result<Override, Xds
     }
     if let Some(proto) = read::<PerRouteConfig>(at, config)? {
         return forward_proxy::of_route(at, &proto);
+    }
+    if let Some(proto) = read::<LuaPerRoute>(at, config)? {
+        return Ok(Override::Lua(Arc::new(lua::of_route(at, &proto)?)));
     }
     Err(extension(at, config))
 }

@@ -54,8 +54,12 @@ pub(super) fn cors_stats(place: &Place<'_, '_>) -> CorsStats {
 }
 
 pub(super) fn fault(at: At<'_>, proto: &HttpFault) -> Result<Fault, XdsError> {
+    let delays = [
+        or(&proto.delay_duration_runtime, "fault.http.delay.fixed_duration_ms"),
+        or(&proto.delay_percent_runtime, "fault.http.delay.fixed_delay_percent"),
+    ];
     Ok(Fault {
-        delay: proto.delay.as_ref().map(|of| delay(at.field("delay"), of, proto)).transpose()?,
+        delay: proto.delay.as_ref().map(|of| delay(at.field("delay"), of, delays)).transpose()?,
         abort: proto.abort.as_ref().map(|of| abort(at.field("abort"), of, proto)).transpose()?,
         rate_limit: proto.response_rate_limit.as_ref().and_then(|of| rate_limit(of, proto)),
         upstream_cluster: non_empty(&proto.upstream_cluster),
@@ -79,18 +83,21 @@ fn or<'a>(given: &'a str, otherwise: &'a str) -> &'a str {
     if given.is_empty() { otherwise } else { given }
 }
 
-fn delay(at: At<'_>, proto: &FaultDelay, fault: &HttpFault) -> Result<Delay, XdsError> {
+/// `keys`: where the runtime may have another duration, in milliseconds, and another share.
+pub(in crate::xds) fn delay(
+    at: At<'_>,
+    proto: &FaultDelay,
+    [of_duration, of_share]: [&str; 2],
+) -> Result<Delay, XdsError> {
     let fixed = match &proto.fault_delay_secifier {
         Some(fault_delay::FaultDelaySecifier::FixedDelay(fixed)) => {
             let fixed = duration(at.field("fixed_delay"), *fixed)?.as_millis();
-            let key = or(&fault.delay_duration_runtime, "fault.http.delay.fixed_duration_ms");
-            Some(Setting::new(u64::try_from(fixed).unwrap_or(u64::MAX), key))
+            Some(Setting::new(u64::try_from(fixed).unwrap_or(u64::MAX), of_duration))
         }
         Some(fault_delay::FaultDelaySecifier::HeaderDelay(_)) => None,
         None => return Err(at.invalid("needs one of fixed_delay, header_delay")),
     };
-    let key = or(&fault.delay_percent_runtime, "fault.http.delay.fixed_delay_percent");
-    Ok(Delay { fixed, share: share(proto.percentage.as_ref(), key) })
+    Ok(Delay { fixed, share: share(proto.percentage.as_ref(), of_share) })
 }
 
 fn abort(at: At<'_>, proto: &FaultAbort, fault: &HttpFault) -> Result<Abort, XdsError> {

@@ -50,9 +50,14 @@ pub(super) async fn decode(limit: usize, stream: &Rc<Stream>, request: &mut Requ
     }
     request.body = match trailers {
         None => Body::from_bytes(data),
-        Some(trailers) => Body::boxed(WithTrailers { data: Some(data), trailers: Some(trailers) }),
+        Some(trailers) => with_trailers(data, trailers),
     };
     None
+}
+
+/// A body that is whole.
+pub(super) fn with_trailers(data: Bytes, trailers: HeaderMap) -> Body {
+    Body::boxed(WithTrailers { data: Some(data), trailers: Some(trailers) })
 }
 
 struct WithTrailers {

@@ -16,6 +16,7 @@ mod header_mutation;
 mod health_check;
 mod istio_stats;
 mod local_rate_limit;
+mod lua;
 mod metadata;
 mod peer_metadata;
 mod rbac;
@@ -41,6 +42,7 @@ use crate::router::Routed;
 pub use self::grpc_stats::Messages;
 pub(super) use self::header_mutation::put;
 pub use self::istio_stats::{SeriesCache, report};
+pub use self::lua::{Chosen as Script, Machines};
 pub use self::peer_metadata::Peers;
 
 /// What the filters of one stream keep.
@@ -63,6 +65,8 @@ pub struct State {
     /// Bytes of the response's head.
     response_head_bytes: Cell<u64>,
     request_method: RefCell<Option<istio_stats::Kept>>,
+    /// A script changed what the route was chosen by.
+    reroute: Cell<bool>,
     /// Counted for as long as the stream lives.
     fault: RefCell<Option<fault::Active>>,
 }
@@ -88,6 +92,10 @@ impl State {
     fn push(&self, step: Step) {
         self.steps.borrow_mut().push(step);
     }
+
+    fn next_step(&self) -> Option<Step> {
+        self.steps.borrow_mut().pop()
+    }
 }
 
 /// What a filter does with the response.
@@ -104,6 +112,7 @@ enum Step {
     Metadata(Arc<crate::model::http_filter::HeaderToMetadata>),
     HealthCheck,
     Compress(compressor::Responding),
+    Lua(Box<lua::Chosen>),
 }
 
 /// One request on its way through the filters.
@@ -267,6 +276,16 @@ pub async fn decode(
                 compressor::decode(&decoding, filter, own, stream, request);
                 None
             }
+            HttpFilterKind::Lua(own) => match lua::chosen(&decoding, filter, own) {
+                Some(chosen) => {
+                    let reply = Box::pin(lua::decode(chosen, stream, request)).await;
+                    if reply.is_none() && stream.chain.reroute.take() {
+                        return Decoded::Reroute(index + 1);
+                    }
+                    reply
+                }
+                None => None,
+            },
             // The converter lets only the last be a router.
             HttpFilterKind::Router(_) => None,
         };
@@ -277,14 +296,14 @@ pub async fn decode(
     Decoded::Through
 }
 
-/// Takes a response back through the filters.
-pub fn encode(stream: &Stream, response: &mut Response<Body>) {
+/// Takes a response back through the filters. `Some`: a script is to run, and then the rest of the filters.
+pub fn encode(stream: &Stream, response: &mut Response<Body>) -> Option<Script> {
     if !stream.chain.begun.get() {
-        return;
+        return None;
     }
-    let mut steps = std::mem::take(&mut *stream.chain.steps.borrow_mut());
-    while let Some(step) = steps.pop() {
+    while let Some(step) = stream.chain.next_step() {
         match step {
+            Step::Lua(script) => return Some(*script),
             Step::Cors(answer) => answer.encode(response.headers_mut()),
             Step::PeerMetadata { filter, told } => peer_metadata::encode(stream, &filter, told, response),
             Step::GrpcStats(messages) => grpc_stats::encode(&messages, response),
@@ -298,6 +317,7 @@ pub fn encode(stream: &Stream, response: &mut Response<Body>) {
             Step::Metadata(of) => metadata::from_response(stream, &of, response),
         }
     }
+    None
 }
 
 /// Notes the response as it is sent.

@@ -4,6 +4,7 @@ mod answers;
 mod http2;
 mod istio;
 mod limits;
+mod lua;
 mod neighbours;
 mod requests;
 pub mod support;

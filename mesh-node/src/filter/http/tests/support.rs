@@ -171,6 +171,7 @@ pub fn route(prefix: &str, action: Action) -> Route {
         filters: Vec::new(),
         rate_limits: Vec::new(),
         with_rate_limits_of_host: false,
+        metadata: Box::default(),
         decorator: None,
         tracing: None,
     }

@@ -10,6 +10,7 @@ mod lifecycle;
 mod limits;
 mod plain;
 mod ports;
+mod server_names;
 mod services;
 mod sidecars;
 mod stage;

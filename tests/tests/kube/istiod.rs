@@ -156,21 +156,22 @@ fn synced(cluster: &Cluster, namespaces: &[&str]) -> Result<()> {
         );
         return Ok(());
     };
-    let mut pods = Vec::new();
-    for (_, status) in cluster.status()? {
-        let named =
-            status.lines().filter_map(|line| line.split_once("::steered::").map(|(pod, _)| pod.to_owned()));
-        pods.extend(named.filter(|pod| namespaces.iter().any(|namespace| pod.starts_with(namespace))));
-    }
-    ensure!(pods.len() >= 8, "{pods:?}");
-    let shown = cluster.until("istioctl shows every pod as synced", || {
+    let (pods, shown) = cluster.until("istioctl shows every pod as synced", || {
+        // Asked for anew each time: one that is on its way out is soon in neither list.
+        let mut pods = Vec::new();
+        for (_, status) in cluster.status()? {
+            let named = status.lines().filter_map(|line| line.split_once("::steered::"));
+            let named = named.map(|(pod, _)| pod.to_owned());
+            pods.extend(named.filter(|pod| namespaces.iter().any(|namespace| pod.starts_with(namespace))));
+        }
+        ensure!(pods.len() >= 8, "{pods:?}");
         let shown = cluster.shell(&format!("{istioctl} proxy-status --output json"))?;
         for pod in &pods {
             let (namespace, name) = pod.split_once('/').unwrap_or_default();
             ensure!(shown.contains(&format!("{name}.{namespace}")), "{pod} is not in {shown}");
         }
         ensure!(!shown.contains("STALE") && !shown.contains("NACK"), "{shown}");
-        Ok(shown)
+        Ok((pods, shown))
     })?;
     println!("istioctl proxy-status lists all {} pods: {} bytes", pods.len(), shown.len());
     Ok(())

@@ -277,7 +277,8 @@ fn matches(stage: &Stage) -> Result<()> {
 fn delay_for_jason(stage: &Stage) -> Result<()> {
     for side in stage.sides() {
         let took = stage.ask(side, &jason(get(RATINGS, "/ratings/0")))?.took;
-        ensure!(took >= Duration::from_millis(600), "{side:?}: {took:?}");
+        // Envoy's timers have a grain of a millisecond: it may be so much early.
+        ensure!(took >= Duration::from_millis(599), "{side:?}: {took:?}");
     }
     stage.agree(&jason(get(RATINGS, "/ratings/0")))?;
     stage.agree(&get(RATINGS, "/ratings/0")).map(drop)

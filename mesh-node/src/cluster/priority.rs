@@ -54,27 +54,14 @@ impl Loads {
         overprovisioning_percent: u32,
         panic_threshold_percent: f64,
     ) -> Self {
-        let n = counts.len();
-        let mut loads = Self { healthy: vec![0; n], degraded: vec![0; n], panic: vec![false; n] };
-        if n == 0 {
-            return loads;
-        }
         let available = |some: fn(&Counts) -> usize| -> Vec<u32> {
             counts.iter().map(|c| availability(some(c), c.base(), overprovisioning_percent)).collect()
         };
         let (health, degraded) = (available(|c| c.healthy), available(|c| c.degraded));
-        let total = (health.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
-        if total > 0 {
-            let (first_healthy, left) = distribute(&mut loads.healthy, &health, 100, total);
-            let (first_degraded, left) = distribute(&mut loads.degraded, &degraded, left, total);
-            // Rounding leaves a few percent: they go to the first priority that has anything.
-            match (first_healthy, first_degraded) {
-                (Some(i), _) => loads.healthy[i] += left,
-                (None, Some(i)) => loads.degraded[i] += left,
-                (None, None) => {}
-            }
+        let (mut loads, total) = Self::by_availability(&health, &degraded);
+        if !counts.is_empty() {
+            loads.apply_panic(counts, total, panic_threshold_percent.min(100.0));
         }
-        loads.apply_panic(counts, total, panic_threshold_percent.min(100.0));
         loads
     }
 
@@ -92,20 +79,26 @@ impl Loads {
             counts.iter().enumerate().map(one).collect()
         };
         let (health, degraded) = (available(|c| c.healthy), available(|c| c.degraded));
-        let total = (health.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
-        if total == 0 {
-            return None;
-        }
-        let n = counts.len();
+        let (loads, total) = Self::by_availability(&health, &degraded);
+        (total > 0).then_some(loads)
+    }
+
+    /// Shares by how much of each priority is available, in percent; and the sum of that, at most 100.
+    fn by_availability(health: &[u32], degraded: &[u32]) -> (Self, u32) {
+        let n = health.len();
         let mut loads = Self { healthy: vec![0; n], degraded: vec![0; n], panic: vec![false; n] };
-        let (first_healthy, left) = distribute(&mut loads.healthy, &health, 100, total);
-        let (first_degraded, left) = distribute(&mut loads.degraded, &degraded, left, total);
-        match (first_healthy, first_degraded) {
-            (Some(i), _) => loads.healthy[i] += left,
-            (None, Some(i)) => loads.degraded[i] += left,
-            (None, None) => {}
+        let total = (health.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
+        if total > 0 {
+            let (first_healthy, left) = distribute(&mut loads.healthy, health, 100, total);
+            let (first_degraded, left) = distribute(&mut loads.degraded, degraded, left, total);
+            // Rounding leaves a few percent: they go to the first priority that has anything.
+            match (first_healthy, first_degraded) {
+                (Some(i), _) => loads.healthy[i] += left,
+                (None, Some(i)) => loads.degraded[i] += left,
+                (None, None) => {}
+            }
         }
-        Some(loads)
+        (loads, total)
     }
 
     fn apply_panic(&mut self, counts: &[Counts], total_availability: u32, threshold: f64) {

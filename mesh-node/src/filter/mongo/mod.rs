@@ -218,8 +218,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Sniffed<I> {
         this.ears.hear(true, read);
         if let Some(delay) = this.ears.own.delay.as_ref().filter(|_| !read.is_empty())
             && let Some(pause) = delay.fixed.as_ref().map(|fixed| Duration::from_millis(fixed.now()))
-            && let (share, of) = delay.share.now()
-            && (share >= of || fastrand::u32(..of.max(1)) < share)
+            && delay.share.drawn()
         {
             this.ears.count("delays_injected");
             this.held = read.to_vec();

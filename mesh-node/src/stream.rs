@@ -525,8 +525,8 @@ mod tests {
         }
         fn leave(&self, _: BorrowedFd<'_>) {}
         fn look(&self, _: BorrowedFd<'_>) -> Look {
-            self.looks.fetch_add(1, Ordering::Relaxed);
-            self.look
+            // At first there is nothing to be seen: the writer has to wait.
+            if self.looks.fetch_add(1, Ordering::Relaxed) == 0 { Look::Stays } else { self.look }
         }
         fn last_switch(&self) -> u64 {
             self.last_switch.load(Ordering::Relaxed)
@@ -561,13 +561,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_writer_that_waits_for_room_goes_on_when_a_read_finds_the_socket_to_be_an_ordinary_one() {
+        const SENT: usize = 2 * MAX_WAITING_BYTES as usize;
+        const ANSWER: usize = 2 * MOVED.0 as usize;
         for look in [Look::Left, Look::Plain] {
             let gauge = Known::new(Waiting::Something, look, 0);
             let (mut socket, mut peer) = connected(&gauge, true, 0).await;
-            let sent = vec![7; 2 * MAX_WAITING_BYTES as usize];
-            let answer = vec![1; MOVED.0 as usize];
+            let sent = vec![7; SENT];
             let (mut written, mut read) = (0, 0);
-            let ours = poll_fn(|cx| {
+            let ours = poll_fn(move |cx| {
                 // The writer first, as a pair of directions is polled: its wait is begun before the read. A reader
                 // goes on until nothing is left.
                 while written < sent.len()
@@ -581,17 +582,20 @@ mod tests {
                     read += into.filled().len();
                     into.clear();
                 }
-                if written == sent.len() && read == answer.len() { Poll::Ready(()) } else { Poll::Pending }
+                if written == SENT && read == ANSWER { Poll::Ready(()) } else { Poll::Pending }
             });
             let theirs = async {
-                peer.write_all(&answer).await.unwrap();
-                peer.read_exact(&mut vec![0; sent.len()]).await.unwrap();
+                peer.write_all(&vec![1; ANSWER]).await.unwrap();
+                peer.read_exact(&mut vec![0; SENT]).await.unwrap();
                 peer
             };
-            let both = async { tokio::join!(ours, theirs) };
+            // A task of its own: what the peer waits for must not wake it.
+            let tasks = tokio::task::LocalSet::new();
+            let ours = tasks.spawn_local(ours);
+            let both = tasks.run_until(async { tokio::join!(ours, theirs) });
             let done = tokio::time::timeout(Duration::from_secs(20), both).await;
             drop(done.unwrap_or_else(|_| panic!("{look:?}: the writer was never woken")));
-            assert!(gauge.looks.load(Ordering::Relaxed) > 0, "the socket was never looked at");
+            assert!(gauge.looks.load(Ordering::Relaxed) > 1, "the socket was never looked at");
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::cluster::ClusterManager;
 use crate::config::bootstrap::{BootstrapError, Source};
 use crate::config::{Cli, Loaded, Mode, PodsFrom, Settings, SettingsError};
 use crate::dynamic::{
-    Assembly, Compiler, Identity, Refused, Servers, Sidecar, Statics, Watch, send_remote_logs,
+    Assembly, Compiler, Identity, Refused, Servers, Sidecar, Statics, Watch, local_cluster, send_remote_logs,
 };
 use crate::filter::WorkerContext;
 use crate::kubernetes::{self, Heard};
@@ -217,7 +217,10 @@ impl Node {
         let readiness = Readiness::default();
         let starting = readiness.task("configuration");
         let count = worker_count(settings.node.workers);
-        let clusters = Arc::new(ClusterManager::new(count).checking_with(Arc::new(Prober::default())));
+        let clusters = ClusterManager::new(count)
+            .checking_with(Arc::new(Prober::default()))
+            .within(local_cluster(&loaded.dynamic, &loaded.node));
+        let clusters = Arc::new(clusters);
         let published: Published = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         // What can fail without a trace on the host comes first.
         let admin = match loaded.admin {

@@ -16,7 +16,8 @@ use super::pod_token::{Keeper, PodToken};
 use super::publish::swap;
 use crate::cluster::ClusterManager;
 use crate::dynamic::{
-    Assembled, Assembly, Compiler, Identity, Outlet, Refused, Servers, Sidecar, Statics, node_of,
+    Assembled, Assembly, Compiler, Identity, Outlet, Refused, Servers, Sidecar, Statics, local_cluster,
+    node_of,
 };
 use crate::kubernetes::{Bearer, Tokens};
 use crate::model::source::Dynamic;
@@ -161,7 +162,10 @@ impl PodSidecars {
         // Hosts are asked from the pod, as its requests go out from there.
         let workload = Current::new(Mutex::new(Arc::downgrade(pod)));
         let prober = Prober { workload: Some(workload.clone()) };
-        let clusters = Arc::new(ClusterManager::new(self.workers).checking_with(Arc::new(prober)));
+        let clusters = ClusterManager::new(self.workers)
+            .checking_with(Arc::new(prober))
+            .within(local_cluster(&self.dynamic, &identity.node));
+        let clusters = Arc::new(clusters);
         let outlet = PodOutlet { published: published.clone(), clusters: clusters.clone() };
         let sidecar = Sidecar::new(assembly, &identity, self.servers.clone(), outlet);
         let serving = Arc::new(Serving {

@@ -35,7 +35,7 @@ pub struct Host {
 }
 
 /// `core.v3.Locality`.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LocalityName {
     pub region: Str,
     pub zone: Str,

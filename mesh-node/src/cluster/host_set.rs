@@ -9,6 +9,7 @@ use super::balance::{Group, Shards};
 use super::consistent::Consistent;
 use super::priority::{Counts, Loads, Source};
 use super::subset::SubsetTable;
+use super::zone::{Choice, LocalCluster, Zones};
 use super::{Host, Random, Spread};
 use crate::model::cluster::{Cluster, HealthStatus};
 
@@ -40,6 +41,8 @@ struct Priority {
     excluded: usize,
     /// With a policy that hashes: over the healthy hosts, or in panic over all.
     table: Option<Consistent>,
+    /// Of the first priority, where zones may matter.
+    zones: Option<Box<Zones>>,
 }
 
 /// What a choice is made by.
@@ -70,10 +73,13 @@ impl HostSet {
         cluster: &Cluster,
         localities: Vec<LocalityHosts>,
         overprovisioning: u32,
-        workers: usize,
-        random: &dyn Random,
+        local: Option<&Arc<LocalCluster>>,
+        (workers, random): (usize, &dyn Random),
     ) -> Self {
-        let build = Build { cluster, overprovisioning, workers, random, weighted: cluster.locality_weighted };
+        let weighted = cluster.locality_weighted;
+        // The local cluster itself knows no zones.
+        let local = local.filter(|local| local.name != cluster.name && !cluster.lb.hashes());
+        let build = Build { cluster, overprovisioning, local, workers, random, weighted };
         let subsets = cluster.balancing.subsets.as_ref().map(|config| {
             let weighted = cluster.locality_weighted && config.locality_weight_aware;
             let of_subset = Build { weighted, ..build };
@@ -130,8 +136,8 @@ impl HostSet {
             return (table.pick(draw.hash, draw.attempt, cluster), panic);
         }
         let host = match source {
-            Source::Healthy(_) => priority.healthy.pick(cluster, random),
-            Source::Degraded(_) => priority.degraded.pick(cluster, random),
+            Source::Healthy(_) => priority.pick(false, cluster, random),
+            Source::Degraded(_) => priority.pick(true, cluster, random),
             Source::All(_) if cluster.balancing.fail_on_panic => None,
             Source::All(_) => priority.all.pick(cluster, random),
         };
@@ -148,17 +154,25 @@ impl Priority {
             excluded: self.excluded,
         }
     }
+
+    fn pick(&self, degraded: bool, cluster: &Cluster, random: &dyn Random) -> Option<&Arc<Host>> {
+        let hosts = if degraded { &self.degraded } else { &self.healthy };
+        if let Some(group) = hosts.locality(random) {
+            return group.pick(cluster, random);
+        }
+        match self.zones.as_ref().map_or(Choice::Any, |zones| zones.choose(cluster, random)) {
+            Choice::Any => hosts.group.pick(cluster, random),
+            Choice::Zone(zone) => self.zones.as_ref()?.group(zone, degraded).pick(cluster, random),
+            Choice::Nobody => None,
+        }
+    }
 }
 
 impl Balanced {
-    fn pick(&self, cluster: &Cluster, random: &dyn Random) -> Option<&Arc<Host>> {
-        if let Some(l) = &self.localities {
-            let chosen = l.shards.by_weight(l.groups.len(), |i| l.weights[i], random);
-            if let Some(group) = chosen.map(|i| &l.groups[i]) {
-                return group.pick(cluster, random);
-            }
-        }
-        self.group.pick(cluster, random)
+    /// The hosts of the next locality, where localities are weighted and one has weight.
+    fn locality(&self, random: &dyn Random) -> Option<&Group> {
+        let l = self.localities.as_ref()?;
+        l.shards.by_weight(l.groups.len(), |i| l.weights[i], random).map(|i| &l.groups[i])
     }
 }
 
@@ -169,6 +183,8 @@ struct Build<'a> {
     weighted: bool,
     /// Percent.
     overprovisioning: u32,
+    /// The cluster that this proxy belongs to, where zones may matter.
+    local: Option<&'a Arc<LocalCluster>>,
     workers: usize,
     random: &'a dyn Random,
 }
@@ -200,6 +216,10 @@ impl Build<'_> {
                 priority.table = self.table(localities, loads.in_panic(p));
             }
         }
+        if let (Some(local), Some(first)) = (self.local, priorities.first_mut()) {
+            let localities = by_priority.get(&0).map_or(&[][..], Vec::as_slice);
+            first.zones = Zones::new(local, localities, |hosts| self.group(hosts)).map(Box::new);
+        }
         HostSet { loads, overprovisioning: self.overprovisioning, priorities, by_address, subsets: None }
     }
 
@@ -210,6 +230,7 @@ impl Build<'_> {
             all: self.group(localities.iter().flat_map(|l| &l.hosts).cloned().collect()),
             excluded: localities.iter().flat_map(|l| &l.hosts).filter(|host| host.excluded()).count(),
             table: None,
+            zones: None,
         }
     }
 

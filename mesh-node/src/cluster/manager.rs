@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 
 use super::checks::{NoProbe, Probe};
 use super::names::Names;
-use super::{ClusterState, Random, Resolve, SystemResolver, ThreadRandom};
+use super::{ClusterState, LocalCluster, Random, Resolve, SystemResolver, ThreadRandom};
 use crate::model::cluster::{Assignment, Cluster, Discovery, DnsCache};
 use crate::model::tls::Secrets;
 use crate::model::{Snapshot, Str};
@@ -34,6 +34,8 @@ pub struct ClusterManager {
     resolver: Arc<dyn Resolve>,
     names: Names,
     prober: Arc<dyn Probe>,
+    /// The cluster that this proxy belongs to.
+    local: Option<Arc<LocalCluster>>,
     workers: usize,
     /// Where the clusters' own work runs, whoever asks for them first.
     runtime: Option<Handle>,
@@ -62,12 +64,18 @@ impl ClusterManager {
         let (clusters, assignments, secrets) = (Arc::default(), Mutex::default(), Arc::default());
         let (prober, runtime) = (Arc::new(NoProbe), Handle::try_current().ok());
         let names = Names::default();
-        Self { clusters, assignments, secrets, random, resolver, names, prober, workers, runtime }
+        let local = None;
+        Self { clusters, assignments, secrets, random, resolver, names, prober, local, workers, runtime }
     }
 
     /// The same manager with hosts checked by `prober`; without one every check fails.
     pub fn checking_with(self, prober: Arc<dyn Probe>) -> Self {
         Self { prober, ..self }
+    }
+
+    /// The same manager for a proxy that belongs to a cluster: zones count.
+    pub fn within(self, local: Option<LocalCluster>) -> Self {
+        Self { local: local.map(Arc::new), ..self }
     }
 
     /// Takes over the clusters of `snapshot`. A cluster with the same content keeps its state; one that
@@ -96,7 +104,7 @@ impl ClusterManager {
                     let assignment = ArcSwap::new(assignment);
                     let entry = Entry { config: config.clone(), assignment, state, configured: true.into() };
                     let before = previous.and_then(|previous| previous.state.get());
-                    if before.is_some() || works_on_its_own(config) {
+                    if before.is_some() || works_on_its_own(config) || self.is_local(config) {
                         self.state(&entry, before);
                     }
                     replaced.extend(before.cloned());
@@ -173,8 +181,13 @@ impl ClusterManager {
             previous.map(|previous| &**previous),
             self.secrets.clone(),
             self.random.clone(),
-            self.workers,
+            (self.local.clone(), self.workers),
         ))
+    }
+
+    /// Others look at the hosts of the cluster that the proxy belongs to.
+    fn is_local(&self, config: &Cluster) -> bool {
+        self.local.as_ref().is_some_and(|local| local.name == config.name)
     }
 
     /// Returns when every name of every cluster has been looked up once, with or without success: until

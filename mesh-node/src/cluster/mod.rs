@@ -29,6 +29,7 @@ mod ring;
 mod spread;
 mod state;
 mod subset;
+mod zone;
 
 pub use breakers::{Breakers, PriorityBreakers};
 pub use checks::{Finding, Probe, Probing};
@@ -41,6 +42,7 @@ pub use outlier::{Average, Report};
 pub use random::{Random, ThreadRandom};
 pub use spread::Spread;
 pub use state::{ClusterState, LbContext, NoHost, Overflow};
+pub use zone::LocalCluster;
 
 /// Index of the routing priority in circuit breakers (`core.v3.RoutingPriority`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -173,7 +173,8 @@ fn distribute(load: &mut [u32], available: &[u32], mut left: u32, total: u32) ->
     (available.iter().position(|a| *a > 0), left)
 }
 
-fn in_panic(c: &Counts, threshold: f64) -> bool {
+/// Do too few of these hosts serve?
+pub(crate) fn in_panic(c: &Counts, threshold: f64) -> bool {
     let base = c.base();
     let usable = if base == 0 { 0.0 } else { 100.0 * (c.healthy + c.degraded) as f64 / base as f64 };
     usable < threshold

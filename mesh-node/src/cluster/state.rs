@@ -16,8 +16,8 @@ use super::host_set::{Draw, HostSet, LocalityHosts};
 use super::original_dst::OriginalDstHosts;
 use super::outlier::Detector;
 use super::{
-    Breakers, ConnectionGuard, Host, HostCounters, PendingGuard, Random, RequestGuard, RetryGuard,
-    RoutingPriority, Spread, discovery, resilience,
+    Breakers, ConnectionGuard, Host, HostCounters, LocalCluster, PendingGuard, Random, RequestGuard,
+    RetryGuard, RoutingPriority, Spread, discovery, resilience,
 };
 use crate::model::Str;
 use crate::model::cluster::{Assignment, Cluster, Discovery, Endpoint, EndpointAddress, Locality};
@@ -48,6 +48,8 @@ pub struct ClusterState {
     /// True once every host was checked, where hosts are checked.
     pub(super) first_checks: watch::Sender<bool>,
     pub(super) random: Arc<dyn Random>,
+    /// The cluster that this proxy belongs to.
+    local: Option<Arc<LocalCluster>>,
     workers: usize,
 }
 
@@ -112,13 +114,13 @@ impl ClusterState {
         previous: Option<&ClusterState>,
         secrets: Arc<Secrets>,
         random: Arc<dyn Random>,
-        workers: usize,
+        (local, workers): (Option<Arc<LocalCluster>>, usize),
     ) -> Self {
         let names = discovery::names(&config);
         let mut known = previous.map(|p| lock(&p.known).clone()).unwrap_or_default();
         known.retain(|name, _| names.contains(name));
         let unanswered = names.into_iter().filter(|name| !known.contains_key(name)).collect();
-        let empty = HostSet::new(&config, Vec::new(), 0, workers, &*random);
+        let empty = HostSet::new(&config, Vec::new(), 0, None, (workers, &*random));
         let state = Self {
             stats: config.stats.clone(),
             breakers: Breakers::new(&config),
@@ -134,6 +136,7 @@ impl ClusterState {
             config,
             secrets,
             random,
+            local,
             workers,
         };
         state.rebuild(&lock(&state.known), previous);
@@ -245,8 +248,12 @@ impl ClusterState {
     /// Replaces the hosts. Those that are gone are told so, save for logical ones: their connections are as
     /// good as before.
     fn publish(&self, localities: Vec<LocalityHosts>, overprovisioning: u32) {
-        let new =
-            Arc::new(HostSet::new(&self.config, localities, overprovisioning, self.workers, &*self.random));
+        let local = self.local.as_ref();
+        if let Some(local) = local.filter(|local| local.name == self.config.name) {
+            local.set(&localities);
+        }
+        let chance = (self.workers, &*self.random);
+        let new = Arc::new(HostSet::new(&self.config, localities, overprovisioning, local, chance));
         let counts = new.counts();
         let old = self.hosts.swap(new.clone());
         let goes_on = |host: &Arc<Host>| {

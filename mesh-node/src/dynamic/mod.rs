@@ -29,7 +29,7 @@ mod watch;
 pub use assembly::{Assembled, Assembly, Statics, Step};
 pub use compile::Compiler;
 pub use log_stream::send_remote_logs;
-pub use node::node_of;
+pub use node::{local_cluster, node_of};
 pub use sidecar::{Identity, Outlet, Refused, Sidecar};
 pub use sources::Servers;
 pub use watch::Watch;

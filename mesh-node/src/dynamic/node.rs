@@ -7,6 +7,8 @@ use mesh_xds::pb::envoy::config::core::v3::{Locality, Node};
 use mesh_xds::pb::google::protobuf::value::Kind;
 use mesh_xds::pb::google::protobuf::{Struct, Value};
 
+use crate::cluster::{LocalCluster, LocalityName};
+use crate::model::source::Dynamic;
 use crate::model::workload::Workload;
 
 /// The version of Istio that pods say they have where the bootstrap names none: what servers send depends on it.
@@ -14,6 +16,8 @@ const ISTIO_VERSION: &str = "1.32.0";
 const CANONICAL_NAME: &str = "service.istio.io/canonical-name";
 const CANONICAL_REVISION: &str = "service.istio.io/canonical-revision";
 const TLS_MODE: &str = "security.istio.io/tlsMode";
+/// By which a pod says where it is: region, zone and subzone.
+const LOCALITY: [&str; 2] = ["topology.istio.io/locality", "istio-locality"];
 const TEMPLATE_HASH: &str = "pod-template-hash";
 /// Annotations that say nothing about the mesh and may be as long as the pod's definition.
 const NOT_TOLD: [&str; 3] = [
@@ -70,8 +74,25 @@ pub fn node_of(workload: &Workload, base: &Node) -> Node {
     }
 }
 
-/// Where the pod runs, by the labels that Kubernetes copies to it from its node.
+/// The cluster that a node belongs to, if the bootstrap names one, and where the node is.
+pub fn local_cluster(dynamic: &Dynamic, node: &Node) -> Option<LocalCluster> {
+    let name = dynamic.local_cluster.clone()?;
+    let at = node.locality.clone().unwrap_or_default();
+    let locality =
+        LocalityName { region: at.region.into(), zone: at.zone.into(), sub_zone: at.sub_zone.into() };
+    Some(LocalCluster::new(name, locality))
+}
+
+/// Where the pod runs, by a label that it has for that (as for pilot-agent), or those that Kubernetes copies to it from
+/// its node.
 fn locality(labels: &BTreeMap<String, String>) -> Option<Locality> {
+    if let Some(label) = LOCALITY.iter().find_map(|key| labels.get(*key)).filter(|label| !label.is_empty()) {
+        // A label has no slashes: dots stand for them, unless it has some all the same.
+        let separator = if label.contains('/') { '/' } else { '.' };
+        let mut parts = label.splitn(3, separator).map(str::to_owned);
+        let mut next = || parts.next().unwrap_or_default();
+        return Some(Locality { region: next(), zone: next(), sub_zone: next() });
+    }
     let label = |key: &str| labels.get(key).cloned().unwrap_or_default();
     let region = label("topology.kubernetes.io/region");
     (!region.is_empty()).then(|| Locality {
@@ -168,5 +189,9 @@ mod tests {
         assert_eq!(metadata["NODE_NAME"], "node-a");
         assert_eq!(shown["locality"]["region"], "eu");
         assert_eq!(metadata["OWNER"], "kubernetes://apis/apps/v1/namespaces/clients/deployments/sleep");
+        let labels = |label: &str| [("istio-locality".to_owned(), label.to_owned())].into();
+        let dotted = locality(&labels("eu.west.1.a")).unwrap();
+        assert_eq!([&*dotted.region, &dotted.zone, &dotted.sub_zone], ["eu", "west", "1.a"]);
+        assert_eq!(locality(&labels("eu-1.a/b")).unwrap().region, "eu-1.a");
     }
 }

@@ -42,7 +42,7 @@ fn ads() -> Dynamic {
     };
     let all = Some((Source::Ads, Some(Duration::from_secs(15))));
     let ads = Some(GrpcSource { delta: true, poll: None, servers: vec![server] });
-    Dynamic { ads, clusters: all.clone(), listeners: all, runtime: Vec::new(), name_table: true }
+    Dynamic { ads, clusters: all.clone(), listeners: all, name_table: true, ..Dynamic::default() }
 }
 
 impl Fixture {

@@ -2,7 +2,7 @@
 //! time (health, outliers, resolved addresses, load) lives in the `cluster/` stage.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use super::Str;
@@ -11,7 +11,7 @@ use super::network::{Http1Options, Http2Options};
 use super::resilience::{EndpointCheck, HealthCheck, OutlierDetection};
 use super::route::HashPolicy;
 use super::tls::{TlsContext, UpstreamTls};
-use crate::runtime::Setting;
+use crate::runtime::{Fraction, Setting};
 use crate::telemetry::peer::Peer;
 use crate::telemetry::stats::{ClusterStats, MaglevStats, RemainingStats, RingHashStats, SubsetStats};
 
@@ -219,9 +219,10 @@ pub enum HashFunction {
 pub struct Balancing {
     pub hashing: Hashing,
     pub slow_start: Option<SlowStart>,
-    /// `zone_aware_lb_config.fail_traffic_on_panic`: panic serves nobody. The rest of zone awareness needs the
-    /// bootstrap's `local_cluster_name`.
+    /// `zone_aware_lb_config.fail_traffic_on_panic`: panic serves nobody.
     pub fail_on_panic: bool,
+    /// `zone_aware_lb_config`; without it the defaults hold.
+    pub zones: Option<Arc<ZoneAware>>,
     /// `lb_subset_config`.
     pub subsets: Option<Subsets>,
     /// `override_host_status`: which hosts a session may insist on.
@@ -230,6 +231,52 @@ pub struct Balancing {
     pub ring_hash_stats: Option<Arc<RingHashStats>>,
     /// With `MAGLEV`.
     pub maglev_stats: Option<Arc<MaglevStats>>,
+}
+
+/// `ZoneAwareLbConfig`, for proxies that belong to a cluster (`cluster_manager.local_cluster_name`).
+#[derive(Debug)]
+pub struct ZoneAware {
+    /// `routing_enabled`, in whole percent.
+    pub routing_enabled: Setting<Fraction>,
+    /// Below it zones do not matter. Envoy's default: 6.
+    pub min_cluster_size: Setting<u64>,
+    /// `force_local_zone.min_size`: with so many healthy hosts the own zone gets everything. 0: never.
+    pub force_local: Setting<u64>,
+    pub basis: LocalityBasis,
+}
+
+/// `ZoneAwareLbConfig.LocalityBasis`: what a zone's share is computed of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LocalityBasis {
+    #[default]
+    HealthyHosts,
+    HealthyWeight,
+}
+
+impl ZoneAware {
+    /// Settings that Envoy's runtime keys change.
+    pub fn new(enabled_percent: u32, min_cluster_size: u64, force_local: u64, basis: LocalityBasis) -> Self {
+        Self {
+            routing_enabled: Setting::new((enabled_percent, 100), "upstream.zone_routing.enabled"),
+            min_cluster_size: Setting::new(min_cluster_size, "upstream.zone_routing.min_cluster_size"),
+            force_local: Setting::new(force_local, "upstream.zone_routing.force_local_zone.min_size"),
+            basis,
+        }
+    }
+
+    /// The number of healthy hosts from which on the own zone gets everything.
+    pub fn forced_from(&self) -> Option<u64> {
+        Some(self.force_local.now()).filter(|least| *least > 0)
+    }
+}
+
+impl Balancing {
+    /// How zones count.
+    pub fn zones(&self) -> &ZoneAware {
+        static DEFAULT: LazyLock<ZoneAware> =
+            LazyLock::new(|| ZoneAware::new(100, 6, 0, LocalityBasis::HealthyHosts));
+        self.zones.as_deref().unwrap_or(&DEFAULT)
+    }
 }
 
 /// `SlowStartConfig`: a host that has just become healthy gets less, more and more over the window.

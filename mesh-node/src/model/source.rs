@@ -143,4 +143,6 @@ pub struct Dynamic {
     pub runtime: Vec<Need>,
     /// Istio's name table is asked for (metadata `DNS_CAPTURE` of the node).
     pub name_table: bool,
+    /// `cluster_manager.local_cluster_name`: the static cluster that is this node's own.
+    pub local_cluster: Option<Str>,
 }

@@ -59,6 +59,15 @@ pub fn convert(proto: &Proto, context: &mut Context<'_>) -> Result<Bootstrap, Xd
         }
     }
     dynamic.runtime = context.needs.take();
+    let local = proto.cluster_manager.as_ref().map_or("", |manager| &manager.local_cluster_name);
+    if !local.is_empty() {
+        let clusters = proto.static_resources.iter().flat_map(|resources| &resources.clusters);
+        if !clusters.into_iter().any(|cluster| cluster.name == local) {
+            let message = format!("unknown cluster {local:?}; add it to static_resources.clusters");
+            return Err(At::root("cluster_manager").field("local_cluster_name").invalid(message));
+        }
+        dynamic.local_cluster = Some(local.into());
+    }
     dynamic.name_table = proto.node.as_ref().is_some_and(captures_dns);
     Ok(Bootstrap { admin, dynamic, runtime, stats })
 }

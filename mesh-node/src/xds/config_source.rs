@@ -149,6 +149,7 @@ pub(super) fn dynamic(proto: &DynamicResources) -> Result<Dynamic, XdsError> {
         listeners: of("lds_config", proto.lds_config.as_ref())?,
         runtime: Vec::new(),
         name_table: false,
+        local_cluster: None,
     };
     let uses_ads = [&dynamic.clusters, &dynamic.listeners]
         .into_iter()

@@ -3,6 +3,7 @@
 use mesh_xds::pb::envoy::config::cluster::v3::LoadBalancingPolicy;
 use mesh_xds::pb::envoy::extensions::load_balancing_policies::cluster_provided::v3::ClusterProvided;
 use mesh_xds::pb::envoy::extensions::load_balancing_policies::common::v3::locality_lb_config::LocalityConfigSpecifier;
+use mesh_xds::pb::envoy::extensions::load_balancing_policies::common::v3::locality_lb_config::zone_aware_lb_config::LocalityBasis as BasisProto;
 use mesh_xds::pb::envoy::extensions::load_balancing_policies::common::v3::{
     ConsistentHashingLbConfig, LocalityLbConfig, SlowStartConfig,
 };
@@ -20,9 +21,9 @@ use mesh_xds::prost::{Message, Name};
 
 use super::common::{boolean, enumeration, number};
 use super::error::{At, XdsError};
-use super::lb_policy::{Converted, least_request, maglev, ramp, ring_hash};
+use super::lb_policy::{Converted, least_request, maglev, ramp, ring_hash, zone_aware};
 use super::{hash_policy, subset};
-use crate::model::cluster::{HashFunction, Hashing, LbPolicy, SlowStart};
+use crate::model::cluster::{HashFunction, Hashing, LbPolicy, LocalityBasis, SlowStart};
 
 /// Leaves of each list the policies that are known, so that those before them are no errors; a list without
 /// any known one stays as it is.
@@ -70,7 +71,7 @@ fn policy(at: At<'_>, any: &Any) -> Result<Option<Converted>, XdsError> {
     if let Some(config) = unpack::<RoundRobin>(at, any)? {
         let mut converted = Converted::new(LbPolicy::RoundRobin);
         converted.balancing.slow_start = slow_start(at, config.slow_start_config.as_ref())?;
-        locality(config.locality_lb_config.as_ref(), &mut converted);
+        locality(at, config.locality_lb_config.as_ref(), &mut converted)?;
         return Ok(Some(converted));
     }
     if let Some(config) = unpack::<LeastRequest>(at, any)? {
@@ -79,12 +80,12 @@ fn policy(at: At<'_>, any: &Any) -> Result<Option<Converted>, XdsError> {
         let bias = config.active_request_bias.as_ref();
         let mut converted = Converted::new(least_request(config.choice_count, bias, full_scan));
         converted.balancing.slow_start = slow_start(at, config.slow_start_config.as_ref())?;
-        locality(config.locality_lb_config.as_ref(), &mut converted);
+        locality(at, config.locality_lb_config.as_ref(), &mut converted)?;
         return Ok(Some(converted));
     }
     if let Some(config) = unpack::<Random>(at, any)? {
         let mut converted = Converted::new(LbPolicy::Random);
-        locality(config.locality_lb_config.as_ref(), &mut converted);
+        locality(at, config.locality_lb_config.as_ref(), &mut converted)?;
         return Ok(Some(converted));
     }
     if let Some(config) = unpack::<RingHash>(at, any)? {
@@ -155,12 +156,30 @@ fn slow_start(at: At<'_>, config: Option<&SlowStartConfig>) -> Result<Option<Slo
     }
 }
 
-fn locality(config: Option<&LocalityLbConfig>, converted: &mut Converted) {
+fn locality(
+    at: At<'_>,
+    config: Option<&LocalityLbConfig>,
+    converted: &mut Converted,
+) -> Result<(), XdsError> {
     match config.and_then(|config| config.locality_config_specifier.as_ref()) {
         Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => converted.locality_weighted = true,
         Some(LocalityConfigSpecifier::ZoneAwareLbConfig(config)) => {
+            let at = at.field("locality_lb_config.zone_aware_lb_config");
             converted.balancing.fail_on_panic = config.fail_traffic_on_panic;
+            let basis = match enumeration(at.field("locality_basis"), config.locality_basis)? {
+                BasisProto::HealthyHostsNum => LocalityBasis::HealthyHosts,
+                BasisProto::HealthyHostsWeight => LocalityBasis::HealthyWeight,
+            };
+            // As Envoy: the older flag counts for one host.
+            let force = match &config.force_local_zone {
+                Some(force) => number(force.min_size, 1),
+                #[allow(deprecated, reason = "servers still send it")]
+                None => u32::from(config.force_locality_direct_routing),
+            };
+            let (enabled, size) = (config.routing_enabled, config.min_cluster_size);
+            converted.balancing.zones = Some(zone_aware(at, enabled, size, (u64::from(force), basis))?);
         }
         None => {}
     }
+    Ok(())
 }

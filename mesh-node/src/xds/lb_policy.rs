@@ -1,10 +1,13 @@
 //! How a cluster balances: `lb_policy` with `common_lb_config` and the policy's own message, or
 //! `load_balancing_policy` with its extensions. Both come to the same.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_xds::pb::envoy::config::cluster::v3::Cluster as Proto;
-use mesh_xds::pb::envoy::config::cluster::v3::cluster::common_lb_config::LocalityConfigSpecifier;
+use mesh_xds::pb::envoy::config::cluster::v3::cluster::common_lb_config::{
+    LocalityConfigSpecifier, ZoneAwareLbConfig,
+};
 use mesh_xds::pb::envoy::config::cluster::v3::cluster::ring_hash_lb_config::HashFunction as FunctionProto;
 use mesh_xds::pb::envoy::config::cluster::v3::cluster::{
     CommonLbConfig, LbConfig, LbPolicy as PolicyProto, SlowStartConfig,
@@ -16,7 +19,9 @@ use mesh_xds::pb::google::protobuf;
 use super::common::{duration, enumeration, number, percent, runtime_double};
 use super::error::{At, XdsError};
 use super::{Context, endpoint, lb_extension, subset};
-use crate::model::cluster::{Balancing, HashFunction, Hashing, LbPolicy, SlowStart};
+use crate::model::cluster::{
+    Balancing, HashFunction, Hashing, LbPolicy, LocalityBasis, SlowStart, ZoneAware,
+};
 
 /// Envoy's defaults and bounds of ring and table sizes.
 const MINIMUM_RING: u64 = 1024;
@@ -144,17 +149,21 @@ fn of_enum(at: At<'_>, proto: &Proto) -> Result<Converted, XdsError> {
         converted.balancing.subsets = Some(subset::convert(at.field("lb_subset_config"), subsets)?);
     }
     if let Some(common) = &proto.common_lb_config {
-        of_common(common, &mut converted);
+        of_common(at.field("common_lb_config"), common, &mut converted)?;
     }
     Ok(converted)
 }
 
-fn of_common(common: &CommonLbConfig, converted: &mut Converted) {
+fn of_common(at: At<'_>, common: &CommonLbConfig, converted: &mut Converted) -> Result<(), XdsError> {
     let balancing = &mut converted.balancing;
     match &common.locality_config_specifier {
         Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => converted.locality_weighted = true,
         Some(LocalityConfigSpecifier::ZoneAwareLbConfig(config)) => {
-            balancing.fail_on_panic = config.fail_traffic_on_panic;
+            let ZoneAwareLbConfig { routing_enabled, min_cluster_size, fail_traffic_on_panic } = *config;
+            balancing.fail_on_panic = fail_traffic_on_panic;
+            let at = at.field("zone_aware_lb_config");
+            let (size, basis) = (min_cluster_size, LocalityBasis::HealthyHosts);
+            balancing.zones = Some(zone_aware(at, routing_enabled, size, (0, basis))?);
         }
         None => {}
     }
@@ -165,6 +174,18 @@ fn of_common(common: &CommonLbConfig, converted: &mut Converted) {
             policies: Vec::new(),
         };
     }
+    Ok(())
+}
+
+/// `ZoneAwareLbConfig`, which there are two of.
+pub(super) fn zone_aware(
+    at: At<'_>,
+    routing_enabled: Option<Percent>,
+    min_cluster_size: Option<protobuf::UInt64Value>,
+    (force_local, basis): (u64, LocalityBasis),
+) -> Result<Arc<ZoneAware>, XdsError> {
+    let enabled = percent(at.field("routing_enabled"), routing_enabled, 100.0)?.round() as u32;
+    Ok(Arc::new(ZoneAware::new(enabled, min_cluster_size.map_or(6, |v| v.value), force_local, basis)))
 }
 
 pub(super) fn least_request(

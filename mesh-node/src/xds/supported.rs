@@ -5,12 +5,14 @@ use super::support::Row;
 /// All messages that a converter reads.
 #[rustfmt::skip]
 pub(super) const ROWS: &[Row] = &[
-    ("config.bootstrap.v3.Bootstrap", "node admin static_resources dynamic_resources layered_runtime stats_config",
+    ("config.bootstrap.v3.Bootstrap", "node admin static_resources dynamic_resources layered_runtime stats_config cluster_manager",
      "bootstrap_extensions stats_sinks stats_flush_interval stats_flush_on_admin \
-      node_context_params cluster_manager watchdog watchdogs overload_manager default_socket_interface \
+      node_context_params watchdog watchdogs overload_manager default_socket_interface \
       typed_dns_resolver_config application_log_config memory_allocator_manager deferred_stat_options \
       fatal_actions default_regex_engine grpc_async_client_manager_config inline_headers \
       perf_tracing_file_path flags_path"),
+    ("config.bootstrap.v3.ClusterManager", "local_cluster_name",
+     "outlier_detection upstream_bind_config load_stats_config enable_deferred_cluster_creation"),
     ("config.metrics.v3.StatsConfig", "stats_tags use_all_default_tags stats_matcher histogram_bucket_settings",
      "allow_default_tag_overrides"),
     ("config.metrics.v3.TagSpecifier", "tag_name regex fixed_value", ""),
@@ -458,8 +460,8 @@ pub(super) const ROWS: &[Row] = &[
      "healthy_panic_threshold locality_weighted_lb_config zone_aware_lb_config consistent_hashing_lb_config \
       override_host_status ignore_new_hosts_until_first_hc",
      "update_merge_window close_connections_on_host_set_change"),
-    ("config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig", "fail_traffic_on_panic",
-     "routing_enabled min_cluster_size"),
+    ("config.cluster.v3.Cluster.CommonLbConfig.ZoneAwareLbConfig",
+     "fail_traffic_on_panic routing_enabled min_cluster_size", ""),
     ("config.cluster.v3.Cluster.CommonLbConfig.ConsistentHashingLbConfig",
      "use_hostname_for_hashing hash_balance_factor", ""),
     ("config.cluster.v3.Cluster.CommonLbConfig.LocalityWeightedLbConfig", "", ""),
@@ -497,7 +499,10 @@ pub(super) const ROWS: &[Row] = &[
      "zone_aware_lb_config locality_weighted_lb_config", ""),
     ("extensions.load_balancing_policies.common.v3.LocalityLbConfig.LocalityWeightedLbConfig", "", ""),
     ("extensions.load_balancing_policies.common.v3.LocalityLbConfig.ZoneAwareLbConfig",
-     "fail_traffic_on_panic", "routing_enabled min_cluster_size force_locality_direct_routing"),
+     "fail_traffic_on_panic routing_enabled min_cluster_size force_locality_direct_routing force_local_zone \
+      locality_basis", ""),
+    ("extensions.load_balancing_policies.common.v3.LocalityLbConfig.ZoneAwareLbConfig.ForceLocalZone",
+     "min_size", ""),
     ("config.cluster.v3.Cluster.OriginalDstLbConfig",
      "use_http_header http_header_name upstream_port_override", ""),
     ("config.cluster.v3.Cluster.LbSubsetConfig",

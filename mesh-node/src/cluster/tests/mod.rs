@@ -10,3 +10,4 @@ mod outliers;
 mod slow_start;
 mod subsets;
 pub(crate) mod support;
+mod zones;

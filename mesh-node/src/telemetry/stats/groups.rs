@@ -204,6 +204,13 @@ group! {
             ssl_fail_verify_san as "ssl.fail_verify_san",
             upstream_context_secrets_not_ready as "client_ssl_socket_factory.upstream_context_secrets_not_ready",
             lb_healthy_panic,
+            lb_local_cluster_not_ok,
+            lb_recalculate_zone_structures,
+            lb_zone_cluster_too_small,
+            lb_zone_no_capacity_left,
+            lb_zone_routing_all_directly,
+            lb_zone_routing_cross_zone,
+            lb_zone_routing_sampled,
         }
         gauges {
             upstream_cx_active,

@@ -1,7 +1,9 @@
 //! What a cluster's messages make of load balancing.
 
 use super::try_cluster;
-use crate::model::cluster::{Cluster, Fallback, HashFunction, HealthStatus, LbPolicy, SelectorFallback};
+use crate::model::cluster::{
+    Cluster, Fallback, HashFunction, HealthStatus, LbPolicy, LocalityBasis, SelectorFallback,
+};
 use crate::model::route::HashOn;
 
 const TYPES: &str = "type.googleapis.com/envoy.extensions.load_balancing_policies";
@@ -125,6 +127,25 @@ fn panic_serves_nobody_where_zone_awareness_says_so() {
     assert!(cluster(&format!("common_lb_config: {{{zones}}}")).balancing.fail_on_panic);
     let typed = typed("random", "Random", &format!(", locality_lb_config: {{{zones}}}"));
     assert!(typed.balancing.fail_on_panic && !typed.locality_weighted);
+    assert_eq!(typed.balancing.zones().min_cluster_size.now(), 1);
+}
+
+#[test]
+fn zone_awareness_is_taken_from_either_form() {
+    let whole = cluster("common_lb_config: {zone_aware_lb_config: {routing_enabled: {value: 49.6}}}");
+    let zones = whole.balancing.zones();
+    assert_eq!((zones.routing_enabled.now(), zones.min_cluster_size.now()), ((50, 100), 6));
+    let of = |text: &str| {
+        let zones = format!(", locality_lb_config: {{zone_aware_lb_config: {{{text}}}}}");
+        typed("round_robin", "RoundRobin", &zones).balancing
+    };
+    assert_eq!(of("").zones().forced_from(), None);
+    assert_eq!(of("force_locality_direct_routing: true").zones().forced_from(), Some(1));
+    let both = "force_locality_direct_routing: true, force_local_zone: {min_size: 3}";
+    assert_eq!(of(both).zones().forced_from(), Some(3));
+    assert_eq!(of("locality_basis: HEALTHY_HOSTS_WEIGHT").zones().basis, LocalityBasis::HealthyWeight);
+    let bad = "{name: c, common_lb_config: {zone_aware_lb_config: {routing_enabled: {value: 101}}}}";
+    assert!(try_cluster(bad).unwrap_err().contains("routing_enabled"));
 }
 
 #[test]

@@ -56,9 +56,10 @@ fn tests(cluster: &Cluster, filter: Option<&str>) -> Result<()> {
     let entrypoint = &["/mesh-peer"];
     cluster.load(&image(TESTS_IMAGE, &files, entrypoint, "0:0"), &folder)?;
     let istio = istio(cluster, &folder)?;
-    let mut cargo = Command::new(tree::cargo());
-    cargo.args(["test", "--workspace", "--test", "kube", "--", "--nocapture", "--test-threads=1"]);
-    cargo.args(filter).current_dir(tree::root());
+    let mut cargo = test::cargo_command();
+    // What failed says so last, where one who is shown only the end of a log sees it.
+    cargo.args(["test", "--workspace", "--test", "kube", "--", "--show-output", "--test-threads=1"]);
+    cargo.args(filter);
     cluster.environment(&mut cargo);
     cargo.env("MESH_KUBE", "1").env("MESH_KUBE_OTHER_IMAGE", OTHER_IMAGE);
     if let Some(charts) = istio {

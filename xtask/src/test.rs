@@ -145,6 +145,13 @@ pub fn build_programs() -> Result<()> {
     cargo(&["build", "--workspace", "--bins"])
 }
 
+/// cargo in the repository. An error of a test names its place itself: the stack that led to it would only hide it.
+pub fn cargo_command() -> Command {
+    let mut command = Command::new(tree::cargo());
+    command.env("RUST_LIB_BACKTRACE", "0").current_dir(tree::root());
+    command
+}
+
 /// Runs cargo in the repository with its output shown.
 fn cargo(args: &[&str]) -> Result<()> {
     cargo_with(args, &[])
@@ -152,12 +159,9 @@ fn cargo(args: &[&str]) -> Result<()> {
 
 /// The same with more environment.
 fn cargo_with(args: &[&str], environment: &[(&str, &str)]) -> Result<()> {
-    let status = Command::new(tree::cargo())
-        .args(args)
-        .envs(environment.iter().copied())
-        .current_dir(tree::root())
-        .status()
-        .context("could not start cargo")?;
+    let mut cargo = cargo_command();
+    let status =
+        cargo.args(args).envs(environment.iter().copied()).status().context("could not start cargo")?;
     if !status.success() {
         bail!("`cargo {}`: {status}", args.join(" "));
     }

@@ -1,5 +1,7 @@
 //! What the tests run on the cluster: Bookinfo as Deployments over the nodes, and visitors.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
@@ -10,6 +12,7 @@ pub const PORT: u16 = 9080;
 /// What the mesh adds to answers in [`MARKING`].
 pub const MARK: &str = "x-mesh-outbound";
 
+const SERVICES: [&str; 4] = ["details", "ratings", "reviews", "productpage"];
 /// Services and versions, and what each calls.
 const BOOKINFO: [(&str, &str, &[&str]); 6] = [
     ("details", "v1", &[]),
@@ -20,9 +23,9 @@ const BOOKINFO: [(&str, &str, &[&str]); 6] = [
     ("productpage", "v1", &["details", "reviews"]),
 ];
 
-/// Deploys Bookinfo and a client that does nothing by itself, and waits for all.
+/// Deploys Bookinfo and a client that does nothing by itself, and waits until they are reached.
 pub fn bookinfo(cluster: &Cluster) -> Result<()> {
-    for service in ["details", "ratings", "reviews", "productpage"] {
+    for service in SERVICES {
         cluster.apply(&format!(
             "{{apiVersion: v1, kind: Service, metadata: {{name: {service}}}, \
              spec: {{selector: {{app: {service}}}, ports: [{{name: http, port: {PORT}}}]}}}}"
@@ -39,7 +42,25 @@ pub fn bookinfo(cluster: &Cluster) -> Result<()> {
     }
     manifests.push(deployment("client", "v1", "/mesh-peer", &["mixed".to_owned()], "stdin: true"));
     cluster.apply(&manifests.join("\n---\n"))?;
-    cluster.kubectl("wait --for=condition=Available deployment -l part-of=bookinfo --timeout=90s").map(drop)
+    cluster.kubectl("wait --for=condition=Available deployment -l part-of=bookinfo --timeout=90s")?;
+    cluster.until("services are reached from every node", || reached(cluster))
+}
+
+/// Fails unless a pod of each node reaches every service: kube-proxy hears of a service's pods later than others do.
+fn reached(cluster: &Cluster) -> Result<()> {
+    let pods = cluster.json("get pods -l part-of=bookinfo")?;
+    let pods = pods["items"].as_array().into_iter().flatten();
+    let one_of_each: BTreeMap<_, _> =
+        pods.map(|pod| (pod["spec"]["nodeName"].as_str(), pod["metadata"]["name"].as_str())).collect();
+    for pod in one_of_each.into_values().flatten() {
+        for service in SERVICES {
+            let to = address(cluster, service)?;
+            cluster.kubectl(&format!(
+                "exec {pod} -- /mesh-peer visit --to {to}:{PORT} --path /health --count 1"
+            ))?;
+        }
+    }
+    visit_pages(cluster, 10).map(drop)
 }
 
 fn deployment(service: &str, version: &str, program: &str, args: &[String], more: &str) -> String {
@@ -74,7 +95,7 @@ spec:
 pub fn remove_bookinfo(cluster: &Cluster) -> Result<()> {
     cluster.kubectl("delete deployment -l part-of=bookinfo --wait=true")?;
     cluster.kubectl("wait --for=delete pod -l part-of=bookinfo --timeout=60s")?;
-    cluster.kubectl("delete service details ratings reviews productpage").map(drop)
+    cluster.kubectl(&format!("delete service {}", SERVICES.join(" "))).map(drop)
 }
 
 /// The address of a service.
@@ -96,7 +117,7 @@ pub struct Visits {
     pub failed: u64,
     pub carried: u64,
     pub first_us: u64,
-    pub errors: std::collections::BTreeMap<String, u64>,
+    pub errors: BTreeMap<String, u64>,
 }
 
 pub fn visits(line: &str) -> Result<Visits> {

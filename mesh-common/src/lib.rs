@@ -273,6 +273,8 @@ pub mod settings_flags {
     pub const HAND_OFF: u32 = 1 << 5;
     /// Applications' sockets too; without it only flows between two of the proxy's own are accelerated.
     pub const APPLICATIONS: u32 = 1 << 6;
+    /// When the proxy was last heard of, no pod of the node and no namespace of the cluster asked for the mesh.
+    pub const UNASKED: u32 = 1 << 7;
 }
 
 pub mod action {

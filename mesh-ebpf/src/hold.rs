@@ -69,7 +69,7 @@ pub fn connects(
         return PASS;
     }
     let alive = proxy_alive(settings);
-    if !alive && settings.flags & settings_flags::FAIL_OPEN != 0 {
+    if !alive && passes_without_proxy(settings) {
         return PASS;
     }
     // SAFETY: a helper without arguments; the value is copied at once.
@@ -92,6 +92,12 @@ pub fn connects(
     // A buffer that is full: the next connection tells.
     let _ = NEWS.output::<u64>(netns, 0);
     PASS
+}
+
+/// What pods that nobody knows connect to while no proxy runs: with nobody asking for the mesh they are none of it.
+#[inline(always)]
+fn passes_without_proxy(settings: &Settings) -> bool {
+    settings.flags & (settings_flags::FAIL_OPEN | settings_flags::UNASKED) != 0
 }
 
 #[inline(always)]
@@ -126,7 +132,7 @@ pub fn mesh_hold(ctx: SkBuffContext) -> i32 {
     };
     let Some(settings) = crate::maps::settings() else { return SEND };
     let over = since.is_none_or(|since| is_over(settings, since, now));
-    if known || (over && (proxy_alive(settings) || settings.flags & settings_flags::FAIL_OPEN != 0)) {
+    if known || (over && (proxy_alive(settings) || passes_without_proxy(settings))) {
         tag.kind = kind::LET_GO;
         return SEND;
     }

@@ -7,6 +7,7 @@
 #![no_main]
 
 mod accel;
+mod bind;
 mod connect;
 mod connect4;
 mod connect6;

@@ -312,9 +312,12 @@ impl Node {
                 Some(None) => return Ok(()),
                 given => given.flatten(),
             };
+            let asked_for = given.as_ref().is_none_or(|given| given.asked_for);
+            let given = given.map(|given| given.pods);
             let servings = self.pods.as_ref().map(|pods| pods.servings.clone());
             let capture = start_capture(&self.settings, &self.sidecar.outlet, servings, given)?;
             pods = capture.workloads().len();
+            capture.asked_for(asked_for);
             // Set here only, and once.
             let _ = self.state.capture.set(capture);
             // For acceleration the kernel's type information was read.
@@ -418,12 +421,13 @@ impl Node {
         let begun = Instant::now();
         tracing::info!(connections = self.sidecar.outlet.connections(), "draining");
         let outlet = &self.sidecar.outlet;
+        let capture = self.state.capture.get();
         let idle = async || {
             // Counters have no events; the wait ends within a step of the last connection.
             let mut step = tokio::time::interval(Duration::from_millis(20));
             loop {
                 step.tick().await;
-                if outlet.connections() == 0 {
+                if outlet.connections() == 0 && !capture.is_some_and(|capture| capture.is_letting_go()) {
                     break;
                 }
             }
@@ -431,7 +435,7 @@ impl Node {
         tokio::select! {
             () = idle() => {}
             () = tokio::time::sleep(self.drain_time) => {}
-            () = follow_on(&mut self.kubernetes, self.state.capture.get()) => {}
+            () = follow_on(&mut self.kubernetes, capture) => {}
             _ = terminate.recv() => {}
         }
         // Until here new ones were taken, so that the time without a proxy is short. The last may be answered.
@@ -511,12 +515,16 @@ fn hand_on(source: &mut Option<kubernetes::Source>, capture: Option<&Arc<Capture
     let (Some(source), Some(capture)) = (source, capture) else { return };
     match news {
         News::Heard(Heard::Listed) => {
-            if let Some(pods) = source.current() {
-                capture.set_pods(pods);
+            if let Some(listed) = source.current() {
+                capture.asked_for(listed.asked_for);
+                capture.set_pods(listed.pods);
             }
         }
         News::Heard(Heard::Strangers(namespaces)) => capture.strangers(namespaces),
-        News::Newcomer => source.look(),
+        News::Newcomer => {
+            tracing::debug!("a pod that nobody knows uses the network: looking for it");
+            source.look();
+        }
     }
 }
 

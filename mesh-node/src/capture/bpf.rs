@@ -35,6 +35,8 @@ pub(super) enum AttachType {
     SkMsgVerdict = 7,
     Connect4 = 10,
     Connect6 = 11,
+    PostBind4 = 12,
+    PostBind6 = 13,
     SetSockOpt = 22,
     SkLookup = 36,
     TcxIngress = 46,

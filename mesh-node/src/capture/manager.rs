@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -52,6 +52,8 @@ pub(super) struct Roster {
     pub(super) addresses: Addresses,
     /// One who looks is told of changes.
     pub(super) changed: Notify,
+    /// A pod was released and its new connections may still be brought to its listeners.
+    pub(super) letting_go: AtomicBool,
 }
 
 impl Roster {
@@ -379,6 +381,7 @@ impl Manager {
         pod.workload.drain.start();
         self.roster.set(slot, None);
         tracing::info!(pod = %pod.spec.display_name(), uid = %pod.spec.uid, slot, "released");
+        self.roster.letting_go.store(true, Ordering::Relaxed);
         self.leaving.insert(slot, Leaving::begin(pod, Instant::now()));
     }
 
@@ -397,6 +400,8 @@ impl Manager {
             }
             leaving.step = leaving.step.next(now);
         }
+        let letting_go = self.leaving.values().any(|leaving| !matches!(leaving.step, Step::Closed));
+        self.roster.letting_go.store(letting_go, Ordering::Relaxed);
     }
 
     fn finish(&mut self, slot: u32) {

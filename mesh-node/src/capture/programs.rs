@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use aya::maps::{MapData, RingBuf};
 use aya::programs::{
-    CgroupSkb, CgroupSockAddr, CgroupSockopt, FEntry, FExit, Program, RawTracePoint, SchedClassifier,
-    SkLookup, SkMsg, SockOps,
+    CgroupSkb, CgroupSock, CgroupSockAddr, CgroupSockopt, FEntry, FExit, Program, RawTracePoint,
+    SchedClassifier, SkLookup, SkMsg, SockOps,
 };
 use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
 use mesh_common::accel::{Carried, Offsets, Owner, OwnerKey};
@@ -26,6 +26,8 @@ pub(super) const CONNECT4: &str = "mesh_connect4";
 pub(super) const CONNECT6: &str = "mesh_connect6";
 pub(super) const SOCKOPS: &str = "mesh_sockops";
 pub(super) const HOLD: &str = "mesh_hold";
+pub(super) const BIND4: &str = "mesh_bind4";
+pub(super) const BIND6: &str = "mesh_bind6";
 pub(super) const SK_LOOKUP: &str = "mesh_sk_lookup";
 pub(super) const TC_STEER: &str = "mesh_tc_steer";
 pub(super) const TC_GUARD: &str = "mesh_tc_guard";
@@ -436,6 +438,7 @@ fn load_program(object: &mut Ebpf, name: &str) -> Result<(), String> {
     }
     let loaded = match program {
         Program::CgroupSockAddr(p) => CgroupSockAddr::load(p),
+        Program::CgroupSock(p) => CgroupSock::load(p),
         Program::CgroupSockopt(p) => CgroupSockopt::load(p),
         Program::CgroupSkb(p) => CgroupSkb::load(p),
         Program::SockOps(p) => SockOps::load(p),

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
@@ -24,7 +24,7 @@ use super::manager::{Command, Manager, Roster};
 use super::netns::{self, Namespace};
 use super::newcomers;
 use super::pods::{self, Held, PodSpec};
-use super::programs::{self, CONNECT4, CONNECT6, HOLD, Maps, Programs};
+use super::programs::{self, BIND4, BIND6, CONNECT4, CONNECT6, HOLD, Maps, Programs};
 use super::record::Records;
 use super::settings::{Action, FailMode, Settings};
 use super::worker::WorkerCapture;
@@ -65,6 +65,18 @@ impl Capture {
     pub fn strangers(&self, namespaces: Vec<Held>) {
         // Without a receiver the process ends.
         let _ = self.commands.send(Command::Strangers(namespaces));
+    }
+
+    /// Whether anybody asks for the mesh: if not, new pods pass while no proxy runs, whatever `fail_mode` says.
+    pub fn asked_for(&self, anybody: bool) {
+        if let Err(error) = self.maps.set_flag(settings_flags::UNASKED, !anybody) {
+            tracing::warn!("that nobody asks for the mesh cannot be noted: {error}");
+        }
+    }
+
+    /// Whether new connections may still come of pods that were released: nobody else would take them.
+    pub fn is_letting_go(&self) -> bool {
+        self.roster.letting_go.load(Ordering::Relaxed)
     }
 
     /// Returns when pods may have come or gone since the last call. For one caller.
@@ -190,7 +202,9 @@ fn try_start(
     let newcomers = Arc::<Notify>::default();
     let holds = lenient && hold(settings, &mut programs, cgroups.as_ref(), sockops, &newcomers);
     if !holds {
-        programs.detach_cgroup(HOLD);
+        for name in [HOLD, BIND4, BIND6] {
+            programs.detach_cgroup(name);
+        }
     }
     // An earlier process may have been away for long: the time begins anew.
     for netns in maps.newcomers.keys().unwrap_or_default() {
@@ -368,11 +382,17 @@ fn hold(
         );
         return false;
     };
-    loaded(
+    let holds = loaded(
         "holding new pods",
         newcomers::follow(programs, came.clone())
             .and_then(|()| programs.attach_cgroup(HOLD, AttachType::CgroupEgress, &cgroups.root)),
-    )
+    );
+    if holds {
+        for (name, kind) in [(BIND4, AttachType::PostBind4), (BIND6, AttachType::PostBind6)] {
+            loaded("hearing of new servers", programs.attach_cgroup(name, kind, &cgroups.root));
+        }
+    }
+    holds
 }
 
 /// Attaches the node-wide programs. Returns whether sockops notes flows. What cannot be attached is

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::pod::MODE;
 use super::registry::Registry;
 use super::resolve::{Missing, Resolver};
-use super::{Outbox, WATCH_SECONDS, tell};
+use super::{Listed, Outbox, WATCH_SECONDS, tell};
 
 /// Changes that come close together are taken as one.
 const SETTLE: Duration = Duration::from_millis(10);
@@ -75,11 +75,13 @@ pub(super) async fn run(
                         // Without a receiver the process ends.
                         let _ = outbox.strangers.send(resolver.namespaces(&sorted.others));
                     }
+                    let asked_for = sorted.asked_for;
                     let resolved = resolver.resolve(sorted.wanted);
                     due = missing.look_again(&resolved.missing).map(|wait| Instant::now() + wait);
+                    let listed = Listed { pods: resolved.pods, asked_for };
                     outbox.lists.send_if_modified(|list| {
-                        let differs = list.as_ref() != Some(&resolved.pods);
-                        *list = Some(resolved.pods);
+                        let differs = list.as_ref() != Some(&listed);
+                        *list = Some(listed);
                         differs
                     });
                 }

@@ -57,9 +57,18 @@ pub enum Heard {
     Strangers(Vec<Held>),
 }
 
+/// Who is to be enrolled.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listed {
+    pub pods: Vec<PodSpec>,
+    /// Some namespace of the cluster or pod of this node asks for the mesh, whether it is part of it or not; also
+    /// while that is not known.
+    pub asked_for: bool,
+}
+
 /// The list of enrolled pods as it changes. Dropping it ends the watches.
 pub struct Source {
-    lists: watch::Receiver<Option<Vec<PodSpec>>>,
+    lists: watch::Receiver<Option<Listed>>,
     strangers: mpsc::UnboundedReceiver<Vec<Held>>,
     look: Arc<Notify>,
     client: Client,
@@ -68,7 +77,7 @@ pub struct Source {
 
 /// What the following task hands out.
 struct Outbox {
-    lists: watch::Sender<Option<Vec<PodSpec>>>,
+    lists: watch::Sender<Option<Listed>>,
     strangers: mpsc::UnboundedSender<Vec<Held>>,
 }
 
@@ -88,7 +97,8 @@ impl Source {
         let api = config.cluster_url.to_string();
         let client = Client::try_from(config).map_err(|source| Error::Client(Box::new(source)))?;
         let mut resolver = Resolver::new(Processes::of_host(), Known::at(options.known_pods.clone()));
-        let (listing, lists) = watch::channel(resolver.left_by_an_earlier_process());
+        let left = resolver.left_by_an_earlier_process().map(|pods| Listed { pods, asked_for: true });
+        let (listing, lists) = watch::channel(left);
         let (telling, strangers) = mpsc::unbounded_channel();
         let outbox = Outbox { lists: listing, strangers: telling };
         let look = Arc::<Notify>::default();
@@ -104,7 +114,7 @@ impl Source {
     }
 
     /// The pods that are to be enrolled now; `None` while that is not known.
-    pub fn current(&mut self) -> Option<Vec<PodSpec>> {
+    pub fn current(&mut self) -> Option<Listed> {
         self.lists.borrow_and_update().clone()
     }
 

@@ -10,7 +10,7 @@ use crate::model::pod::{ContainerPort, Controller, PodDetails};
 /// Istio's label for the way a namespace or a pod is part of the mesh.
 pub(super) const MODE: &str = "istio.io/dataplane-mode";
 /// Its value for this mesh.
-const OURS: &str = "mesh";
+pub(super) const OURS: &str = "mesh";
 const NONE: &str = "none";
 const AMBIENT: &str = "ambient";
 const SIDECAR: &str = "istio-proxy";

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 
-use super::pod::{Barred, Candidate, MODE, Verdict};
+use super::pod::{Barred, Candidate, MODE, OURS, Verdict};
 
 /// One type's objects by key. A list that is being made anew takes the old one's place when it is whole.
 #[derive(Debug)]
@@ -64,6 +64,8 @@ pub(super) struct Sorted<'a> {
     pub(super) others: Vec<&'a Candidate>,
     /// Of the others, those that ask for the mesh and were not told yet why they are not part of it.
     pub(super) to_tell: Vec<(&'a Candidate, Barred)>,
+    /// A namespace of the cluster or one of these asks for the mesh.
+    pub(super) asked_for: bool,
 }
 
 /// Pods by uid, and what namespaces say.
@@ -100,7 +102,8 @@ impl Registry {
             return None;
         }
         let mut refused = BTreeMap::new();
-        let mut sorted = Sorted::default();
+        let asked_for = self.namespaces.current.values().any(|mode| mode == OURS);
+        let mut sorted = Sorted { asked_for, ..Sorted::default() };
         for (uid, candidate) in &self.pods.current {
             let of_namespace = self.namespaces.current.get(&candidate.spec.namespace).map(String::as_str);
             match candidate.judge(of_namespace) {
@@ -116,6 +119,7 @@ impl Registry {
                 }
             }
         }
+        sorted.asked_for |= !(sorted.wanted.is_empty() && refused.is_empty());
         self.told = refused;
         Some(sorted)
     }
@@ -168,6 +172,29 @@ mod tests {
         assert_eq!(names(&mut registry).unwrap(), ["c"]);
         // The label is taken from the namespace: it leaves the watch.
         registry.take_namespace(Event::Delete(namespace("shop", "mesh")));
-        assert_eq!(names(&mut registry).unwrap(), Vec::<String>::new());
+        assert!(registry.wanted().unwrap().wanted.is_empty());
+    }
+
+    #[test]
+    fn somebody_asks_for_the_mesh_while_a_namespace_of_the_cluster_or_a_pod_of_the_node_does() {
+        let mut registry = Registry::default();
+        for event in [Event::Init, Event::InitApply(namespace("elsewhere", "ambient")), Event::InitDone] {
+            registry.take_namespace(event);
+        }
+        for event in [Event::Init, Event::InitApply(pod("a", |_| {})), Event::InitDone] {
+            registry.take_pod(event);
+        }
+        let asked_for = |registry: &mut Registry| registry.wanted().unwrap().asked_for;
+        assert!(!asked_for(&mut registry));
+        registry.take_namespace(Event::Apply(namespace("elsewhere", "mesh")));
+        assert!(asked_for(&mut registry), "its pods may come to this node");
+        registry.take_namespace(Event::Delete(namespace("elsewhere", "mesh")));
+        assert!(!asked_for(&mut registry));
+        let refused = |object: &mut serde_json::Value| {
+            object["metadata"]["labels"][MODE] = "mesh".into();
+            object["spec"]["hostNetwork"] = true.into();
+        };
+        registry.take_pod(Event::Apply(pod("b", refused)));
+        assert!(asked_for(&mut registry));
     }
 }

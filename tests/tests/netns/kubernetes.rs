@@ -2,13 +2,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use mesh_tests::kube_api::KubeApi;
 use mesh_tests::mesh::{MeshConfig, MeshNode};
 use mesh_tests::need_root;
 use mesh_tests::netns::Pod;
-use mesh_tests::peer::{Call, Place};
+use mesh_tests::peer::{Call, CallOptions, Place};
 use mesh_tests::process::{Process, binary};
 use serde_json::{Value, json};
 
@@ -259,5 +260,61 @@ fn a_pod_that_connects_before_anybody_knows_it_is_captured_or_let_go_as_its_labe
     mesh.wait_metric("mesh_enrolled_pods", |pods| pods == 2.0)?;
     let told = mesh.process()?.errors();
     ensure!(!told.contains("released pod=default/newcomer"), "{told}");
+    Ok(())
+}
+
+#[test]
+fn a_new_server_is_looked_for_when_it_takes_its_port_and_not_when_it_is_asked() -> Result<()> {
+    need_root!();
+    let scene = Scene::new()?;
+    scene.enrol_namespace()?;
+    let mut mesh = scene.mesh_of(MeshConfig::default().setting("log_level", "info,mesh_node::app=debug"))?;
+    mesh.wait_metric("mesh_enrolled_pods", |pods| pods == 2.0)?;
+    let newcomer = scene.stage.node.pod("newcomer")?;
+    let mut serve = Command::new(binary("mesh-peer")?);
+    serve.args(["serve", "--listen", "0.0.0.0:8080", "--name", "newcomer", "--mode", "report"]);
+    let _server = newcomer.spawn(serve)?;
+    mesh.process()?.wait_error("a pod that nobody knows uses the network")?;
+    scene.api.set_pod(object(&newcomer, |pod| pod["status"] = json!({ "phase": "Pending" })))?;
+    mesh.wait_metric("mesh_enrolled_pods", |pods| pods == 3.0)?;
+    Ok(())
+}
+
+#[test]
+fn without_a_proxy_a_new_pod_is_refused_only_where_somebody_asks_for_the_mesh() -> Result<()> {
+    need_root!();
+    let scene = Scene::new()?;
+    let config =
+        || MeshConfig::default().setting("heartbeat_timeout_ms", 1000).setting("hold_new_pods_ms", 100);
+    let mut mesh = scene.mesh_of(config())?;
+    mesh.wait_metric("mesh_enrolled_pods", |pods| pods == 0.0)?;
+    mesh.kill_9();
+    away(&mesh)?;
+    let stranger = scene.stage.node.pod("stranger")?;
+    stranger.call(scene.stage.target(Way::V4))?.ok()?;
+
+    scene.enrol_namespace()?;
+    mesh.launch()?;
+    mesh.wait_metric("mesh_enrolled_pods", |pods| pods == 2.0)?;
+    mesh.kill_9();
+    away(&mesh)?;
+    let newcomer = scene.stage.node.pod("newcomer")?;
+    let hasty = CallOptions { timeout_ms: Some(500), ..CallOptions::default() };
+    let refused = |call: &Call| call.failure.as_ref().is_some_and(|f| f.errno == Some(nix::libc::EPERM));
+    let held = newcomer.call_with(scene.stage.target(Way::V4), &hasty)?;
+    ensure!(held.server.is_none(), "{held:?}");
+    // Held for its time, it is refused from then on.
+    let call = newcomer.call_with(scene.stage.target(Way::V4), &hasty)?;
+    ensure!(refused(&call), "{call:?}");
+    Ok(())
+}
+
+/// Returns when the programs hold the proxy for gone.
+fn away(mesh: &MeshNode) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !mesh.status()?.contains("proxy::away") {
+        ensure!(Instant::now() < until, "{}", mesh.status()?);
+        std::thread::sleep(Duration::from_millis(50)); // the period of the poll
+    }
     Ok(())
 }

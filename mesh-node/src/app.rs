@@ -112,6 +112,9 @@ fn status(settings: &Settings) -> Result<(), StartError> {
     let view = admin_state::acceleration(status.acceleration);
     print!("{}", admin::acceleration_text(&view));
     for pod in &status.pods {
+        let state =
+            if pod.enrolled { "enrolled" } else { "released::what it has open is served until it ends" };
+        println!("{}::{state}", pod.name);
         let counters = admin_state::counts(&pod.counters, &pod.name);
         let past = admin_state::past_tcp(&pod.traffic);
         print!("{}", admin::acceleration_of_pod(&pod.name, &counters, &past, view.on));

@@ -1,6 +1,7 @@
 //! `mesh-node status`: how things stand with an instance, from what it has pinned and recorded, so that it can
 //! be asked whether or not its process runs. Changes nothing.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use mesh_common::settings_flags;
@@ -30,6 +31,8 @@ pub struct Status {
 pub struct PodStatus {
     /// `namespace/name`.
     pub name: String,
+    /// New connections are steered; else only those are served that it had open when it was released.
+    pub enrolled: bool,
     pub counters: Vec<Counter>,
     pub traffic: Traffic,
 }
@@ -56,10 +59,13 @@ pub fn status(settings: &Settings) -> Result<Status, CaptureError> {
         acceleration,
         pods: Vec::new(),
     };
+    let keys = maps.namespaces.keys().map_err(unreadable)?;
+    let steered: BTreeSet<u32> = keys.iter().filter_map(|key| maps.namespaces.get(key).ok()?).collect();
     for (slot, name) in names {
         let traffic = accel::traffic(&maps, slot, &mut known).map_err(unreadable)?;
         let counters = counters.iter().filter(|counter| counter.pod == name).cloned().collect();
-        status.pods.push(PodStatus { name, counters, traffic });
+        let enrolled = steered.contains(&slot);
+        status.pods.push(PodStatus { name, enrolled, counters, traffic });
     }
     status.pods.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(status)

@@ -36,6 +36,7 @@ fn the_guide_installs_enrols_verifies_and_removes_and_leaves_nothing() -> Result
         for (node, status) in cluster.status()? {
             // The page and what it calls lie on both nodes: each has servers of them.
             ensure!(steered(&status, "inbound") > 0, "{node} has steered nothing:\n{status}");
+            ensure!(status.contains("::enrolled\n"), "{node}:\n{status}");
         }
         Ok(())
     })?;
@@ -65,7 +66,7 @@ fn the_guide_installs_enrols_verifies_and_removes_and_leaves_nothing() -> Result
     guide.run(&cluster, "release")?;
     cluster.until("all pods are let go", || {
         let status = cluster.status()?;
-        ensure!(status.iter().all(|(_, status)| !status.contains("default/")), "{status:?}");
+        ensure!(status.iter().all(|(_, status)| !status.contains("::enrolled")), "{status:?}");
         Ok(())
     })?;
     let released = so_far()?;

@@ -23,5 +23,6 @@ pub mod router;
 pub mod runtime;
 pub mod stream;
 pub mod telemetry;
+pub mod turn;
 pub mod upstream;
 pub mod xds;

@@ -18,9 +18,9 @@ use anyhow::{Context, Result, bail};
 
 /// The stages of the data path in the order in which a connection meets them.
 const STAGES: [&str; 7] = ["capture", "listener", "filter", "router", "cluster", "upstream", "http"];
-/// What every stage may use beside the stages after it. `drain`, `readiness`, `budget`, `pipe`, `resting` and `runtime`
-/// are leaves: they import nothing themselves.
-const SHARED: [&str; 10] = [
+/// What every stage may use beside the stages after it. `drain`, `readiness`, `budget`, `pipe`, `resting`, `runtime`
+/// and `turn` are leaves: they import nothing themselves.
+const SHARED: [&str; 11] = [
     "model",
     "identity",
     "telemetry",
@@ -31,6 +31,7 @@ const SHARED: [&str; 10] = [
     "pipe",
     "resting",
     "runtime",
+    "turn",
 ];
 /// Imports against the order, each with its reason: stage, what it imports.
 const EXCEPTIONS: [(&str, &str); 1] = [
@@ -40,7 +41,7 @@ const EXCEPTIONS: [(&str, &str); 1] = [
 ];
 /// Modules outside the data path, with what each may import. A module in neither list is free to be
 /// imported only by the composition root.
-const BESIDE: [(&str, &[&str]); 16] = [
+const BESIDE: [(&str, &[&str]); 17] = [
     // The settings of capture are a part of the settings.
     ("config", &["xds", "capture", "model", "identity", "telemetry", "runtime"]),
     ("xds", &["model", "identity", "telemetry", "runtime"]),
@@ -50,7 +51,7 @@ const BESIDE: [(&str, &[&str]); 16] = [
     // Says to capture which pods there are.
     ("kubernetes", &["capture", "model"]),
     ("dns", &["model", "telemetry"]),
-    ("telemetry", &["model", "identity", "drain", "runtime"]),
+    ("telemetry", &["model", "identity", "drain", "runtime", "turn"]),
     ("identity", &["model"]),
     // A compiled resource carries the handles of its statistics, of its drain and of its limits.
     ("model", &["identity", "telemetry", "drain", "budget", "runtime"]),
@@ -62,6 +63,7 @@ const BESIDE: [(&str, &[&str]); 16] = [
     ("drain", &[]),
     ("readiness", &[]),
     ("runtime", &[]),
+    ("turn", &[]),
 ];
 /// The composition root sees everything.
 const ROOT: [&str; 3] = ["main", "lib", "app"];

@@ -21,6 +21,7 @@ use crate::listener::{self, Accepted, Incoming, Rest};
 use crate::model::Str;
 use crate::model::listener::Direction;
 use crate::model::workload::Workload;
+use crate::turn;
 use crate::upstream::{Handed, Neighbours};
 
 /// After a failed accept (file descriptors used up) the next try waits this long.
@@ -223,9 +224,9 @@ async fn serve_captured(accepted: Accepted, contexts: Rc<Contexts>) -> Option<Re
 fn serve(deciding: impl Future<Output = Option<Rest>> + 'static, count: &Arc<AtomicUsize>) {
     let (deciding, open) = (Box::pin(deciding), Open::new(count));
     tokio::task::spawn_local(async move {
-        let rest = deciding.await;
+        let rest = turn::Each::new(deciding).await;
         if let Some(rest) = rest {
-            rest.await;
+            turn::Each::new(rest).await;
         }
         drop(open);
     });

@@ -14,6 +14,7 @@ use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::peer::Peer;
 pub use crate::telemetry::response_flags::ResponseFlags;
 use crate::telemetry::trace::SpanContext;
+use crate::turn;
 
 /// Facts of the downstream connection, shared by its streams.
 #[derive(Debug)]
@@ -152,8 +153,8 @@ impl StreamInfo {
         let remote = connection.remote;
         Self {
             connection,
-            start: Instant::now(),
-            start_wall: SystemTime::now(),
+            start: turn::now(),
+            start_wall: turn::wall(),
             protocol: None,
             remote,
             route_name: None,

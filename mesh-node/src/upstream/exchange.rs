@@ -26,6 +26,7 @@ use crate::http::{h1, h2};
 use crate::model::Str;
 use crate::model::cluster::{Transport, UpstreamProtocol};
 use crate::telemetry::stream_info::UpstreamConnection;
+use crate::turn;
 
 /// The connections that a worker keeps to endpoints for HTTP requests.
 #[derive(Clone, Default)]
@@ -96,7 +97,7 @@ impl Upstreams {
                 sending.http2(request, guard).await
             }
             UpstreamProtocol::Downstream => sending.http1(request, guard).await,
-            UpstreamProtocol::Auto => sending.by_alpn(request, guard).await,
+            UpstreamProtocol::Auto => Box::pin(sending.by_alpn(request, guard)).await,
         };
         target.host.counters.finish(match &outcome {
             Ok(exchange) if !exchange.response.status().is_server_error() => Outcome::Success,
@@ -156,11 +157,13 @@ impl Upstreams {
     }
 }
 
+// What opens a connection is in memory of its own: a request that finds one open, as nearly all do, would have to have
+// room for it.
 impl Sending<'_> {
     async fn http1(&self, request: Request<Body>, guard: RequestGuard) -> Result<Exchange, UpstreamError> {
         let connection = match self.pools.take_idle(&self.key) {
             Some(connection) => connection,
-            None => self.new_http1().await?,
+            None => Box::pin(self.new_http1()).await?,
         };
         self.send_http1(connection, request, guard).await
     }
@@ -175,7 +178,7 @@ impl Sending<'_> {
         let facts = connection.share().facts.clone();
         let reused = connection.exchanges() > 0;
         let lease = Lease::new(self.pools, self.key.clone(), guard);
-        let begun = Instant::now();
+        let begun = turn::now();
         let outcome = match connection {
             Http1::Wire(connection) => connection.exchange(request, lease).await,
             Http1::Handed(connection) => connection.exchange(request, lease).await,
@@ -297,14 +300,7 @@ impl Sending<'_> {
                     attempt.outcome().await?;
                 }
                 Via::Connect(connecting) => {
-                    let transport = match self.open_or_wait(Speaks::Http2).await {
-                        Ok(opened) => opened.transport,
-                        Err(error) => {
-                            connecting.failed(&error);
-                            return Err(error);
-                        }
-                    };
-                    let handle = self.start_http2(transport, connecting).await?;
+                    let handle = Box::pin(self.new_http2(connecting)).await?;
                     return self.send_http2(handle, request, guard).await;
                 }
             }
@@ -319,6 +315,16 @@ impl Sending<'_> {
             }
             let slots = self.pools.with_group(&self.key, self.target, |group| group.slots.clone());
             slots.wait().await;
+        }
+    }
+
+    async fn new_http2(&self, connecting: Connecting) -> Result<h2::Handle, UpstreamError> {
+        match self.open_or_wait(Speaks::Http2).await {
+            Ok(opened) => self.start_http2(opened.transport, connecting).await,
+            Err(error) => {
+                connecting.failed(&error);
+                Err(error)
+            }
         }
     }
 
@@ -353,7 +359,7 @@ impl Sending<'_> {
             .ok_or_else(|| UpstreamError::with(ErrorKind::ProtocolError, "no authority"))?;
         guard.attached();
         let connection = handle.connection().clone();
-        let begun = Instant::now();
+        let begun = turn::now();
         match handle.exchange(request, guard).await {
             Ok(response) => {
                 let remote = self.target.host.address;

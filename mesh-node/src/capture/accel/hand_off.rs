@@ -7,7 +7,9 @@
 //! who copies it; here is only whether it can be.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -31,7 +33,10 @@ pub(in crate::capture) struct HandOffs {
     on: AtomicBool,
     maps: Arc<Maps>,
     gauge: Arc<KernelGauge>,
-    directions: SharedWords,
+    /// Mapped once handing off is on: two megabytes, of which every page counts as this process's.
+    directions: OnceLock<SharedWords>,
+    /// Where they are pinned.
+    pin: PathBuf,
     /// Number of the direction that begins at a socket, by the socket's key.
     numbers: Map<u64, u32>,
     table: Mutex<Table>,
@@ -79,28 +84,48 @@ impl HandOffs {
     ///
     /// # Errors
     /// If a map cannot be opened.
-    pub(super) fn open(
-        programs: &Programs,
-        maps: Arc<Maps>,
-        gauge: Arc<KernelGauge>,
-    ) -> std::io::Result<Self> {
+    pub(super) fn open(programs: &Programs, maps: Arc<Maps>, gauge: Arc<KernelGauge>) -> io::Result<Self> {
         let numbers: Map<u64, u32> = Map::open(&programs.pin("HANDED_OFF"))?;
-        let words = MAX_DIRECTIONS as usize * word::COUNT;
-        let directions = SharedWords::open(&programs.pin("DIRECTIONS"), words)?;
-        for key in numbers.keys()? {
-            if let Some(number) = numbers.get(&key)?
-                && number < MAX_DIRECTIONS
-            {
-                clear(&directions, number);
+        let pin = programs.pin("DIRECTIONS");
+        let left = numbers.keys()?;
+        if !left.is_empty() {
+            let directions = map(&pin)?;
+            for key in left {
+                if let Some(number) = numbers.get(&key)?
+                    && number < MAX_DIRECTIONS
+                {
+                    clear(&directions, number);
+                }
+                numbers.remove(&key)?;
             }
-            numbers.remove(&key)?;
         }
-        let table = Mutex::default();
-        Ok(Self { on: AtomicBool::new(false), maps, gauge, directions, numbers, table })
+        let (on, directions, table) = (AtomicBool::new(false), OnceLock::new(), Mutex::default());
+        Ok(Self { on, maps, gauge, directions, pin, numbers, table })
     }
 
+    /// Makes ready for being switched on. False, and the reason in the log, if that cannot be.
+    pub(super) fn prepare(&self) -> bool {
+        if self.directions.get().is_none() {
+            match map(&self.pin) {
+                // Another may have been faster; its mapping is the same memory.
+                Ok(directions) => drop(self.directions.set(directions)),
+                Err(error) => {
+                    tracing::warn!("DIRECTIONS map: {error}");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// On only once it is [prepared](Self::prepare).
     pub(super) fn switch(&self, on: bool) {
-        self.on.store(on, Ordering::Relaxed);
+        self.on.store(on, Ordering::Release);
+    }
+
+    /// Of connections that are handed off, so mapped.
+    fn directions(&self) -> &SharedWords {
+        self.directions.get().expect("nothing is handed off before it is switched on")
     }
 
     /// What hands off the connection of which this is one half, of the pod in `slot`.
@@ -113,7 +138,7 @@ impl HandOffs {
             let pod = self.maps.pods.get(&slot).ok().flatten();
             pod.is_some_and(|pod| pod.flags & pod_flags::HAND_OFF != 0)
         };
-        if !self.on.load(Ordering::Relaxed) || !allowed() {
+        if !self.on.load(Ordering::Acquire) || !allowed() {
             return None;
         }
         match self.join(half) {
@@ -186,7 +211,7 @@ impl HandOffs {
     }
 
     fn word(&self, number: u32, field: usize) -> &AtomicU64 {
-        self.directions.word(number as usize * word::COUNT + field)
+        self.directions().word(number as usize * word::COUNT + field)
     }
 
     fn count(&self, slot: u32, reason: u16) {
@@ -226,6 +251,10 @@ fn takes_all_past_tcp(end: &End) -> bool {
     end.way == way::TO_APPLICATION && matches!(end.state, state::CLEAN | state::ACCELERATED)
 }
 
+fn map(pin: &Path) -> io::Result<SharedWords> {
+    SharedWords::open(pin, MAX_DIRECTIONS as usize * word::COUNT)
+}
+
 fn clear(directions: &SharedWords, number: u32) {
     for field in 0..word::COUNT {
         directions.word(number as usize * word::COUNT + field).store(0, Ordering::Release);
@@ -248,7 +277,7 @@ impl Drop for Connection {
             if let Err(error) = self.all.numbers.remove(key) {
                 tracing::warn!("HANDED_OFF map: {error}");
             }
-            clear(&self.all.directions, *number);
+            clear(self.all.directions(), *number);
         }
         self.all.table().rested.extend(known.map(|(_, number)| number));
     }

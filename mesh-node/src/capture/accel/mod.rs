@@ -157,7 +157,7 @@ impl Acceleration {
     fn settle_hand_off(&self, maps: &Maps) {
         let wanted = self.hands_off.load(Ordering::Relaxed);
         let ready = self.hand_off.get().filter(|_| wanted && self.on.load(Ordering::Relaxed));
-        let mut on = ready.is_some();
+        let mut on = ready.is_some_and(|hand_off| hand_off.prepare());
         if let Err(error) = maps.set_flag(settings_flags::HAND_OFF, on) {
             tracing::warn!("handing off is not switched: SETTINGS map: {error}");
             on = false;
@@ -166,7 +166,9 @@ impl Acceleration {
             hand_off.switch(on);
         }
         if on != wanted {
-            tracing::warn!("connections between applications are not handed off: acceleration is not on");
+            tracing::warn!(
+                "connections between applications are not handed off: acceleration is not on, or see above"
+            );
         }
         self.report.lock().unwrap_or_else(PoisonError::into_inner).hand_off = on;
     }

@@ -166,20 +166,20 @@ impl ConnectionManager {
         // One number for all routing of the request, so that it keeps its share and its weighted cluster.
         let random = fastrand::u64(..);
         loop {
-            match self.pass(stream, request, random).await {
+            match self.pass(stream, &mut request, random).await {
                 Passed::Answered(answer) => return answer,
                 Passed::Redirected(next) => request = next,
             }
         }
     }
 
-    /// Takes a request through the filters and the router.
-    async fn pass(&self, stream: &Rc<Stream>, mut request: Request, random: u64) -> Passed {
+    /// Takes a request through the filters and the router. What is left of it is of no use then.
+    async fn pass(&self, stream: &Rc<Stream>, request: &mut Request, random: u64) -> Passed {
         let table = self.routes.now(&request.parts.headers);
         let table: &Arc<RouteTable> = &table;
         let mut from = 0;
         let decision = loop {
-            let decision = route(stream, table, &request, random);
+            let decision = route(stream, table, request, random);
             let routed = match &decision {
                 Decision::Route(routed) => Some(routed),
                 Decision::NotFound(_) | Decision::TlsRedirect(_) => None,
@@ -192,27 +192,27 @@ impl ConnectionManager {
             });
             if let Some(routed) = routed {
                 note_route(stream, routed);
-                stream.keep_route(KeptRoute::of(table, routed), &request);
+                stream.keep_route(KeptRoute::of(table, routed), request);
                 if from == 0
-                    && let Some(refused) = self.refuse_upgrade(stream, &request, routed)
+                    && let Some(refused) = self.refuse_upgrade(stream, request, routed)
                 {
-                    self.note_cluster(stream, &request, routed);
-                    stream.log_request(&request);
+                    self.note_cluster(stream, request, routed);
+                    stream.log_request(request);
                     return Passed::Answered(Answer::Local(refused));
                 }
             }
             if let Some(traced) = traced {
-                trace::begin(self, stream, &mut request, route, traced);
+                trace::begin(self, stream, request, route, traced);
             }
-            match chain::decode(stream, &mut request, table, routed, from).await {
+            match chain::decode(stream, request, table, routed, from).await {
                 chain::Decoded::Through => break decision,
                 // A filter wants the route to be chosen anew for those after it.
                 chain::Decoded::Reroute(next) => from = next,
                 chain::Decoded::Answered(reply) => {
                     if let Some(routed) = routed {
-                        self.note_cluster(stream, &request, routed);
+                        self.note_cluster(stream, request, routed);
                     }
-                    stream.log_request(&request);
+                    stream.log_request(request);
                     return Passed::Answered(Answer::Local(*reply));
                 }
             }
@@ -221,7 +221,7 @@ impl ConnectionManager {
             Decision::Route(routed) => return self.follow(stream, request, (table, random), &routed).await,
             Decision::NotFound(virtual_host) => {
                 stream.info.borrow_mut().virtual_host = virtual_host.map(|v| v.name.clone());
-                stream.log_request(&request);
+                stream.log_request(request);
                 self.hcm.stats.rq_total.inc();
                 self.hcm.stats.no_route.inc();
                 let reply = LocalReply::new(StatusCode::NOT_FOUND, "", "route_not_found");
@@ -229,7 +229,7 @@ impl ConnectionManager {
             }
             Decision::TlsRedirect(virtual_host) => {
                 stream.info.borrow_mut().virtual_host = Some(virtual_host.name.clone());
-                stream.log_request(&request);
+                stream.log_request(request);
                 self.hcm.stats.rq_total.inc();
                 self.hcm.stats.rq_direct_response.inc();
                 let location = tls_redirect_location(&request.head());
@@ -243,7 +243,7 @@ impl ConnectionManager {
     async fn follow(
         &self,
         stream: &Rc<Stream>,
-        request: Request,
+        request: &mut Request,
         (table, random): (&RouteTable, u64),
         routed: &Routed<'_>,
     ) -> Passed {
@@ -252,7 +252,7 @@ impl ConnectionManager {
                 router::answer(filter, stream, request, (table, random), routed).await
             }
             _ => {
-                stream.log_request(&request);
+                stream.log_request(request);
                 // The converter refuses a filter list that does not end with the router.
                 let reply = LocalReply::new(StatusCode::NOT_FOUND, "", "filter_chain_not_found");
                 Passed::Answered(Answer::Local(reply))
@@ -410,8 +410,8 @@ impl ConnectionManager {
         };
         while let Some(script) = chain::encode(&owner, &mut response) {
             let outcome = {
-                let running = pin!(script.encode(&owner, &mut response));
-                owner.within(&mut timer, running).await
+                let mut running = Box::pin(script.encode(&owner, &mut response));
+                owner.within(&mut timer, running.as_mut()).await
             };
             let reply = outcome.unwrap_or_else(|expired| Some(self.expired(&owner, expired)));
             if let Some(reply) = reply {
@@ -455,7 +455,7 @@ impl ConnectionManager {
         info.response_code = Some(refusal.status.as_u16());
         info.response_code_details = Some(refusal.details.into());
         info.bytes_sent = body_bytes;
-        info.end = Some(info.start.elapsed());
+        info.end = Some(crate::turn::since(info.start));
         // What Envoy refuses above its codec, or for its slowness, has no flag.
         let above = ["missing_host_header", "path_normalization_failed", "request_header_timeout"];
         if !above.contains(&refusal.details) {
@@ -522,7 +522,7 @@ impl HttpService for ConnectionManager {
         let reply = LocalReply::new(refusal.status, refusal.body, refusal.details);
         let body_bytes = reply.body.len() as u64;
         let mut response = reply.into_response(false, false);
-        response_headers::base(self, &mut response, std::time::Instant::now());
+        response_headers::base(self, &mut response, crate::turn::now());
         response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
         if !self.refusing.take() {
             stats.downstream_rq_total.inc();

@@ -12,6 +12,7 @@ use super::request_headers::X_REQUEST_ID;
 use super::stream::Stream;
 use crate::http::body::Body;
 use crate::model::network::ServerHeader;
+use crate::turn;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -52,7 +53,7 @@ pub fn mutate(
     for name in [TRANSFER_ENCODING, KEEP_ALIVE, PROXY_CONNECTION] {
         headers.remove(name);
     }
-    base(manager, response, Instant::now());
+    base(manager, response, turn::now());
     if manager.hcm.always_set_request_id_in_response
         && let Some(id) = stream.request_id()
     {

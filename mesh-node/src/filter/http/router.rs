@@ -31,6 +31,7 @@ use crate::router::{
     rewrite_host, rewrite_path,
 };
 use crate::telemetry::stream_info::ResponseFlags;
+use crate::turn;
 
 pub use limits::TryLimit;
 pub use local::{finalize, redirect_to, timed_out};
@@ -85,7 +86,7 @@ struct Forwarding<'r> {
 pub async fn answer(
     filter: &RouterFilter,
     stream: &Rc<Stream>,
-    request: Request,
+    request: &mut Request,
     (table, random): (&RouteTable, u64),
     routed: &Routed<'_>,
 ) -> Passed {
@@ -95,25 +96,25 @@ pub async fn answer(
     let answer = match &routed.route.action {
         Action::Direct(direct) => {
             stats.rq_direct_response.inc();
-            Answer::Local(local::direct(&routing, direct, &request))
+            Answer::Local(local::direct(&routing, direct, request))
         }
         Action::Redirect(redirect) => {
             // Envoy 1.40 counts redirects of routes here too, and leaves its `rq_redirect` at 0.
             stats.rq_direct_response.inc();
-            Answer::Local(local::redirect(&routing, redirect, &request))
+            Answer::Local(local::redirect(&routing, redirect, request))
         }
         Action::Forward(forward) => return to_cluster(routing, forward, request).await,
     };
     Passed::Answered(answer)
 }
 
-async fn to_cluster(routing: Routing<'_>, forward: &Forward, mut request: Request) -> Passed {
+async fn to_cluster(routing: Routing<'_>, forward: &Forward, request: &mut Request) -> Passed {
     let stream = routing.stream;
     let manager = &stream.manager;
     let cluster = routing.routed.cluster(&request.head());
     let Some(cluster) = cluster.and_then(|name| manager.ctx.clusters.get(&name)) else {
         manager.hcm.stats.no_cluster.inc();
-        stream.log_request(&request);
+        stream.log_request(request);
         let status =
             StatusCode::from_u16(forward.cluster_not_found_status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
         let reply = LocalReply::new(status, "", "cluster_not_found");
@@ -132,7 +133,7 @@ async fn to_cluster(routing: Routing<'_>, forward: &Forward, mut request: Reques
     let timeouts = Timeouts::resolve(forward, policy.map(|p| &**p), headers, steering, !suppress);
     stream.limit_response(timeouts.global, timeouts.max_stream_duration);
     if stream.changes_response() {
-        stream.keep_request(&request);
+        stream.keep_request(request);
     }
     stream.set_upstream(&cluster, routing.routed.virtual_host.include_attempt_count_in_response);
     let forwarding = Forwarding {
@@ -145,14 +146,14 @@ async fn to_cluster(routing: Routing<'_>, forward: &Forward, mut request: Reques
         plan,
         new_cookies: RefCell::default(),
     };
-    forwarding.rewrite(&mut request);
+    forwarding.rewrite(request);
     trace::inject(stream, &mut request.parts.headers);
-    stream.log_request(&request);
+    stream.log_request(request);
     if !forward.mirrors.is_empty() {
-        mirror::start(&forwarding, &mut request);
+        mirror::start(&forwarding, request);
     }
     let kept =
-        forward.internal_redirect.as_ref().and_then(|policy| redirected::keep(policy, stream, &request));
+        forward.internal_redirect.as_ref().and_then(|policy| redirected::keep(policy, stream, request));
     Passed::Answered(match forwarding.try_hosts(request).await {
         Ok(response) => {
             if let Some(kept) = kept
@@ -245,7 +246,7 @@ impl Forwarding<'_> {
         if !self.suppress()
             && let Some(since) = stream.request_complete()
         {
-            let ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let ms = u64::try_from(turn::since(since).as_millis()).unwrap_or(u64::MAX);
             response.headers_mut().insert(SERVICE_TIME, HeaderValue::from(ms));
         }
         if routed.virtual_host.include_attempt_count_in_response {

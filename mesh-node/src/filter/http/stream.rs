@@ -31,6 +31,7 @@ use crate::model::format::Format;
 use crate::model::route::Forward;
 use crate::telemetry::format::{Context as FormatContext, Missing, RequestHead, RequestView, evaluate};
 use crate::telemetry::stream_info::{ResponseFlags, StreamInfo};
+use crate::turn;
 
 /// How much of a request that nobody wants is read: Envoy's default buffer of a connection.
 const DISCARDED_BYTES: usize = 1 << 20;
@@ -167,7 +168,7 @@ impl Stream {
 
     /// Something moved in either direction.
     pub fn touch(&self) {
-        self.last_activity.set(Instant::now());
+        self.last_activity.set(turn::now());
     }
 
     /// When the request was received whole.
@@ -178,7 +179,7 @@ impl Stream {
     /// The last byte of the request was received.
     pub fn complete_request(&self) {
         if self.request_complete.get().is_none() {
-            let now = Instant::now();
+            let now = turn::now();
             self.request_complete.set(Some(now));
             self.info.borrow_mut().last_downstream_rx = Some(now - self.start);
             // The response's time begins now.
@@ -190,7 +191,7 @@ impl Stream {
 
     /// The last byte of the request goes to the upstream.
     pub fn note_request_sent(&self) {
-        self.info.borrow_mut().last_upstream_tx = Some(self.start.elapsed());
+        self.info.borrow_mut().last_upstream_tx = Some(turn::since(self.start));
     }
 
     /// Keeps what a try has not read of its request.
@@ -260,7 +261,7 @@ impl Stream {
         stats.count_response(status.as_u16());
         let mut info = self.info.borrow_mut();
         info.response_code = Some(status.as_u16());
-        info.first_downstream_tx = Some(self.start.elapsed());
+        info.first_downstream_tx = Some(turn::since(self.start));
         if !self.manager.hcm.access_log.is_empty() || self.is_sampled() {
             info.response_headers_bytes = header_bytes(response.headers());
             self.logged.borrow_mut().response = Some(response.headers().clone());
@@ -429,10 +430,10 @@ impl Stream {
 
     /// The upstream's response is complete.
     pub fn complete_upstream(&self) {
-        self.info.borrow_mut().last_upstream_rx = Some(self.start.elapsed());
+        self.info.borrow_mut().last_upstream_rx = Some(turn::since(self.start));
         let since = self.request_complete.get().unwrap_or(self.start);
         if let Some(upstream) = &*self.upstream.borrow() {
-            upstream.cluster.stats.upstream_rq_time.record_ms(since.elapsed());
+            upstream.cluster.stats.upstream_rq_time.record_ms(turn::since(since));
         }
     }
 
@@ -532,7 +533,7 @@ impl Owner {
     pub fn finish(self) {
         let mut info = self.0.info.borrow_mut();
         info.ended = true;
-        info.last_downstream_tx = Some(self.0.start.elapsed());
+        info.last_downstream_tx = Some(turn::since(self.0.start));
     }
 }
 
@@ -542,7 +543,7 @@ impl Drop for Owner {
         let mut info = stream.info.borrow_mut();
         let stats = &stream.manager.hcm.stats;
         stats.downstream_rq_active.dec();
-        let end = stream.start.elapsed();
+        let end = turn::since(stream.start);
         info.end = Some(end);
         if !info.ended {
             stats.downstream_rq_rx_reset.inc();

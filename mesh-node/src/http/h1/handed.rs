@@ -31,6 +31,7 @@ use super::timer::Timer;
 use crate::drain::Signal;
 use crate::http::body::{Body, BodyError};
 use crate::http::service::HttpService;
+use crate::turn;
 
 /// Bytes of a request's body that are taken before the server's end asks for them.
 const AHEAD_BYTES: usize = 16 << 10;
@@ -164,7 +165,7 @@ where
         options,
         drain: drain.clone(),
         busy: Cell::new(0),
-        idle_since: Cell::new(Instant::now()),
+        idle_since: Cell::new(turn::now()),
     });
     offer.make(server.clone());
     let mut timer = Timer::default();
@@ -185,7 +186,7 @@ where
             let Some(limit) = limit else { return Poll::Pending };
             let left = match server.busy.get() {
                 0 if drained => Duration::ZERO,
-                0 => limit.saturating_sub(server.idle_since.get().elapsed()),
+                0 => limit.saturating_sub(turn::since(server.idle_since.get())),
                 _ => limit,
             };
             if left.is_zero() {
@@ -219,7 +220,7 @@ impl<S> Busy<S> {
 impl<S> Drop for Busy<S> {
     fn drop(&mut self) {
         self.0.busy.set(self.0.busy.get() - 1);
-        self.0.idle_since.set(Instant::now());
+        self.0.idle_since.set(turn::now());
     }
 }
 

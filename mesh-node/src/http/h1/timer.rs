@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::turn;
+
 #[derive(Debug, Default)]
 pub(super) struct Timer {
     deadline: Option<Instant>,
@@ -19,12 +21,12 @@ pub(super) struct Timer {
 impl Timer {
     /// Sets the deadline; `None` is never.
     pub(super) fn after(&mut self, delay: Option<Duration>) {
-        self.deadline = delay.and_then(|delay| Instant::now().checked_add(delay));
+        self.deadline = delay.and_then(|delay| Instant::from_std(turn::now()).checked_add(delay));
     }
 
     /// Moves the deadline nearer if it is further than that.
     pub(super) fn at_most(&mut self, delay: Duration) {
-        let latest = Instant::now() + delay;
+        let latest = Instant::from_std(turn::now()) + delay;
         self.deadline = Some(self.deadline.map_or(latest, |deadline| deadline.min(latest)));
     }
 

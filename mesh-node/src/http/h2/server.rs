@@ -30,6 +30,7 @@ use crate::http::informational::Informational;
 use crate::http::metered::Metered;
 use crate::http::service::{HttpService, Reset};
 use crate::model::network::Http2Options;
+use crate::turn::Each;
 
 /// Streams that a client may have opened and reset before they were accepted, and resets that its errors may
 /// provoke: beyond that the connection is closed (rapid reset). These are `h2`'s figures, stated.
@@ -137,7 +138,7 @@ impl<S: HttpService> Connection<S> {
             loop {
                 match connection.poll_accept(cx) {
                     Poll::Ready(Some(Ok((request, respond)))) => {
-                        tokio::task::spawn_local(self.clone().stream(request, respond));
+                        tokio::task::spawn_local(Each::new(self.clone().stream(request, respond)));
                     }
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(failed(error))),
                     Poll::Ready(None) => return Poll::Ready(Ok(())),

@@ -26,6 +26,7 @@ use crate::model::metadata;
 use crate::model::route::{HashCookie, HostRewrite, RetryPolicy};
 use crate::router::{self, RetryPlan, back_off};
 use crate::telemetry::stream_info::ResponseFlags;
+use crate::turn;
 use crate::upstream::{ErrorKind, Target, UpstreamError, UpstreamPath, implied_alpn};
 
 /// A response header by which a host asks for no more requests.
@@ -81,7 +82,7 @@ impl Source {
 
 impl Forwarding<'_> {
     /// Sends the request to one host after the other until one answers for good.
-    pub(super) async fn try_hosts(&self, mut request: Request) -> Result<Response<Body>, LocalReply> {
+    pub(super) async fn try_hosts(&self, request: &mut Request) -> Result<Response<Body>, LocalReply> {
         let stream = self.stream();
         let mut source = self.source(std::mem::take(&mut request.body));
         let mut tries = Tries {
@@ -94,12 +95,12 @@ impl Forwarding<'_> {
         };
         loop {
             stream.info.borrow_mut().upstream.attempts += 1;
-            let Some(host) = self.choose(&request, &tries) else {
+            let Some(host) = self.choose(request, &tries) else {
                 return Err(local::no_healthy_upstream(stream));
             };
             tries.tried.push(host.address);
             stream.set_host(&host);
-            let message = self.message(&mut request, &host, &tries, source.body());
+            let message = self.message(request, &host, &tries, source.body());
             let outcome = self.send(host, message).await;
             let verdict = match &outcome {
                 Ok(response) => tries.judge(self, &source, |plan| {
@@ -126,7 +127,7 @@ impl Forwarding<'_> {
                 (Verdict::Again(pause), outcome) => {
                     // A response that is not wanted is reset before the pause, not after.
                     drop(outcome);
-                    tokio::time::sleep(pause).await;
+                    Box::pin(tokio::time::sleep(pause)).await;
                 }
                 (Verdict::Stands, Ok(response)) => return Ok(response),
                 (Verdict::Stands, Err(Failure::TimedOut(limit))) => return Err(limit.reply(stream)),
@@ -241,7 +242,7 @@ impl Forwarding<'_> {
             && let (Some(global), Some(since)) = (self.timeouts.global, self.stream().request_complete())
             && headers.contains_key(EXPECTED_TIMEOUT)
         {
-            let left = global.saturating_sub(since.elapsed()).as_millis();
+            let left = global.saturating_sub(turn::since(since)).as_millis();
             headers
                 .insert(EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(left.max(1)).unwrap_or(u64::MAX)));
         }
@@ -287,7 +288,7 @@ impl Forwarding<'_> {
             },
         };
         if stream.connect && self.forward.terminates_connect {
-            return self.terminate(&target, message).await;
+            return Box::pin(self.terminate(&target, message)).await;
         }
         let upstreams = &stream.manager.ctx.upstreams;
         let mut exchange = pin!(upstreams.request(&target, self.priority, stream.version, message));
@@ -322,7 +323,7 @@ impl Forwarding<'_> {
                 // A body's end is later; whoever reads it says when.
                 let sent = info.last_upstream_tx.map_or(begun, |sent| sent.max(begun));
                 info.last_upstream_tx = Some(sent);
-                info.first_upstream_rx = Some(stream.start.elapsed());
+                info.first_upstream_rx = Some(turn::since(stream.start));
                 Ok(exchange.response)
             }
             Err(error) => Err(self.failed(&target, error)),
@@ -342,7 +343,7 @@ impl Forwarding<'_> {
                 let mut info = stream.info.borrow_mut();
                 info.upstream.connection = Some(connection.facts.clone());
                 info.upstream.transport_failure = None;
-                info.first_upstream_tx = Some(stream.start.elapsed());
+                info.first_upstream_tx = Some(turn::since(stream.start));
                 info.first_upstream_rx = info.first_upstream_tx;
                 Ok(tunnel::response(connection, message.into_body()))
             }

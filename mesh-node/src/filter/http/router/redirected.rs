@@ -19,19 +19,19 @@ const ORIGINAL_URL: HeaderName = HeaderName::from_static("x-envoy-original-url")
 /// A request as it was sent, should it have to go elsewhere. Of one with a body the redirect is the client's.
 pub(super) struct Kept<'p> {
     policy: &'p InternalRedirect,
-    request: Request,
+    request: Box<Request>,
 }
 
 pub(super) fn keep<'p>(policy: &'p InternalRedirect, stream: &Stream, request: &Request) -> Option<Kept<'p>> {
     if !request.body.is_end_stream() || stream.upgrade {
         return None;
     }
-    let request = Request {
+    let request = Box::new(Request {
         parts: request.parts.clone(),
         authority: request.authority.clone(),
         scheme: request.scheme,
         body: Body::Empty,
-    };
+    });
     Some(Kept { policy, request })
 }
 
@@ -53,7 +53,7 @@ pub(super) fn follow(
     }
     stats.upstream_internal_redirect_succeeded_total.inc();
     stats.count_response(response.status().as_u16());
-    Some(request)
+    Some(*request)
 }
 
 impl Forwarding<'_> {
@@ -158,7 +158,7 @@ fn log(stream: &Stream, request: &Request, status: http::StatusCode) {
     let mut info = stream.info.borrow_mut();
     info.response_code = Some(status.as_u16());
     info.response_code_details = Some("internal_redirect".into());
-    info.end = Some(stream.start.elapsed());
+    info.end = Some(crate::turn::since(stream.start));
     for log in &stream.manager.hcm.access_log {
         log.log(&info, Some(&head), None, None, None);
     }

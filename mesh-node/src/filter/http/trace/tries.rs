@@ -64,7 +64,7 @@ pub fn begin_try(stream: &Stream, headers: &mut HeaderMap, host: SocketAddr, att
             write(provider, &context, headers);
         }
         if trace.is_sampled() {
-            let start = stream.start.elapsed();
+            let start = crate::turn::since(stream.start);
             trace.tries.push(Try { context, name, host, attempt, start, end: None });
         }
     });
@@ -72,7 +72,7 @@ pub fn begin_try(stream: &Stream, headers: &mut HeaderMap, host: SocketAddr, att
 
 /// The last try that was begun has ended, and its response is not the stream's.
 pub fn end_try(stream: &Stream, ended: Ended) {
-    let at = stream.start.elapsed();
+    let at = crate::turn::since(stream.start);
     stream.change_trace(|trace| {
         if let Some(last) = trace.tries.last_mut() {
             last.end = Some((at, ended));

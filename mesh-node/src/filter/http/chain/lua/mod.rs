@@ -31,6 +31,7 @@ use crate::http::body::Body;
 use crate::model::http_filter::{HttpFilter, Override};
 use crate::model::lua::{LuaChoice, LuaFilter};
 use crate::model::metadata::Metadata;
+use crate::turn;
 
 /// Under this name routes speak to all filters of the kind.
 const CANONICAL: &str = "envoy.filters.http.lua";
@@ -143,7 +144,9 @@ struct Run {
 impl Run {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Phase> {
         self.machine.refill();
-        match self.future.as_mut().poll(cx) {
+        let polled = self.future.as_mut().poll(cx);
+        turn::went_on();
+        match polled {
             Poll::Ready(outcome) => {
                 if let Err(error) = outcome {
                     self.own.errors.inc();

@@ -84,9 +84,35 @@ fn build(object: &Path, chain: &ToolChain, linker: &Path) -> Result<()> {
     // A reader must never see half an object.
     let partial = object.with_extension("o.partial");
     std::fs::copy(&built, &partial).with_context(|| format!("could not copy {}", built.display()))?;
+    strip(&partial, chain);
     std::fs::rename(&partial, object).with_context(|| format!("could not write {}", object.display()))?;
     eprintln!("build-ebpf: {}", object.display());
     Ok(())
+}
+
+/// What only debuggers read is left out of the object: four fifths of it, all of which mesh-node would keep in memory to
+/// load pods' programs from. The kernel's type information stays. Without a tool for it, the object is as good.
+const STRIP: &str = "--strip-debug";
+
+fn strip(object: &Path, chain: &ToolChain) {
+    let mut tools: Vec<(PathBuf, Option<PathBuf>)> = Vec::new();
+    if let Some(sysroot) = sysroot(chain.rustc) {
+        let libraries = sysroot.join("lib");
+        let hosts = std::fs::read_dir(libraries.join("rustlib")).into_iter().flatten().flatten();
+        tools.extend(hosts.map(|host| (host.path().join("bin/rust-objcopy"), Some(libraries.clone()))));
+        tools.retain(|(tool, _)| tool.is_file());
+    }
+    tools.push(("llvm-objcopy".into(), None));
+    let stripped = tools.iter().any(|(tool, libraries)| {
+        let libraries = libraries.iter().map(|folder| ("LD_LIBRARY_PATH", folder));
+        let output = Command::new(tool).arg(STRIP).arg(object).envs(libraries).output();
+        output.is_ok_and(|output| output.status.success())
+    });
+    if !stripped {
+        eprintln!(
+            "build-ebpf: no rust-objcopy or llvm-objcopy that works: the object keeps what debuggers read"
+        );
+    }
 }
 
 /// A Rust tool chain whose library source is installed.
@@ -169,7 +195,7 @@ fn inputs(root: &Path, chain: &ToolChain, linker: &Path) -> Result<u64> {
     for part in ["mesh-ebpf", "mesh-common"] {
         hash_files(&root.join(part), Path::new(part), &mut hash)?;
     }
-    FLAGS.hash(&mut hash);
+    (FLAGS, STRIP).hash(&mut hash);
     for (tool, argument) in [(Path::new(chain.rustc), "-vV"), (linker, "--version")] {
         let output = Command::new(tool).arg(argument).output();
         let output = output.with_context(|| format!("could not start {}", tool.display()))?;

@@ -1,4 +1,4 @@
-//! `cargo xtask conformance`: mesh-node under control planes of other projects, built from their Go modules.
+//! `cargo xtask conformance`: mesh-node under control planes and suites of other projects, built from their Go modules.
 //!
 //! Builds what is missing (once; it stays in `.local/go`), runs each part as a test of its own, and ends with a table.
 //! What a part checks is in `tests/tests/interop` and `tests/tests/istiod`.
@@ -24,13 +24,15 @@ pub struct Args {
 /// What a part needs built.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Needs {
+    H2spec,
     GoControlPlane,
     Istiod,
     Kubernetes,
 }
 
 /// A part: its name, what it needs, the test target, the filter of its tests.
-const PARTS: [(&str, Needs, &str, &str); 12] = [
+const PARTS: [(&str, Needs, &str, &str); 13] = [
+    ("h2spec: HTTP/2 as a server", Needs::H2spec, "interop", "h2spec"),
     ("go-control-plane: pushes, restarts, removals", Needs::GoControlPlane, "interop", "request"),
     ("go-control-plane: a bad resource", Needs::GoControlPlane, "interop", "a_bad_cluster"),
     ("go-control-plane's own run: ads", Needs::GoControlPlane, "interop", "own_run_ads"),
@@ -71,13 +73,16 @@ pub fn run(args: Args) -> Result<()> {
     ensure!(!parts.is_empty(), "no part has {:?} in its name; cargo xtask conformance runs all", args.part);
     if !is_there("go", "version") {
         eprintln!(
-            "SKIPPED: control planes of other projects are built with Go, which is not in PATH (1.26 or newer)"
+            "SKIPPED: what other projects wrote is built with Go, which is not in PATH (1.26 or newer)"
         );
         return Ok(());
     }
     test::build_programs()?;
     let needs = |of: Needs| parts.iter().any(|(_, needs, ..)| *needs == of);
     let mut programs = Programs::default();
+    if needs(Needs::H2spec) {
+        programs.h2spec()?;
+    }
     if needs(Needs::GoControlPlane) {
         programs.go_control_plane()?;
     }
@@ -116,7 +121,7 @@ fn print(table: &[(&str, Outcome, Duration)]) {
 
 /// Runs the tests of a part with their output shown.
 fn part(target: &str, filter: &str, programs: &Programs) -> Result<Outcome> {
-    let mut command = Command::new(tree::cargo());
+    let mut command = test::cargo_command();
     command.args([
         "test",
         "-q",
@@ -129,7 +134,7 @@ fn part(target: &str, filter: &str, programs: &Programs) -> Result<Outcome> {
         "--test-threads=1",
         filter,
     ]);
-    command.envs(programs.0.iter().map(|(name, value)| (name, value))).current_dir(tree::root());
+    command.envs(programs.0.iter().map(|(name, value)| (name, value)));
     let mut child = command.stderr(Stdio::piped()).spawn().context("could not start cargo")?;
     let mut skipped = false;
     let lines = BufReader::new(child.stderr.take().context("standard error is piped")?).lines();
@@ -151,6 +156,14 @@ struct Programs(Vec<(&'static str, PathBuf)>);
 const FOLDER: &str = ".local/go";
 
 impl Programs {
+    fn h2spec(&mut self) -> Result<()> {
+        let program = tree::root().join(FOLDER).join("h2spec");
+        let package = "github.com/summerwind/h2spec/cmd/h2spec";
+        build(&tree::root().join("tests/interop/h2spec"), package, &program)?;
+        self.0.push(("MESH_H2SPEC", program));
+        Ok(())
+    }
+
     /// go-control-plane's test programs; the script and the bootstraps are in its module.
     fn go_control_plane(&mut self) -> Result<()> {
         const MODULE: &str = "github.com/envoyproxy/go-control-plane";

@@ -2,6 +2,7 @@
 //!
 //! Needs Go; without it every test says so and passes.
 
+mod h2spec;
 mod own_run;
 mod server;
 

@@ -264,17 +264,17 @@ fn bootstrap(protocol: Protocol, admin: SocketAddr, xds: SocketAddr) -> Value {
     })
 }
 
-fn address(of: SocketAddr) -> Value {
+pub fn address(of: SocketAddr) -> Value {
     json!({ "socket_address": { "address": of.ip().to_string(), "port_value": of.port() } })
 }
 
 /// An address that nobody listens on now.
-async fn free_address() -> SocketAddr {
+pub async fn free_address() -> SocketAddr {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap()
 }
 
 /// A server that answers every request with 200.
-async fn backend() -> SocketAddr {
+pub async fn backend() -> SocketAddr {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -293,14 +293,15 @@ async fn backend() -> SocketAddr {
 async fn serve(mut io: TcpStream) {
     let mut buffer = Vec::new();
     while answer(&mut io, &mut buffer).await.is_ok() {
-        if io.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.is_err() {
+        // Long enough to be held up by a small window.
+        if io.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 16\r\n\r\nsixteen bytes of").await.is_err() {
             return;
         }
     }
 }
 
 /// The head of the answer.
-async fn get(to: SocketAddr, path: &str) -> Option<String> {
+pub async fn get(to: SocketAddr, path: &str) -> Option<String> {
     request(to, "GET", path, "").await
 }
 
@@ -323,7 +324,7 @@ async fn request(to: SocketAddr, method: &str, path: &str, body: &str) -> Option
 }
 
 /// Asks again and again: other processes have no events for us.
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let end = Instant::now() + deadline();
     while !holds().await {
         assert!(Instant::now() < end, "{what} did not come");

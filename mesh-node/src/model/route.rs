@@ -59,6 +59,8 @@ pub struct VirtualHost {
     /// `typed_per_filter_config`
     pub filters: Overrides,
     pub retry: Option<Arc<RetryPolicy>>,
+    /// `hedge_policy.hedge_on_per_try_timeout`, where there is a policy.
+    pub hedge: Option<bool>,
     /// For requests whose route has none of its own, or includes them.
     pub rate_limits: Vec<RouteRateLimit>,
     pub include_request_attempt_count: bool,
@@ -171,6 +173,8 @@ pub struct Forward {
     /// `max_stream_duration.grpc_timeout_header_max`: the same for the stream's duration.
     pub grpc_timeout_header_max: Option<Option<Duration>>,
     pub retry: Option<Arc<RetryPolicy>>,
+    /// `hedge_policy.hedge_on_per_try_timeout`, where there is a policy: it counts instead of the virtual host's.
+    pub hedge: Option<bool>,
     pub upgrades: Vec<(Str, bool)>,
     /// `connect_config`: a CONNECT ends here, and its bytes go to the host as they are.
     pub terminates_connect: bool,

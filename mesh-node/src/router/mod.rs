@@ -20,7 +20,7 @@ pub use hash::{address_hash, hash_key, set_cookie};
 pub use headers::{Evaluate, SetPseudo, apply_request, apply_response};
 pub use matching::{header_matches, query_matches, response_header_matches};
 pub use redirect::{redirect_location, tls_redirect_location};
-pub use retry::{ResetReason, RetryPlan, Steering, back_off};
+pub use retry::{ResetReason, RetryPlan, Steering, back_off, hedges};
 pub use rewrite::{NewHost, rewrite_host, rewrite_path, strip_port};
 pub use select::{Decision, Known, Routed, route, route_knowing};
 pub use timeout::{Timeouts, grpc_timeout, grpc_timeout_value, is_grpc};

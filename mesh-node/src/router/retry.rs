@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::RequestHead;
 use super::matching::{header_matches, response_header_matches};
@@ -51,8 +51,9 @@ const RETRY_HEADERS: [&str; 6] = [
     "x-envoy-max-retries",
     "x-envoy-retriable-status-codes",
     "x-envoy-retriable-header-names",
-    "x-envoy-hedge-on-per-try-timeout",
+    HEDGE,
 ];
+const HEDGE: &str = "x-envoy-hedge-on-per-try-timeout";
 
 /// Which kinds of headers that steer this proxy a request has. One pass over the names is cheaper than looking
 /// for each of them.
@@ -72,6 +73,17 @@ impl Steering {
             steering.timeouts |= super::timeout::HEADERS.contains(&name);
         }
         steering
+    }
+}
+
+/// Does the request get another try beside one that takes long (`hedge_on_per_try_timeout`)? By its own header, the
+/// route, or its virtual host. Read before [`RetryPlan::remove_headers`].
+pub fn hedges(host: &VirtualHost, forward: &Forward, headers: &HeaderMap, steering: Steering) -> bool {
+    let asked = if steering.retries { headers.get(HEDGE) } else { None };
+    match asked.map(HeaderValue::as_bytes) {
+        Some(b"true") => true,
+        Some(b"false") => false,
+        _ => forward.hedge.or(host.hedge).unwrap_or(false),
     }
 }
 

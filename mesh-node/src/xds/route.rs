@@ -112,6 +112,7 @@ fn virtual_host(at: At<'_>, proto: &HostProto, table: &Table<'_, '_>) -> Result<
             proto.cors.as_ref(),
         )?,
         retry,
+        hedge: proto.hedge_policy.as_ref().map(|policy| policy.hedge_on_per_try_timeout),
         rate_limits: rate_limits(at.field("rate_limits"), &proto.rate_limits)?,
         include_request_attempt_count: proto.include_request_attempt_count,
         include_attempt_count_in_response: proto.include_attempt_count_in_response,

@@ -80,6 +80,7 @@ pub(super) fn forward(at: At<'_>, proto: &RouteAction, table: &Table<'_, '_>) ->
             stream.grpc_timeout_header_max,
         )?,
         retry,
+        hedge: proto.hedge_policy.as_ref().map(|policy| policy.hedge_on_per_try_timeout),
         upgrades: self::upgrades(at.field("upgrade_configs"), upgrades)?,
         terminates_connect: proto
             .upgrade_configs

@@ -358,7 +358,7 @@ pub(super) const ROWS: &[Row] = &[
     ("config.route.v3.VirtualHost",
      "name domains routes require_tls request_headers_to_add request_headers_to_remove \
       response_headers_to_add response_headers_to_remove include_request_attempt_count \
-      include_attempt_count_in_response retry_policy typed_per_filter_config rate_limits cors \
+      include_attempt_count_in_response retry_policy hedge_policy typed_per_filter_config rate_limits cors \
       virtual_clusters",
      "per_request_buffer_limit_bytes \
       request_body_buffer_limit metadata"),
@@ -383,7 +383,7 @@ pub(super) const ROWS: &[Row] = &[
     ("config.route.v3.RouteAction",
      "cluster cluster_header weighted_clusters cluster_not_found_response_code prefix_rewrite regex_rewrite \
       host_rewrite_literal auto_host_rewrite host_rewrite_header host_rewrite_path_regex \
-      append_x_forwarded_host timeout idle_timeout retry_policy priority hash_policy max_grpc_timeout \
+      append_x_forwarded_host timeout idle_timeout retry_policy hedge_policy priority hash_policy max_grpc_timeout \
       grpc_timeout_offset internal_redirect_policy metadata_match upgrade_configs max_stream_duration request_mirror_policies \
       rate_limits include_vh_rate_limits cors",
      "early_data_policy flush_timeout"),

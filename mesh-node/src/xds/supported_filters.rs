@@ -4,6 +4,7 @@ use super::support::Row;
 
 #[rustfmt::skip]
 pub(super) const ROWS: &[Row] = &[
+    ("config.route.v3.HedgePolicy", "hedge_on_per_try_timeout", "initial_requests additional_request_chance"),
     ("extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing",
      "client_sampling random_sampling overall_sampling verbose max_path_tag_length custom_tags provider \
       spawn_upstream_span operation upstream_operation no_context_propagation", ""),

@@ -133,7 +133,7 @@ struct Kept {
     held: Held,
     ended: bool,
     overflowed: bool,
-    /// Only the body of this attempt may read the source.
+    /// Only the body of this attempt may read the source. Once all is kept, others may go on beside it.
     attempt: u32,
     waker: Option<Waker>,
 }
@@ -163,7 +163,7 @@ impl Replayable {
         !self.0.borrow().overflowed
     }
 
-    /// The body for the next attempt, from the beginning. Ends the bodies of earlier attempts.
+    /// The body for the next attempt, from the beginning. Ends the bodies of earlier attempts, unless all is here.
     pub fn attempt(&self) -> Attempt {
         let mut kept = self.0.borrow_mut();
         kept.attempt += 1;
@@ -194,7 +194,7 @@ impl http_body::Body for Attempt {
         let this = &mut *self;
         let mut guard = this.kept.borrow_mut();
         let kept = &mut *guard;
-        if kept.attempt != this.attempt {
+        if kept.attempt != this.attempt && !kept.ended {
             return Poll::Ready(Some(Err(BodyError::Aborted("a newer attempt took over"))));
         }
         if let Some(data) = kept.frames.get(this.next) {

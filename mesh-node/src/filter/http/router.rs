@@ -2,6 +2,7 @@
 //! Prepares the request for the upstream, tries hosts, and words what the client is told.
 
 mod attempt;
+mod hedge;
 mod limits;
 mod local;
 mod mirror;
@@ -28,7 +29,7 @@ use crate::model::network::RouterFilter;
 use crate::model::route::{Action, Forward, RetryPolicy, RouteTable, VirtualHost};
 use crate::router::{
     RequestHead, RetryPlan, Routed, Steering, Timeouts, apply_request, apply_response, header_matches,
-    rewrite_host, rewrite_path,
+    hedges, rewrite_host, rewrite_path,
 };
 use crate::telemetry::stream_info::ResponseFlags;
 use crate::turn;
@@ -78,6 +79,8 @@ struct Forwarding<'r> {
     timeouts: Timeouts,
     policy: Option<&'r Arc<RetryPolicy>>,
     plan: Option<RetryPlan>,
+    /// A try that takes long goes on while another one begins.
+    hedges: bool,
     /// Cookies that the client gets because it lacked what a hash policy hashes.
     new_cookies: RefCell<Vec<HeaderValue>>,
 }
@@ -127,6 +130,7 @@ async fn to_cluster(routing: Routing<'_>, forward: &Forward, request: &mut Reque
         let name = virtual_cluster(routing.routed.virtual_host, &request.head());
         stream.info.borrow_mut().virtual_cluster = name;
     }
+    let hedges = hedges(routing.routed.virtual_host, forward, &request.parts.headers, steering);
     RetryPlan::remove_headers(&mut request.parts.headers, steering);
     let suppress = routing.filter.suppress_envoy_headers;
     let headers = &mut request.parts.headers;
@@ -144,6 +148,7 @@ async fn to_cluster(routing: Routing<'_>, forward: &Forward, request: &mut Reque
         timeouts,
         policy,
         plan,
+        hedges,
         new_cookies: RefCell::default(),
     };
     forwarding.rewrite(request);

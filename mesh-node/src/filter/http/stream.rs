@@ -411,6 +411,18 @@ impl Stream {
         }
     }
 
+    /// Notes that it is this host, of those that were tried, that answers.
+    pub fn return_to(&self, host: &Arc<Host>) {
+        let info = &mut self.info.borrow_mut().upstream;
+        if info.host != Some(host.address) {
+            info.earlier.retain(|earlier| *earlier != host.address);
+            info.earlier.extend(info.host.replace(host.address));
+        }
+        if let Some(upstream) = &mut *self.upstream.borrow_mut() {
+            upstream.host = Some(host.clone());
+        }
+    }
+
     pub fn upstream(&self) -> Ref<'_, Option<Upstream>> {
         self.upstream.borrow()
     }

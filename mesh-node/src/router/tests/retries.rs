@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderMap, HeaderValue, StatusCode};
 use proptest::prelude::*;
 
 use super::support::{forward, get, header, headers, policy, virtual_host};
@@ -154,4 +154,26 @@ proptest! {
         let limit = (25u64 << retry.min(10)).min(250);
         prop_assert!(pause < Duration::from_millis(limit), "{pause:?}");
     }
+}
+
+#[test]
+fn a_request_says_whether_it_hedges_then_its_route_then_its_virtual_host() {
+    let host = |hedge| VirtualHost { hedge, ..virtual_host("v", &["*"], Vec::new()) };
+    let route = |hedge| Forward { hedge, ..forward() };
+    let asks = |value: &'static str| {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-envoy-hedge-on-per-try-timeout", HeaderValue::from_static(value));
+        headers
+    };
+    let hedges = |host: &VirtualHost, forward: &Forward, headers: &HeaderMap| {
+        crate::router::hedges(host, forward, headers, Steering::of(headers))
+    };
+    let none = HeaderMap::new();
+    assert!(!hedges(&host(None), &route(None), &none));
+    assert!(hedges(&host(Some(true)), &route(None), &none));
+    assert!(!hedges(&host(Some(true)), &route(Some(false)), &none));
+    assert!(hedges(&host(None), &route(Some(true)), &none));
+    assert!(hedges(&host(None), &route(None), &asks("true")));
+    assert!(!hedges(&host(None), &route(Some(true)), &asks("false")));
+    assert!(hedges(&host(None), &route(Some(true)), &asks("perhaps")));
 }

@@ -13,6 +13,7 @@ use super::super::local_reply::LocalReply;
 use super::super::request::Request;
 use super::super::request_body::{Observed, Replayable};
 use super::super::reset::ResetReason;
+use super::super::stream::Stream;
 use super::super::trace;
 use super::limits::{TryLimit, TryLimits};
 use super::{ATTEMPT_COUNT, EXPECTED_TIMEOUT, Forwarding, local, tunnel};
@@ -27,43 +28,46 @@ use crate::model::route::{HashCookie, HostRewrite, RetryPolicy};
 use crate::router::{self, RetryPlan, back_off};
 use crate::telemetry::stream_info::ResponseFlags;
 use crate::turn;
-use crate::upstream::{ErrorKind, Target, UpstreamError, UpstreamPath, implied_alpn};
+use crate::upstream::{ErrorKind, Exchange, Target, UpstreamError, UpstreamPath, implied_alpn};
 
 /// A response header by which a host asks for no more requests.
 const IMMEDIATE_FAIL: &str = "x-envoy-immediate-health-check-fail";
 
 /// Where the bodies of tries come from.
-enum Source {
+pub(super) enum Source {
     Empty,
     Once(Option<Observed>),
     Again(Replayable),
 }
 
 /// How a try ended without a response.
-enum Failure {
+pub(super) enum Failure {
     Reset(UpstreamError),
     TimedOut(TryLimit),
 }
 
 /// What the retry state says of a finished try.
-enum Verdict {
+pub(super) enum Verdict {
     Again(Duration),
+    /// Another try is not asked for.
     Stands,
+    /// It would be, and may not be.
+    Spent,
 }
 
 /// The tries of one request.
-struct Tries {
-    plan: Option<RetryPlan>,
+pub(super) struct Tries {
+    pub(super) plan: Option<RetryPlan>,
     policy: Option<Arc<RetryPolicy>>,
     retries: u32,
     /// Held from the decision to retry to the outcome of the retry.
     guard: Option<RetryGuard>,
-    tried: SmallVec<[SocketAddr; 2]>,
+    pub(super) tried: SmallVec<[SocketAddr; 2]>,
     spread: Option<Spread>,
 }
 
 impl Source {
-    fn body(&mut self) -> Body {
+    pub(super) fn body(&mut self) -> Body {
         match self {
             Self::Empty => Body::Empty,
             Self::Once(body) => body.take().map_or(Body::Empty, Body::boxed),
@@ -85,43 +89,25 @@ impl Forwarding<'_> {
     pub(super) async fn try_hosts(&self, request: &mut Request) -> Result<Response<Body>, LocalReply> {
         let stream = self.stream();
         let mut source = self.source(std::mem::take(&mut request.body));
-        let mut tries = Tries {
-            plan: self.plan.clone(),
-            policy: self.policy.cloned(),
-            retries: 0,
-            guard: None,
-            tried: SmallVec::new(),
-            spread: self.policy.and_then(|policy| policy.other_priorities).map(Spread::new),
-        };
+        let mut tries = Tries::of(self);
+        if self.hedges && !stream.upgrade {
+            return Box::pin(self.hedged(request, source, tries)).await;
+        }
         loop {
-            stream.info.borrow_mut().upstream.attempts += 1;
-            let Some(host) = self.choose(request, &tries) else {
-                return Err(local::no_healthy_upstream(stream));
-            };
-            tries.tried.push(host.address);
-            stream.set_host(&host);
-            let message = self.message(request, &host, &tries, source.body());
+            let (host, message) = self.begin_try(request, &mut source, &mut tries)?;
             let outcome = self.send(host, message).await;
             let verdict = match &outcome {
                 Ok(response) => tries.judge(self, &source, |plan| {
                     plan.retries_response(response.status(), response.headers())
                 }),
-                Err(Failure::TimedOut(limit)) => {
-                    tries.judge(self, &source, |plan| plan.retries_reset(limit.for_retry()))
-                }
-                Err(Failure::Reset(error)) => {
-                    tries.judge(self, &source, |plan| plan.retries_reset(for_retry(error.kind)))
-                }
+                Err(failure) => tries.judge(self, &source, |plan| failure.asks(plan)),
             };
             match &outcome {
                 Ok(response) if matches!(verdict, Verdict::Again(_)) => {
                     trace::end_try(stream, trace::Ended::Response(response.status().as_u16()));
                 }
                 Ok(_) => {}
-                Err(Failure::TimedOut(_)) => trace::end_try(stream, trace::Ended::TimedOut),
-                Err(Failure::Reset(error)) => {
-                    trace::end_try(stream, trace::Ended::Reset(ResetReason::from(error.kind)));
-                }
+                Err(failure) => trace::end_try(stream, failure.ended()),
             }
             match (verdict, outcome) {
                 (Verdict::Again(pause), outcome) => {
@@ -129,16 +115,28 @@ impl Forwarding<'_> {
                     drop(outcome);
                     Box::pin(tokio::time::sleep(pause)).await;
                 }
-                (Verdict::Stands, Ok(response)) => return Ok(response),
-                (Verdict::Stands, Err(Failure::TimedOut(limit))) => return Err(limit.reply(stream)),
-                (Verdict::Stands, Err(Failure::Reset(error))) => {
-                    let reason = ResetReason::from(error.kind);
-                    let connect = matches!(error.kind, ErrorKind::ConnectFailure | ErrorKind::TlsFailure);
-                    let transport_failure = error.details.as_deref().filter(|_| connect);
-                    return Err(local::reset_before_headers(stream, reason, transport_failure));
-                }
+                (_, Ok(response)) => return Ok(response),
+                (_, Err(failure)) => return Err(failure.reply(stream)),
             }
         }
+    }
+
+    /// Chooses the host of the next try and makes its message.
+    pub(super) fn begin_try(
+        &self,
+        request: &mut Request,
+        source: &mut Source,
+        tries: &mut Tries,
+    ) -> Result<(Arc<Host>, http::Request<Body>), LocalReply> {
+        let stream = self.stream();
+        stream.info.borrow_mut().upstream.attempts += 1;
+        let Some(host) = self.choose(request, tries) else {
+            return Err(local::no_healthy_upstream(stream));
+        };
+        tries.tried.push(host.address);
+        stream.set_host(&host);
+        let message = self.message(request, &host, tries, source.body());
+        Ok((host, message))
     }
 
     fn source(&self, body: Body) -> Source {
@@ -271,10 +269,11 @@ impl Forwarding<'_> {
         self.stream().chain.alpn(http2)
     }
 
-    async fn send(&self, host: Arc<Host>, message: http::Request<Body>) -> Result<Response<Body>, Failure> {
+    /// Where a try goes.
+    pub(super) fn target(&self, host: Arc<Host>) -> Target {
         let stream = self.stream();
         let connection = &stream.manager.connection;
-        let target = Target {
+        Target {
             workload: connection.workload.clone(),
             cluster: self.cluster.clone(),
             alpn: self.alpn(&host),
@@ -286,7 +285,12 @@ impl Forwarding<'_> {
                 }
                 _ => UpstreamPath::Network,
             },
-        };
+        }
+    }
+
+    async fn send(&self, host: Arc<Host>, message: http::Request<Body>) -> Result<Response<Body>, Failure> {
+        let stream = self.stream();
+        let target = self.target(host);
         if stream.connect && self.forward.terminates_connect {
             return Box::pin(self.terminate(&target, message)).await;
         }
@@ -307,13 +311,11 @@ impl Forwarding<'_> {
         };
         match answered {
             Ok(exchange) => {
-                self.cluster.report(&target.host, Report::Response(self.status(&exchange.response)));
-                if exchange.response.headers().contains_key(IMMEDIATE_FAIL) {
-                    self.cluster.fail_at_once(&target.host);
-                }
+                self.report(&target.host, &exchange.response);
                 if let Some(limits) = &limits {
                     limits.bound_body(stream);
                 }
+<<<<<<< HEAD
                 let mut info = stream.info.borrow_mut();
                 info.upstream.connection = Some(exchange.connection);
                 info.upstream.protocol = Some(exchange.protocol);
@@ -325,9 +327,36 @@ impl Forwarding<'_> {
                 info.last_upstream_tx = Some(sent);
                 info.first_upstream_rx = Some(turn::since(stream.start));
                 Ok(exchange.response)
+=======
+                Ok(self.take(exchange))
+>>>>>>> 3264720 (Hedging on per-try timeouts: a try that takes long goes on, and another one begins beside it)
             }
-            Err(error) => Err(self.failed(&target, error)),
+            Err(error) => Err(self.failed(&target.host, error)),
         }
+    }
+
+    /// Tells outlier detection of a response.
+    pub(super) fn report(&self, host: &Arc<Host>, response: &Response<Body>) {
+        self.cluster.report(host, Report::Response(self.status(response)));
+        if response.headers().contains_key(IMMEDIATE_FAIL) {
+            self.cluster.fail_at_once(host);
+        }
+    }
+
+    /// The response of a try becomes the stream's, if it is not retried.
+    pub(super) fn take(&self, exchange: Exchange) -> Response<Body> {
+        let stream = self.stream();
+        let mut info = stream.info.borrow_mut();
+        info.upstream.connection = Some(exchange.connection);
+        info.upstream.protocol = Some(exchange.protocol);
+        info.upstream.transport_failure = None;
+        let begun = exchange.begun.saturating_duration_since(stream.start);
+        info.first_upstream_tx = Some(begun);
+        // A body's end is later; whoever reads it says when.
+        let sent = info.last_upstream_tx.map_or(begun, |sent| sent.max(begun));
+        info.last_upstream_tx = Some(sent);
+        info.first_upstream_rx = Some(stream.start.elapsed());
+        exchange.response
     }
 
     /// A CONNECT that ends here: a connection to the host, and the bytes of both ways as bodies.
@@ -347,27 +376,70 @@ impl Forwarding<'_> {
                 info.first_upstream_rx = info.first_upstream_tx;
                 Ok(tunnel::response(connection, message.into_body()))
             }
-            Err(error) => Err(self.failed(target, error)),
+            Err(error) => Err(self.failed(&target.host, error)),
         }
     }
 
     /// Notes a try that ended without a response.
-    fn failed(&self, target: &Target, error: UpstreamError) -> Failure {
-        tracing::debug!(cluster = %self.cluster.name(), host = %target.host.address, %error, "try failed");
+    pub(super) fn failed(&self, host: &Arc<Host>, error: UpstreamError) -> Failure {
+        tracing::debug!(cluster = %self.cluster.name(), host = %host.address, %error, "try failed");
         let upstream = &mut self.stream().info.borrow_mut().upstream;
         if error.kind == ErrorKind::Overflow {
             // Envoy: the pool of the host was never asked.
             upstream.host = None;
         } else {
-            self.cluster.report(&target.host, Report::ConnectFailed);
+            self.cluster.report(host, Report::ConnectFailed);
             upstream.transport_failure = error.details.as_ref().map(|text| text.replace(' ', "_"));
         }
         Failure::Reset(error)
     }
 }
 
+impl Failure {
+    /// Does the plan ask for another try after it?
+    pub(super) fn asks(&self, plan: &RetryPlan) -> bool {
+        plan.retries_reset(match self {
+            Self::TimedOut(limit) => limit.for_retry(),
+            Self::Reset(error) => for_retry(error.kind),
+        })
+    }
+
+    /// How the span of the try ends.
+    pub(super) fn ended(&self) -> trace::Ended {
+        match self {
+            Self::TimedOut(_) => trace::Ended::TimedOut,
+            Self::Reset(error) => trace::Ended::Reset(ResetReason::from(error.kind)),
+        }
+    }
+
+    /// The answer, if it was the last try.
+    pub(super) fn reply(self, stream: &Stream) -> LocalReply {
+        match self {
+            Self::TimedOut(limit) => limit.reply(stream),
+            Self::Reset(error) => {
+                let reason = ResetReason::from(error.kind);
+                let connect = matches!(error.kind, ErrorKind::ConnectFailure | ErrorKind::TlsFailure);
+                let transport_failure = error.details.as_deref().filter(|_| connect);
+                local::reset_before_headers(stream, reason, transport_failure)
+            }
+        }
+    }
+}
+
 impl Tries {
-    fn judge(
+    fn of(forwarding: &Forwarding<'_>) -> Self {
+        Self {
+            plan: forwarding.plan.clone(),
+            policy: forwarding.policy.cloned(),
+            retries: 0,
+            guard: None,
+            tried: SmallVec::new(),
+            spread: forwarding.policy.and_then(|policy| policy.other_priorities).map(Spread::new),
+        }
+    }
+
+    /// Is there to be another try? Takes its share of what there may be.
+    pub(super) fn judge(
         &mut self,
         forwarding: &Forwarding<'_>,
         source: &Source,
@@ -386,11 +458,11 @@ impl Tries {
         if self.retries >= plan.remaining {
             stats.upstream_rq_retry_limit_exceeded.inc();
             info.borrow_mut().flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
-            return Verdict::Stands;
+            return Verdict::Spent;
         }
         let Ok(guard) = forwarding.cluster.retry(forwarding.priority) else {
             info.borrow_mut().flags.set(ResponseFlags::UPSTREAM_OVERFLOW);
-            return Verdict::Stands;
+            return Verdict::Spent;
         };
         self.guard = Some(guard);
         let pause = back_off(self.policy.as_deref(), self.retries, fastrand::u64(..));

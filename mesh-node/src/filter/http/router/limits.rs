@@ -73,6 +73,18 @@ impl TryLimits {
         [total, idle, max].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
+    /// The next limit of a try that goes on when its time is over: that counts once, from the end of the request on.
+    pub(super) fn of_hedged(&self, stream: &Stream, late: bool) -> Option<(Instant, TryLimit)> {
+        let max = self.max_duration.map(|limit| (self.begun + limit, TryLimit::MaxDuration));
+        let complete = stream.request_complete().filter(|_| !late).map(|at| at.max(self.begun));
+        let total = self.total.zip(complete).map(|(limit, from)| (from + limit, TryLimit::Total));
+        let idle = self.idle.zip(complete).map(|(limit, from)| {
+            let since = stream.last_activity().max(from);
+            (since + limit, TryLimit::Idle)
+        });
+        [total, idle, max].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
     /// Lets what outlives the head of the response bound its body.
     pub(super) fn bound_body(&self, stream: &Stream) {
         stream.limit_try(self.idle, self.max_duration.map(|limit| self.begun + limit));

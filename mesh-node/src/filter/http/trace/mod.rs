@@ -18,7 +18,7 @@ pub use self::decision::forget;
 pub use self::report::Reporters;
 use self::report::{Of, Reporter};
 use self::tries::Try;
-pub use self::tries::{Ended, begin_try, end_try};
+pub use self::tries::{Ended, begin_try, end_try, end_try_of};
 use super::ConnectionManager;
 use super::request::Request;
 use super::stream::Stream;

@@ -80,6 +80,16 @@ pub fn end_try(stream: &Stream, ended: Ended) {
     });
 }
 
+/// The same of the try of this number, of several that are under way; counts from 1.
+pub fn end_try_of(stream: &Stream, attempt: u32, ended: Ended) {
+    let at = stream.start.elapsed();
+    stream.change_trace(|trace| {
+        if let Some(one) = trace.tries.iter_mut().find(|one| one.attempt == attempt) {
+            one.end = Some((at, ended));
+        }
+    });
+}
+
 /// Leaves the spans of all tries with the reporter.
 pub(super) fn finish(
     stream: &Stream,

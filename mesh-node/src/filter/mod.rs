@@ -9,6 +9,7 @@ mod network;
 mod rbac;
 pub mod tcp_proxy;
 mod tcp_relay;
+mod tcp_tunnel;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;

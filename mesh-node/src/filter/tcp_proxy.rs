@@ -4,9 +4,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use http::Version;
+
 use super::istio_tcp::Series;
 use super::network::{self, Admitted, Refused};
-use super::tcp_relay::{Copying, Relay};
+use super::tcp_relay::{Copying, Relay, Way};
+use super::tcp_tunnel;
 use super::{Downstream, WorkerContext};
 use crate::cluster::{ClusterState, Host, LbContext, Report, RoutingPriority};
 use crate::model::Str;
@@ -16,13 +19,13 @@ use crate::model::network::{TcpClusters, TcpProxy};
 use crate::router::address_hash;
 use crate::telemetry::peer::LocalPeer;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
-use crate::upstream::{Connection, ErrorKind, Target, UpstreamPath};
+use crate::upstream::{ErrorKind, Target, UpstreamPath, implied_alpn};
 
 /// A client's connection for which the upstream side has been opened, or could not be.
 #[derive(Debug)]
 pub struct Dialed {
     stream: StreamInfo,
-    connection: Option<Connection>,
+    connection: Option<Way>,
     admitted: Admitted,
     /// Who this end is, as it tells others.
     local: Arc<LocalPeer>,
@@ -92,7 +95,7 @@ pub(super) fn log(config: &TcpProxy, stream: &mut StreamInfo) {
 }
 
 /// Connects to a host of the configured cluster, trying `max_connect_attempts` times.
-async fn dial(config: &TcpProxy, dialed: &mut Dialed, ctx: &WorkerContext) -> Option<Connection> {
+async fn dial(config: &TcpProxy, dialed: &mut Dialed, ctx: &WorkerContext) -> Option<Way> {
     let configured = || pick(&config.cluster, fastrand::u64(..)).clone();
     let name = dialed.admitted.cluster.clone().unwrap_or_else(configured);
     let stream = &mut dialed.stream;
@@ -134,7 +137,7 @@ async fn dial(config: &TcpProxy, dialed: &mut Dialed, ctx: &WorkerContext) -> Op
 /// Tells the server who we are, where it agreed to hear it.
 async fn exchange(
     cluster: &ClusterState,
-    connection: &mut Connection,
+    connection: &mut Way,
     stream: &mut StreamInfo,
     local: &LocalPeer,
 ) -> io::Result<()> {
@@ -180,7 +183,7 @@ async fn attempt_once(
     forward: Option<SocketAddr>,
     stream: &mut StreamInfo,
     ctx: &WorkerContext,
-) -> Result<(Connection, Arc<Host>), Worth> {
+) -> Result<(Way, Arc<Host>), Worth> {
     let info = stream.connection.clone();
     let hash = (config.hash_source_ip && cluster.config.lb.hashes()).then(|| address_hash(info.remote.ip()));
     let context = LbContext {
@@ -208,9 +211,16 @@ async fn attempt_once(
             _ => UpstreamPath::Network,
         },
         alpn: None,
-        implied_alpn: &[],
+        implied_alpn: match config.tunnel {
+            Some(_) => implied_alpn(cluster.config.protocol, Version::HTTP_11),
+            None => &[],
+        },
     };
-    match ctx.upstreams.connect(&target, RoutingPriority::Default).await {
+    let connected = match &config.tunnel {
+        Some(tunnel) => Box::pin(tcp_tunnel::open(tunnel, &target, stream, ctx)).await,
+        None => ctx.upstreams.connect(&target, RoutingPriority::Default).await.map(Way::from),
+    };
+    match connected {
         Ok(connection) => {
             cluster.report(&target.host, Report::ConnectedForGood);
             stream.upstream.connection = Some(connection.facts.clone());

@@ -20,13 +20,31 @@ use crate::model::workload::{HalfOfConnection, HandOff};
 use crate::resting::Rest;
 use crate::stream::Stream;
 use crate::telemetry::peer::Peer;
-use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo, UpstreamInfo};
+use crate::telemetry::stream_info::{
+    ConnectionInfo, ResponseFlags, StreamInfo, UpstreamConnection, UpstreamInfo,
+};
 use crate::upstream::copy::{End, Meters};
 use crate::upstream::pair::{Limits, Pair};
 use crate::upstream::{Beside, Connection, UpstreamStream};
 
 /// Copies to the end of a connection.
 pub type Copying = Pin<Box<dyn Future<Output = ()>>>;
+
+/// The open way to a host.
+#[derive(Debug)]
+pub(super) struct Way {
+    pub(super) stream: UpstreamStream,
+    pub(super) facts: Arc<UpstreamConnection>,
+    /// A tunnel has none: the connection around it counts.
+    pub(super) guard: Option<ConnectionGuard>,
+}
+
+impl From<Connection> for Way {
+    fn from(connection: Connection) -> Self {
+        let Connection { stream, facts, guard, .. } = connection;
+        Self { stream, facts, guard: Some(guard) }
+    }
+}
 
 /// A connection whose bytes are copied. Both streams, and all that is said of it at its end.
 pub(super) struct Relay<I> {
@@ -38,7 +56,7 @@ pub(super) struct Relay<I> {
     pair: Pair,
     series: Option<Series>,
     /// Count it for as long as it lives.
-    _counted: (ConnectionGuard, Counts),
+    _counted: (Option<ConnectionGuard>, Counts),
     /// Taken at the end.
     facts: Option<Facts>,
 }
@@ -70,18 +88,18 @@ impl<I: Downstream> Relay<I> {
         config: Arc<TcpProxy>,
         stream: StreamInfo,
         io: I,
-        connection: Connection,
+        way: Way,
         series: Option<Series>,
         counts: Counts,
     ) -> Self {
         let info = &stream.connection;
         let purse = info.workload.as_ref().map(|workload| Purse::of(&workload.limits.buffers));
-        let hand_off = hand_off(&stream, &io, &connection);
+        let hand_off = hand_off(&stream, &io, &way.stream);
         let beside = hand_off.map(|hand_off| Beside::new(hand_off, info.drain.clone()));
         let limits =
             Limits { idle: config.idle_timeout, duration: config.max_downstream_connection_duration };
         let pair = Pair::new(limits, purse, beside);
-        let Connection { stream: upstream, guard, .. } = connection;
+        let Way { stream: upstream, guard, .. } = way;
         let facts = Some(Facts::of(stream));
         Self { rest: None, config, io, upstream, pair, series, _counted: (guard, counts), facts }
     }
@@ -203,10 +221,14 @@ fn meters<'a>(config: &'a TcpProxy, series: Option<&'a Series>) -> Meters<'a> {
 
 /// What lets the two applications of the connection send each other bytes past the proxy: all filters before this
 /// one have decided, and this one looks at no byte.
-fn hand_off<I: Downstream>(stream: &StreamInfo, io: &I, connection: &Connection) -> Option<Box<dyn HandOff>> {
+fn hand_off<I: Downstream>(
+    stream: &StreamInfo,
+    io: &I,
+    upstream: &UpstreamStream,
+) -> Option<Box<dyn HandOff>> {
     let workload = stream.connection.workload.as_ref()?;
-    let plain = io.is_plain() && connection.stream.is_plain();
-    let sockets = match [io.transport().socket(), connection.stream.transport().socket()] {
+    let plain = io.is_plain() && upstream.is_plain();
+    let sockets = match [io.transport().socket(), upstream.transport().socket()] {
         [Some(client), Some(endpoint)] if plain => Some([client.as_fd(), endpoint.as_fd()]),
         _ => None,
     };

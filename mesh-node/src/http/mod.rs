@@ -7,3 +7,4 @@ pub mod h2;
 pub mod informational;
 pub mod metered;
 pub mod service;
+pub mod stream_body;

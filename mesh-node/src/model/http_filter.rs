@@ -53,6 +53,7 @@ pub enum HttpFilterKind {
     /// `dynamic_forward_proxy`
     ForwardProxy(DnsCache),
     Compressor(Arc<Compressor>),
+    Decompressor(Arc<Decompressor>),
     Lua(Arc<LuaFilter>),
 }
 
@@ -90,17 +91,132 @@ pub enum Override {
     Compressor {
         responses: bool,
         remove_accept_encoding: Option<bool>,
+        encoder: Option<Arc<Encoder>>,
     },
 }
 
-/// `envoy.extensions.filters.http.compressor.v3.Compressor` with gzip.
+/// `envoy.extensions.filters.http.compressor.v3.Compressor`.
 #[derive(Debug)]
 pub struct Compressor {
-    /// 1 to 9; 0: the library's own choice.
-    pub level: u32,
+    pub encoder: Arc<Encoder>,
+    /// Of codings that the client likes equally this one is taken.
+    pub choose_first: bool,
     pub response: CompressorResponses,
     /// `None`: requests stay as they are.
     pub request: Option<CompressorDirection>,
+}
+
+/// `compressor_library`: how bodies are compressed.
+#[derive(Debug)]
+pub enum Encoder {
+    Gzip {
+        /// 1 to 9; 0: the library's own choice.
+        level: u32,
+    },
+    Brotli {
+        /// 0 to 11.
+        quality: i32,
+        mode: BrotliMode,
+        window_bits: i32,
+        block_bits: i32,
+        no_literal_context: bool,
+    },
+    Zstd {
+        level: i32,
+        checksum: bool,
+        /// 1 to 9; 0: the level's own.
+        strategy: u32,
+        dictionary: Box<[u8]>,
+    },
+}
+
+/// `Brotli.EncoderMode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrotliMode {
+    Generic,
+    Text,
+    Font,
+}
+
+impl Encoder {
+    /// The name of the content coding.
+    pub fn coding(&self) -> &'static str {
+        match self {
+            Self::Gzip { .. } => "gzip",
+            Self::Brotli { .. } => "br",
+            Self::Zstd { .. } => "zstd",
+        }
+    }
+}
+
+/// `envoy.extensions.filters.http.decompressor.v3.Decompressor`.
+#[derive(Debug)]
+pub struct Decompressor {
+    pub decoder: Decoder,
+    pub request: DecompressorDirection,
+    pub response: DecompressorDirection,
+    /// `advertise_accept_encoding`: upstreams are told that the coding may be used.
+    pub advertise: bool,
+    pub trailers: Arc<TrailerNames>,
+}
+
+/// `CommonDirectionConfig` of the decompressor.
+#[derive(Debug)]
+pub struct DecompressorDirection {
+    pub enabled: Setting<bool>,
+    pub ignore_no_transform: bool,
+    pub stats: Arc<CodingStats>,
+}
+
+/// `decompressor_library`.
+#[derive(Debug)]
+pub enum Decoder {
+    Gzip {
+        /// `max_inflate_ratio`
+        most_times: usize,
+    },
+    Brotli,
+    Zstd {
+        dictionary: Box<[u8]>,
+    },
+}
+
+impl Decoder {
+    /// The name of the content coding.
+    pub fn coding(&self) -> &'static str {
+        match self {
+            Self::Gzip { .. } => "gzip",
+            Self::Brotli => "br",
+            Self::Zstd { .. } => "zstd",
+        }
+    }
+
+    /// How many times as much may come out as went in.
+    pub fn most_times(&self) -> usize {
+        match self {
+            Self::Gzip { most_times } => *most_times,
+            // Envoy's, of brotli.
+            Self::Brotli | Self::Zstd { .. } => 100,
+        }
+    }
+}
+
+/// The trailers in which a decompressor says how many bytes there were.
+#[derive(Debug)]
+pub struct TrailerNames {
+    pub compressed: http::HeaderName,
+    pub uncompressed: http::HeaderName,
+}
+
+/// `http.PREFIX.compressor.NAME.CODING.*` and those of decompressors.
+#[derive(Debug, Default)]
+pub struct CodingStats {
+    /// `compressed`, or `decompressed`.
+    pub coded: Arc<Counter>,
+    /// `not_compressed`, or `not_decompressed`.
+    pub not_coded: Arc<Counter>,
+    pub total_uncompressed_bytes: Arc<Counter>,
+    pub total_compressed_bytes: Arc<Counter>,
 }
 
 /// `ResponseDirectionConfig`.
@@ -122,6 +238,7 @@ pub struct CompressorDirection {
     pub content_types: Vec<String>,
     /// In place of `content_types`, where there are any.
     pub content_type_matchers: Vec<StringMatcher>,
+    pub stats: Arc<CodingStats>,
 }
 
 /// `envoy.extensions.filters.http.cors.v3.CorsPolicy`.

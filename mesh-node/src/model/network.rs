@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Str;
 use super::cluster::DnsCache;
+use super::format::Format;
 use super::headers::HeaderAdd;
 use super::http_filter::{HttpFilter, IstioStats};
 use super::metadata::Metadata;
@@ -95,12 +96,24 @@ pub struct TcpProxy {
     pub max_downstream_connection_duration: Option<Duration>,
     /// At least 1.
     pub max_connect_attempts: u32,
+    /// `tunneling_config`
+    pub tunnel: Option<Box<Tunnel>>,
     /// `hash_policy` with `source_ip`: clusters that hash choose by the client's address.
     pub hash_source_ip: bool,
     /// `metadata_match.filter_metadata["envoy.lb"]`.
     pub metadata_match: Option<Metadata>,
     pub access_log: Vec<Arc<AccessLog>>,
     pub stats: Arc<TcpStats>,
+}
+
+/// `TcpProxy.TunnelingConfig`: connections go inside HTTP requests.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// `hostname`: where the proxy behind is to connect to.
+    pub host: Format,
+    /// The path of a POST; `None`: by CONNECT.
+    pub post_path: Option<String>,
+    pub headers: Vec<HeaderAdd>,
 }
 
 /// Where a TCP proxy sends connections.

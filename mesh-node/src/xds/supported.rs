@@ -169,7 +169,7 @@ pub(super) const ROWS: &[Row] = &[
 
     ("extensions.filters.network.tcp_proxy.v3.TcpProxy",
      "stat_prefix cluster weighted_clusters idle_timeout access_log max_connect_attempts hash_policy \
-      max_downstream_connection_duration metadata_match",
+      max_downstream_connection_duration metadata_match tunneling_config",
      "access_log_flush_interval flush_access_log_on_connected access_log_options \
       backoff_options check_drain_close max_downstream_connection_duration_jitter_percentage"),
     ("extensions.filters.network.tcp_proxy.v3.TcpProxy.WeightedCluster", "clusters", ""),
@@ -287,19 +287,6 @@ pub(super) const ROWS: &[Row] = &[
     ("config.common.mutation_rules.v3.HeaderMutation", "remove append", ""),
     ("extensions.filters.http.buffer.v3.Buffer", "max_request_bytes", ""),
     ("extensions.filters.http.buffer.v3.BufferPerRoute", "disabled buffer", ""),
-    ("extensions.filters.http.compressor.v3.Compressor",
-     "compressor_library response_direction_config request_direction_config", "choose_first"),
-    ("extensions.filters.http.compressor.v3.Compressor.ResponseDirectionConfig",
-     "common_config disable_on_etag_header weaken_etag_on_compress remove_accept_encoding_header \
-      uncompressible_response_codes", ""),
-    ("extensions.filters.http.compressor.v3.Compressor.RequestDirectionConfig", "common_config", ""),
-    ("extensions.filters.http.compressor.v3.Compressor.CommonDirectionConfig",
-     "enabled min_content_length content_type content_type_matcher", ""),
-    ("extensions.filters.http.compressor.v3.CompressorPerRoute", "disabled overrides", ""),
-    ("extensions.filters.http.compressor.v3.CompressorOverrides", "response_direction_config", ""),
-    ("extensions.filters.http.compressor.v3.ResponseDirectionOverrides", "remove_accept_encoding_header", ""),
-    ("extensions.compression.gzip.compressor.v3.Gzip", "compression_level",
-     "memory_level compression_strategy window_bits chunk_size"),
     ("config.core.v3.RuntimeFeatureFlag", "default_value runtime_key", ""),
     ("extensions.filters.http.csrf.v3.CsrfPolicy", "filter_enabled shadow_enabled additional_origins", ""),
     ("extensions.filters.http.stateful_session.v3.StatefulSession", "session_state strict", "stat_prefix"),

@@ -159,6 +159,20 @@ pub fn sorted(mut headers: Headers) -> Headers {
     headers
 }
 
+/// The body of an answer with these headers: brotli is known by them only.
+pub fn shown_of(bytes: &[u8], headers: &Headers) -> String {
+    let is_brotli =
+        |(name, value): &(String, String)| name.eq_ignore_ascii_case("content-encoding") && value == "br";
+    if !headers.iter().any(is_brotli) {
+        return shown(bytes);
+    }
+    let mut plain = Vec::new();
+    match brotli::Decompressor::new(bytes, 4096).read_to_end(&mut plain) {
+        Ok(_) => format!("brotli of {}", shown(&plain)),
+        Err(error) => format!("broken brotli: {error}"),
+    }
+}
+
 /// A body as a text that a difference can show.
 pub fn shown(bytes: &[u8]) -> String {
     // Two compressors need not write the same bytes.
@@ -167,6 +181,12 @@ pub fn shown(bytes: &[u8]) -> String {
         return match flate2::read::GzDecoder::new(bytes).read_to_end(&mut plain) {
             Ok(_) => format!("gzip of {}", shown(&plain)),
             Err(error) => format!("broken gzip: {error}"),
+        };
+    }
+    if bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        return match zstd::decode_all(bytes) {
+            Ok(plain) => format!("zstd of {}", shown(&plain)),
+            Err(error) => format!("broken zstd: {error}"),
         };
     }
     match bytes.len() {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::backend::{shown, sorted};
+use super::backend::{shown, shown_of, sorted};
 use super::backend_h2;
 use super::bootstrap::{ADMIN_PORT, LISTENER_PORT};
 use super::case::{Protocol, Send};
@@ -182,7 +182,7 @@ async fn read_body(reader: &mut Reader<BoxStream>, mut answer: Answer, request: 
     let framing = if bodyless { Framing::Length(0) } else { Framing::of(&head, false) };
     let payload = reader.payload(framing).await;
     answer.headers = sorted(head.headers);
-    answer.body = shown(&payload.bytes);
+    answer.body = shown_of(&payload.bytes, &answer.headers);
     answer.trailers = payload.trailers;
     answer.end = if payload.complete { "complete" } else { "cut" }.to_owned();
     Ok(answer)
@@ -377,6 +377,6 @@ async fn exchange_h2(
     {
         answer.trailers = backend_h2::pairs(&trailers);
     }
-    answer.body = shown(&bytes);
+    answer.body = shown_of(&bytes, &answer.headers);
     Ok(answer)
 }

@@ -68,6 +68,7 @@ impl Certificates {
             params.subject_alt_names = vec![
                 SanType::URI(format!("spiffe://cluster.local/ns/default/sa/{name}").try_into()?),
                 SanType::DnsName(format!("{name}.test").try_into()?),
+                SanType::DnsName(format!("*.{name}.test").try_into()?),
             ];
             let key = KeyPair::generate()?;
             let certificate = params.signed_by(&key, &issuer)?;

@@ -55,6 +55,7 @@ use crate::router::{Decision, Known, Routed, tls_redirect_location};
 use crate::telemetry::peer::LocalPeer;
 use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo};
 
+pub(super) use self::chain::put;
 pub use self::chain::{Machines, Peers};
 pub use self::date::DateCache;
 pub use self::serve::serve;

@@ -17,6 +17,7 @@ use mesh_xds::pb::envoy::extensions::filters::http::buffer::v3::{Buffer, BufferP
 use mesh_xds::pb::envoy::extensions::filters::http::compressor::v3::{Compressor, CompressorPerRoute};
 use mesh_xds::pb::envoy::extensions::filters::http::cors::v3::{Cors, CorsPolicy};
 use mesh_xds::pb::envoy::extensions::filters::http::csrf::v3::CsrfPolicy;
+use mesh_xds::pb::envoy::extensions::filters::http::decompressor::v3::Decompressor;
 use mesh_xds::pb::envoy::extensions::filters::http::dynamic_forward_proxy::v3::{
     FilterConfig as ForwardProxy, PerRouteConfig,
 };
@@ -178,7 +179,11 @@ fn one(at: At<'_>, config: &Any, place: &Place<'_, '_>) -> Result<HttpFilterKind
         return Ok(HttpFilterKind::ForwardProxy(forward_proxy::filter(at, &proto)?));
     }
     if let Some(proto) = read::<Compressor>(at, config)? {
-        return Ok(HttpFilterKind::Compressor(Arc::new(compressor::convert(at, &proto)?)));
+        return Ok(HttpFilterKind::Compressor(Arc::new(compressor::convert(at, &proto, place)?)));
+    }
+    if let Some(proto) = read::<Decompressor>(at, config)? {
+        let filter = compressor::decompressor(at, &proto, place)?;
+        return Ok(HttpFilterKind::Decompressor(Arc::new(filter)));
     }
     if let Some(proto) = read::<Lua>(at, config)? {
         return Ok(HttpFilterKind::Lua(Arc::new(lua::convert(at, &proto, place)?)));
@@ -282,7 +287,7 @@ fn said(at: At<'_>, config: &Any, context: &Context<'_>) -> Result<Override, Xds
         })));
     }
     if let Some(proto) = read::<CompressorPerRoute>(at, config)? {
-        return Ok(compressor::of_route(&proto));
+        return compressor::of_route(at, &proto);
     }
     if let Some(proto) = read::<PerRouteConfig>(at, config)? {
         return forward_proxy::of_route(at, &proto);

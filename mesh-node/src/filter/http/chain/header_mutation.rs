@@ -81,7 +81,7 @@ pub(super) fn encode(stream: &Stream, of: &HeaderMutation, response: &mut Respon
 }
 
 /// Writes a header as its `append_action` says.
-pub(in crate::filter::http) fn put(add: &HeaderAdd, value: String, headers: &mut HeaderMap) {
+pub(in crate::filter) fn put(add: &HeaderAdd, value: String, headers: &mut HeaderMap) {
     let HeaderTarget::Name(name) = &add.name else { return };
     if value.is_empty() && !add.keep_empty_value {
         return;

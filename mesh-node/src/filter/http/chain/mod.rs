@@ -5,9 +5,11 @@
 //! waits allocates. What a filter wants to do with the response it leaves behind as a [`Step`].
 
 mod buffer;
+mod coding;
 mod compressor;
 mod cors;
 mod csrf;
+mod decompressor;
 mod fault;
 mod forward_proxy;
 mod grpc_stats;
@@ -35,12 +37,14 @@ use super::local_reply::LocalReply;
 use super::request::Request;
 use super::stream::Stream;
 use crate::http::body::Body;
-use crate::model::http_filter::{AlpnList, HttpFilter, HttpFilterKind, Override, Overrides, StatefulSession};
+use crate::model::http_filter::{
+    AlpnList, Decompressor, HttpFilter, HttpFilterKind, Override, Overrides, StatefulSession,
+};
 use crate::model::route::RouteTable;
 use crate::router::Routed;
 
 pub use self::grpc_stats::Messages;
-pub(super) use self::header_mutation::put;
+pub(in crate::filter) use self::header_mutation::put;
 pub use self::istio_stats::{SeriesCache, report};
 pub use self::lua::{Chosen as Script, Machines};
 pub use self::peer_metadata::Peers;
@@ -69,6 +73,7 @@ pub struct State {
     reroute: Cell<bool>,
     /// Counted for as long as the stream lives.
     fault: RefCell<Option<fault::Active>>,
+    compressors: RefCell<compressor::Met>,
 }
 
 impl State {
@@ -112,6 +117,7 @@ enum Step {
     Metadata(Arc<crate::model::http_filter::HeaderToMetadata>),
     HealthCheck,
     Compress(compressor::Responding),
+    Decompress(Arc<Decompressor>),
     Lua(Box<lua::Chosen>),
 }
 
@@ -276,6 +282,10 @@ pub async fn decode(
                 compressor::decode(&decoding, filter, own, stream, request);
                 None
             }
+            HttpFilterKind::Decompressor(own) => {
+                decompressor::decode(own, stream, request);
+                None
+            }
             HttpFilterKind::Lua(own) => match lua::chosen(&decoding, filter, own) {
                 Some(chosen) => {
                     let reply = Box::pin(lua::decode(chosen, stream, request)).await;
@@ -313,6 +323,7 @@ pub fn encode(stream: &Stream, response: &mut Response<Body>) -> Option<Script> 
             Step::RateLimited(headers) => headers.encode(response.headers_mut()),
             Step::StatefulSession(of, was) => stateful_session::encode(stream, &of, was, response),
             Step::Compress(responding) => compressor::encode(stream, &responding, response),
+            Step::Decompress(own) => decompressor::encode(&own, response),
             Step::HealthCheck => health_check::encode(stream, response.headers_mut()),
             Step::Metadata(of) => metadata::from_response(stream, &of, response),
         }

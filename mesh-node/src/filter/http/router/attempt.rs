@@ -94,7 +94,9 @@ impl Forwarding<'_> {
             return Box::pin(self.hedged(request, source, tries)).await;
         }
         loop {
-            let (host, message) = self.begin_try(request, &mut source, &mut tries)?;
+            let Some((host, message)) = self.begin_try(request, &mut source, &mut tries) else {
+                return Err(local::no_healthy_upstream(stream));
+            };
             let outcome = self.send(host, message).await;
             let verdict = match &outcome {
                 Ok(response) => tries.judge(self, &source, |plan| {
@@ -121,22 +123,20 @@ impl Forwarding<'_> {
         }
     }
 
-    /// Chooses the host of the next try and makes its message.
+    /// Chooses the host of the next try and makes its message. `None`: there is no host.
     pub(super) fn begin_try(
         &self,
         request: &mut Request,
         source: &mut Source,
         tries: &mut Tries,
-    ) -> Result<(Arc<Host>, http::Request<Body>), LocalReply> {
+    ) -> Option<(Arc<Host>, http::Request<Body>)> {
         let stream = self.stream();
         stream.info.borrow_mut().upstream.attempts += 1;
-        let Some(host) = self.choose(request, tries) else {
-            return Err(local::no_healthy_upstream(stream));
-        };
+        let host = self.choose(request, tries)?;
         tries.tried.push(host.address);
         stream.set_host(&host);
         let message = self.message(request, &host, tries, source.body());
-        Ok((host, message))
+        Some((host, message))
     }
 
     fn source(&self, body: Body) -> Source {
@@ -315,21 +315,7 @@ impl Forwarding<'_> {
                 if let Some(limits) = &limits {
                     limits.bound_body(stream);
                 }
-<<<<<<< HEAD
-                let mut info = stream.info.borrow_mut();
-                info.upstream.connection = Some(exchange.connection);
-                info.upstream.protocol = Some(exchange.protocol);
-                info.upstream.transport_failure = None;
-                let begun = exchange.begun.saturating_duration_since(stream.start);
-                info.first_upstream_tx = Some(begun);
-                // A body's end is later; whoever reads it says when.
-                let sent = info.last_upstream_tx.map_or(begun, |sent| sent.max(begun));
-                info.last_upstream_tx = Some(sent);
-                info.first_upstream_rx = Some(turn::since(stream.start));
-                Ok(exchange.response)
-=======
                 Ok(self.take(exchange))
->>>>>>> 3264720 (Hedging on per-try timeouts: a try that takes long goes on, and another one begins beside it)
             }
             Err(error) => Err(self.failed(&target.host, error)),
         }
@@ -355,7 +341,7 @@ impl Forwarding<'_> {
         // A body's end is later; whoever reads it says when.
         let sent = info.last_upstream_tx.map_or(begun, |sent| sent.max(begun));
         info.last_upstream_tx = Some(sent);
-        info.first_upstream_rx = Some(stream.start.elapsed());
+        info.first_upstream_rx = Some(turn::since(stream.start));
         exchange.response
     }
 

@@ -19,6 +19,7 @@ use super::super::trace;
 use super::Forwarding;
 use super::attempt::{Failure, Source, Tries, Verdict};
 use super::limits::{TryLimit, TryLimits};
+use super::local;
 use crate::cluster::{Host, Outcome, Report};
 use crate::http::body::Body;
 use crate::upstream::{Exchange, UpstreamError};
@@ -39,7 +40,7 @@ enum Happened {
     /// The next try is due.
     Due,
     /// The try of this index has ended.
-    Ended(usize, Result<Exchange, UpstreamError>),
+    Ended(usize, Box<Result<Exchange, UpstreamError>>),
     /// It has had its time.
     Late(usize, TryLimit),
 }
@@ -56,14 +57,16 @@ impl<'r> Forwarding<'r> {
         let mut flights: Vec<Flight<'_>> = Vec::new();
         let mut next = Some(Instant::now());
         let mut sleep = pin!(tokio::time::sleep_until(Instant::now().into()));
-        loop {
+        'tries: loop {
             let happened = poll_fn(|cx| self.poll_next(cx, &mut flights, next, sleep.as_mut())).await;
             let (flight, failure) = match happened {
                 Happened::Due => {
                     next = None;
-                    let (host, message) = self.begin_try(request, &mut source, &mut tries)?;
+                    let Some((host, message)) = self.begin_try(request, &mut source, &mut tries) else {
+                        return Err(local::no_healthy_upstream(stream));
+                    };
                     flights.push(self.flight(host, message));
-                    continue;
+                    continue 'tries;
                 }
                 Happened::Late(index, limit) if limit != TryLimit::MaxDuration => {
                     let flight = &mut flights[index];
@@ -75,7 +78,7 @@ impl<'r> Forwarding<'r> {
                         flight.replaced = true;
                         next = Some(Instant::now() + pause);
                     }
-                    continue;
+                    continue 'tries;
                 }
                 Happened::Late(index, limit) => {
                     let flight = flights.remove(index);
@@ -84,13 +87,15 @@ impl<'r> Forwarding<'r> {
                     self.cluster.report(&flight.host, Report::Timeout);
                     (flight, Failure::TimedOut(limit))
                 }
-                Happened::Ended(index, Err(error)) => {
+                Happened::Ended(index, ended) => 'ended: {
                     let flight = flights.remove(index);
-                    let failure = self.failed(&flight.host, error);
-                    (flight, failure)
-                }
-                Happened::Ended(index, Ok(exchange)) => {
-                    let flight = flights.remove(index);
+                    let exchange = match *ended {
+                        Ok(exchange) => exchange,
+                        Err(error) => {
+                            let failure = self.failed(&flight.host, error);
+                            break 'ended (flight, failure);
+                        }
+                    };
                     let response = &exchange.response;
                     self.report(&flight.host, response);
                     let code = response.status();
@@ -110,7 +115,7 @@ impl<'r> Forwarding<'r> {
                     };
                     if bad && (next.is_some() || !flights.is_empty()) {
                         trace::end_try_of(stream, flight.attempt, trace::Ended::Response(code.as_u16()));
-                        continue;
+                        continue 'tries;
                     }
                     for other in &flights {
                         let ended = trace::Ended::Reset(ResetReason::LocalReset);
@@ -158,7 +163,7 @@ impl<'r> Forwarding<'r> {
     ) -> Poll<Happened> {
         for (index, flight) in flights.iter_mut().enumerate() {
             if let Poll::Ready(ended) = flight.exchange.as_mut().poll(cx) {
-                return Poll::Ready(Happened::Ended(index, ended));
+                return Poll::Ready(Happened::Ended(index, Box::new(ended)));
             }
         }
         loop {

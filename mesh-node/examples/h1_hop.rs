@@ -40,7 +40,8 @@ impl HttpService for Hop {
         let host = self.cluster.choose(&LbContext::default()).map_err(|_| Reset)?;
         let path = UpstreamPath::Network;
         let cluster = self.cluster.clone();
-        let target = Target { workload: None, cluster, host, path, alpn: None, implied_alpn: &[] };
+        let target =
+            Target { workload: None, cluster, host, path, client: None, alpn: None, implied_alpn: &[] };
         let version = request.version();
         let mut response =
             match self.upstreams.request(&target, RoutingPriority::Default, version, request).await {
@@ -141,6 +142,7 @@ fn cluster(upstream: SocketAddr) -> Cluster {
         lb: LbPolicy::RoundRobin,
         balancing: Balancing::default(),
         outlier_detection: None,
+        error_matcher: None,
         health_check: None,
         panic_threshold_percent: 50.0,
         locality_weighted: false,

@@ -33,6 +33,7 @@ impl Connect for ViaCluster {
             })?;
             let host = cluster.choose(&LbContext::default()).map_err(io::Error::other)?;
             let target = Target {
+                client: None,
                 workload: None,
                 cluster,
                 host,

@@ -211,6 +211,11 @@ async fn attempt_once(
             _ => UpstreamPath::Network,
         },
         alpn: None,
+        // The connection around a tunnel is not one client's.
+        client: match config.tunnel {
+            Some(_) => None,
+            None => Some((info.remote, info.original_dst.unwrap_or(info.local))),
+        },
         implied_alpn: match config.tunnel {
             Some(_) => implied_alpn(cluster.config.protocol, Version::HTTP_11),
             None => &[],

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Str;
 use super::metadata::Metadata;
 use super::network::{Http1Options, Http2Options};
-use super::resilience::{EndpointCheck, HealthCheck, OutlierDetection};
+use super::resilience::{EndpointCheck, HealthCheck, OutlierDetection, ResponsePredicate};
 use super::route::HashPolicy;
 use super::tls::{TlsContext, UpstreamTls};
 use crate::runtime::{Fraction, Setting};
@@ -27,6 +27,8 @@ pub struct Cluster {
     pub lb: LbPolicy,
     pub balancing: Balancing,
     pub outlier_detection: Option<OutlierDetection>,
+    /// Which responses outlier detection takes for errors, in place of those of 5xx.
+    pub error_matcher: Option<Box<ResponsePredicate>>,
     pub health_check: Option<Arc<HealthCheck>>,
     /// `common_lb_config.healthy_panic_threshold`, percent; default 50.
     pub panic_threshold_percent: f64,
@@ -432,6 +434,25 @@ pub struct TransportSocketMatch {
 pub enum Transport {
     Raw,
     Tls(TlsContext<UpstreamTls>),
+    /// A line or header that names the client comes first (`ProxyProtocolUpstreamTransport`).
+    Proxied(ProxyHeader, Box<Transport>),
+}
+
+/// `ProxyProtocolConfig.Version`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyHeader {
+    V1,
+    V2,
+}
+
+impl Transport {
+    pub fn is_tls(&self) -> bool {
+        match self {
+            Self::Raw => false,
+            Self::Tls(_) => true,
+            Self::Proxied(_, inner) => inner.is_tls(),
+        }
+    }
 }
 
 /// Which HTTP version a cluster speaks (`HttpProtocolOptions`).

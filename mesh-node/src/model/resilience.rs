@@ -7,8 +7,18 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, Method};
 
 use super::Str;
-use super::matcher::StringMatcher;
+use super::matcher::{HeaderMatcher, StringMatcher};
 use crate::telemetry::stats::{HealthCheckStats, OutlierStats};
+
+/// `HttpProtocolOptions.OutlierDetection.error_matcher`, as far as it speaks of the heads of responses.
+#[derive(Debug)]
+pub enum ResponsePredicate {
+    Any,
+    Not(Box<ResponsePredicate>),
+    All(Vec<ResponsePredicate>),
+    OneOf(Vec<ResponsePredicate>),
+    Headers(Vec<HeaderMatcher>),
+}
 
 /// `OutlierDetection`.
 #[derive(Debug, Clone)]

@@ -5,6 +5,7 @@ use http::{HeaderMap, StatusCode};
 use super::RequestHead;
 use crate::model::header_lines::{single_line_in_request, single_line_in_response};
 use crate::model::matcher::{HeaderKey, HeaderMatcher, QueryMatchKind, QueryMatcher};
+use crate::model::resilience::ResponsePredicate;
 
 /// Does the request satisfy the matcher?
 pub fn header_matches(matcher: &HeaderMatcher, head: &RequestHead<'_>) -> bool {
@@ -20,6 +21,20 @@ pub fn response_header_matches(matcher: &HeaderMatcher, status: StatusCode, head
         HeaderKey::Name(name) => matcher.matches_lines(headers, name, single_line_in_response(name)),
         HeaderKey::Status => matcher.matches_value(Some(status.as_str())),
         _ => matcher.matches_value(None),
+    }
+}
+
+/// Does a predicate hold of the head of a response?
+pub fn response_predicate(of: &ResponsePredicate, status: StatusCode, headers: &HeaderMap) -> bool {
+    let holds = |of: &ResponsePredicate| response_predicate(of, status, headers);
+    match of {
+        ResponsePredicate::Any => true,
+        ResponsePredicate::Not(of) => !holds(of),
+        ResponsePredicate::All(all) => all.iter().all(holds),
+        ResponsePredicate::OneOf(some) => some.iter().any(holds),
+        ResponsePredicate::Headers(matchers) => {
+            matchers.iter().all(|matcher| response_header_matches(matcher, status, headers))
+        }
     }
 }
 

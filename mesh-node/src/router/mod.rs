@@ -18,7 +18,7 @@ use http::{HeaderMap, Method};
 
 pub use hash::{address_hash, hash_key, set_cookie};
 pub use headers::{Evaluate, SetPseudo, apply_request, apply_response};
-pub use matching::{header_matches, query_matches, response_header_matches};
+pub use matching::{header_matches, query_matches, response_header_matches, response_predicate};
 pub use redirect::{redirect_location, tls_redirect_location};
 pub use retry::{ResetReason, RetryPlan, Steering, back_off, hedges};
 pub use rewrite::{NewHost, rewrite_host, rewrite_path, strip_port};

@@ -9,12 +9,13 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use rustls_pki_types::ServerName;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
 use super::error::{ErrorKind, UpstreamError};
 use super::stream::UpstreamStream;
-use super::{Target, UpstreamPath};
+use super::{Target, UpstreamPath, proxy_header};
 use crate::cluster::{ConnectionGuard, RoutingPriority};
 use crate::model::cluster::{Cluster, Transport};
 use crate::model::tls::UpstreamTls;
@@ -59,7 +60,8 @@ pub(super) async fn connect_over(
     pipe: Pipe,
     local: SocketAddr,
 ) -> Result<Connection, UpstreamError> {
-    let secured = secure(target, server_name, Stream::Memory(pipe));
+    let ends = (local, target.host.address);
+    let secured = secure(target, server_name, Stream::Memory(pipe), ends);
     let established = async {
         let (stream, tls) = secured.await?;
         Ok(Established { stream, facts: UpstreamConnection::new(local, tls), remote: target.host.address })
@@ -125,7 +127,7 @@ pub(super) async fn establish(
         (Some(workload), UpstreamPath::Application { .. }) => Stream::to_application(io, workload, remote),
         (workload, _) => Stream::new(io, workload.as_deref()),
     };
-    let (stream, tls) = secure(target, server_name, io).await?;
+    let (stream, tls) = secure(target, server_name, io, (local, remote)).await?;
     Ok(Established { stream, facts: UpstreamConnection::new(local, tls), remote })
 }
 
@@ -153,14 +155,22 @@ pub(super) async fn knock(
     }
 }
 
-/// TLS, where the host's transport is that, and the facts of its session.
+/// TLS, where the host's transport is that, and the facts of its session. `ends`: this end, and the other.
 async fn secure(
     target: &Target,
     server_name: Option<&str>,
-    io: Stream,
+    mut io: Stream,
+    ends: (SocketAddr, SocketAddr),
 ) -> Result<(UpstreamStream, Option<TlsInfo>), UpstreamError> {
-    Ok(match &target.host.transport {
-        Transport::Raw => (UpstreamStream::Raw(io), None),
+    let mut transport = &target.host.transport;
+    if let Transport::Proxied(version, inner) = transport {
+        let header = proxy_header::header(*version, target.client, ends);
+        io.write_all(&header).await.map_err(refused)?;
+        transport = inner;
+    }
+    Ok(match transport {
+        // The converter lets one header be the first.
+        Transport::Raw | Transport::Proxied(..) => (UpstreamStream::Raw(io), None),
         Transport::Tls(tls) => {
             let tls = target.cluster.secrets.upstream(tls).map_err(|error| {
                 target.cluster.stats.upstream_context_secrets_not_ready.inc();

@@ -24,7 +24,7 @@ use crate::http::h1::handed::{Callee, Offered};
 use crate::http::h1::parse::Limits;
 use crate::http::{h1, h2};
 use crate::model::Str;
-use crate::model::cluster::{Transport, UpstreamProtocol};
+use crate::model::cluster::UpstreamProtocol;
 use crate::telemetry::stream_info::UpstreamConnection;
 use crate::turn;
 
@@ -355,7 +355,7 @@ impl Sending<'_> {
         mut request: Request<Body>,
         guard: RequestGuard,
     ) -> Result<Exchange, UpstreamError> {
-        *request.uri_mut() = absolute(&request, matches!(self.target.host.transport, Transport::Tls(_)))
+        *request.uri_mut() = absolute(&request, self.target.host.transport.is_tls())
             .ok_or_else(|| UpstreamError::with(ErrorKind::ProtocolError, "no authority"))?;
         guard.attached();
         let connection = handle.connection().clone();

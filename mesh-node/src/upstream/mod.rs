@@ -13,6 +13,7 @@ pub mod pair;
 mod pool;
 mod pooled;
 mod probe;
+mod proxy_header;
 mod splice;
 mod stream;
 #[cfg(test)]
@@ -44,6 +45,8 @@ pub struct Target {
     pub path: UpstreamPath,
     /// What TLS offers in place of its context's protocols (`istio.alpn`).
     pub alpn: Option<AlpnList>,
+    /// Of a connection that is one client's: its address, and where it wanted to go.
+    pub client: Option<(SocketAddr, SocketAddr)>,
     /// What TLS offers where neither `alpn` nor its context names a protocol.
     pub implied_alpn: ImpliedAlpn,
 }

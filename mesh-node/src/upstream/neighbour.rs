@@ -95,9 +95,8 @@ impl Neighbourhood {
             Speaks::Http1 => Some(offer()).unzip(),
             _ => (None, None),
         };
-        // What comes first on a wire is a ClientHello then.
-        let speaks =
-            if matches!(target.host.transport, Transport::Tls(_)) { Speaks::Anything } else { speaks };
+        // What comes first on a wire is a ClientHello, or a PROXY header, then.
+        let speaks = if matches!(target.host.transport, Transport::Raw) { speaks } else { Speaks::Anything };
         let destination = target.host.address;
         neighbours.serve(Handed { pipe: far, source, destination, workload, speaks, offer });
         Ok(Some(Handing { pipe: near, local: source, offered }))

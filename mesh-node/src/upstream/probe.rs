@@ -17,7 +17,6 @@ use super::connect::establish;
 use super::stream::UpstreamStream;
 use super::{Target, UpstreamPath};
 use crate::cluster::{ClusterState, Finding, Host, Probe, Probing};
-use crate::model::cluster::Transport;
 use crate::model::resilience::{CheckKind, HealthCheck, HttpCheck};
 use crate::model::workload::Workload;
 
@@ -52,6 +51,7 @@ impl Probe for Prober {
         Box::pin(async move {
             let Some(workload) = self.workload() else { return Finding::Unreachable };
             let target = Target {
+                client: None,
                 workload,
                 cluster: cluster.clone(),
                 host: host.clone(),
@@ -205,7 +205,7 @@ fn is_serving(body: &[u8]) -> bool {
 }
 
 fn absolute(target: &Target, authority: &str, path: &str) -> Option<Uri> {
-    let scheme = if matches!(target.host.transport, Transport::Tls(_)) { "https" } else { "http" };
+    let scheme = if target.host.transport.is_tls() { "https" } else { "http" };
     Uri::builder().scheme(scheme).authority(authority).path_and_query(path).build().ok()
 }
 

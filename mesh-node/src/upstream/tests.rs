@@ -67,6 +67,7 @@ fn up(address: SocketAddr, change: impl FnOnce(&mut Cluster)) -> Arc<ClusterStat
 fn target(cluster: &Arc<ClusterState>) -> Target {
     let host = cluster.choose(&LbContext::default()).unwrap();
     Target {
+        client: None,
         workload: None,
         cluster: cluster.clone(),
         host,

@@ -31,6 +31,7 @@ use crate::model::cluster::{
     Assignment, Cluster, Discovery, DnsFamily, DnsOptions, EndpointAddress, TcpKeepalive, Thresholds,
     Transport, TransportSocketMatch, UpstreamProtocol,
 };
+use crate::model::resilience::ResponsePredicate;
 use crate::model::source::NeedKind;
 
 /// Envoy's `connect_timeout`, `dns_refresh_rate` and `cleanup_interval`.
@@ -85,7 +86,7 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
             transport: transport(at.field("transport_socket"), of.transport_socket.as_ref())?,
         });
     }
-    if http.protocol == UpstreamProtocol::Auto && matches!(transport_socket, Transport::Raw) {
+    if http.protocol == UpstreamProtocol::Auto && !transport_socket.is_tls() {
         // Envoy: "ALPN configured for cluster which has a non-ALPN transport socket".
         return Err(at
             .field("transport_socket")
@@ -115,6 +116,7 @@ pub fn convert(path: &str, proto: &Proto, context: &mut Context<'_>) -> Result<C
             }
             None => None,
         },
+        error_matcher: http.error_matcher,
         discovery,
         load_assignment: Arc::new(load_assignment),
         panic_threshold_percent: percent(
@@ -369,6 +371,7 @@ struct Http {
     upstream: Option<UpstreamHttpProtocolOptions>,
     http1: Option<Http1ProtocolOptions>,
     http2: Option<Http2ProtocolOptions>,
+    error_matcher: Option<Box<ResponsePredicate>>,
 }
 
 impl Http {
@@ -418,7 +421,14 @@ impl Http {
             }
         };
         let upstream = options.upstream_http_protocol_options;
-        Ok(Self { protocol, common: options.common_http_protocol_options, upstream, http1, http2 })
+        let at_errors = at.field("outlier_detection.error_matcher");
+        let errors = options.outlier_detection.and_then(|outlier| outlier.error_matcher);
+        let error_matcher = match errors {
+            Some(errors) => Some(Box::new(outlier::error_matcher(at_errors, &errors)?)),
+            None => None,
+        };
+        let common = options.common_http_protocol_options;
+        Ok(Self { protocol, common, upstream, http1, http2, error_matcher })
     }
 
     fn of_deprecated(at: At<'_>, proto: &Proto) -> Result<Self, XdsError> {
@@ -435,6 +445,7 @@ impl Http {
             upstream: proto.upstream_http_protocol_options.clone(),
             http1: proto.http_protocol_options.clone(),
             http2: proto.http2_protocol_options.clone(),
+            error_matcher: None,
         })
     }
 }

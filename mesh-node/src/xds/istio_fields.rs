@@ -34,6 +34,23 @@ const REASONS: &[(&str, &str)] = &[
     ("xds.type.matcher", "HBONE is not built"),
 ];
 
+/// Why fields of these names are refused.
+const FIELDS: &[(&str, &str)] = &[
+    ("envoy_internal_address", "HBONE is not built: nothing listens within the process"),
+    ("internal_listener", "HBONE is not built: nothing listens within the process"),
+    ("metadata_key", "HBONE is not built: only a waypoint's clusters have it"),
+    ("filter_chain_matcher", "HBONE is not built: only a waypoint's listeners have it"),
+    ("pipe", "hosts are known by IP address and port"),
+    ("socket_options", "the sockets of pods are opened by mesh-node, with options of its own"),
+    ("transparent", "pods are steered without it, and the client's address is kept"),
+    ("filter_state_objects_to_log", "servers of access logs are sent no filter state"),
+    ("additional_request_headers_to_log", "servers of access logs are sent no headers of choice"),
+    ("additional_response_headers_to_log", "servers of access logs are sent no headers of choice"),
+    ("additional_response_trailers_to_log", "servers of access logs are sent no headers of choice"),
+    ("resolvers", "names are resolved as the node does (resolv.conf)"),
+    ("udp_max_queries", "names are resolved as the node does (resolv.conf)"),
+];
+
 const IGNORED: &str = "changes nothing that a peer or a pod could notice";
 const REFUSED: &str = "not supported: the resource is refused by this path";
 
@@ -97,13 +114,17 @@ fn segments(path: &str) -> Vec<&str> {
     out.into_iter().map(|part| part.split(['{', '[']).next().unwrap_or(part)).collect()
 }
 
-fn reason(section: &str, verdict: Verdict) -> &'static str {
+fn reason(section: &str, path: &str, verdict: Verdict) -> &'static str {
     let known = REASONS.iter().filter(|(of, _)| section.starts_with(of)).max_by_key(|(of, _)| of.len());
+    let field = || {
+        let segments = segments(path);
+        FIELDS.iter().find(|(name, _)| segments.contains(name)).map(|(_, reason)| *reason)
+    };
     match (verdict, known) {
         (Verdict::Honoured, _) => "",
         (_, Some((_, reason))) => reason,
         (Verdict::Ignored, None) => IGNORED,
-        (Verdict::Refused, None) => REFUSED,
+        (Verdict::Refused, None) => field().unwrap_or(REFUSED),
     }
 }
 
@@ -150,7 +171,7 @@ pub(super) fn section() -> String {
                 Verdict::Ignored => "ignored",
                 Verdict::Refused => "rejected",
             };
-            let _ = writeln!(page, "| {name} | {class} | {} |", reason(section, of));
+            let _ = writeln!(page, "| {name} | {class} | {} |", reason(section, path, of));
         }
     }
     page

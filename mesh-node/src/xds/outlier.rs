@@ -3,11 +3,36 @@
 use std::time::Duration;
 
 use mesh_xds::pb::envoy::config::cluster::v3::OutlierDetection as Proto;
+use mesh_xds::pb::envoy::config::common::matcher::v3::MatchPredicate;
+use mesh_xds::pb::envoy::config::common::matcher::v3::match_predicate::{MatchSet, Rule};
 
-use super::Context;
 use super::common::{boolean, duration_or, number};
 use super::error::{At, XdsError};
-use crate::model::resilience::{Consecutive, FailurePercentage, OutlierDetection, SuccessRate};
+use super::{Context, matcher};
+use crate::model::resilience::{
+    Consecutive, FailurePercentage, OutlierDetection, ResponsePredicate, SuccessRate,
+};
+
+/// Which responses are errors. What is not known when the head of a response comes cannot be asked for.
+pub(super) fn error_matcher(at: At<'_>, proto: &MatchPredicate) -> Result<ResponsePredicate, XdsError> {
+    let all = |at: At<'_>, set: &MatchSet| -> Result<Vec<_>, XdsError> {
+        let at = at.field("rules");
+        set.rules.iter().enumerate().map(|(i, rule)| error_matcher(at.index(i), rule)).collect()
+    };
+    Ok(match &proto.rule {
+        Some(Rule::OrMatch(set)) => ResponsePredicate::OneOf(all(at.field("or_match"), set)?),
+        Some(Rule::AndMatch(set)) => ResponsePredicate::All(all(at.field("and_match"), set)?),
+        Some(Rule::NotMatch(rule)) => {
+            ResponsePredicate::Not(Box::new(error_matcher(at.field("not_match"), rule)?))
+        }
+        Some(Rule::AnyMatch(_)) => ResponsePredicate::Any,
+        Some(Rule::HttpResponseHeadersMatch(of)) => {
+            let at = at.field("http_response_headers_match");
+            ResponsePredicate::Headers(matcher::headers(at.field("headers"), &of.headers)?)
+        }
+        _ => return Err(at.invalid("must be about the head of a response")),
+    })
+}
 
 /// `stat_name` is the cluster's.
 pub(super) fn convert(

@@ -540,7 +540,7 @@ pub(super) const ROWS: &[Row] = &[
     ("config.core.v3.HealthCheck.Payload", "text binary", ""),
     ("extensions.upstreams.http.v3.HttpProtocolOptions",
      "common_http_protocol_options upstream_http_protocol_options explicit_http_config \
-      use_downstream_protocol_config auto_config", ""),
+      use_downstream_protocol_config auto_config outlier_detection", ""),
     ("extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfig",
      "http_protocol_options http2_protocol_options", ""),
     ("extensions.upstreams.http.v3.HttpProtocolOptions.UseDownstreamHttpConfig",

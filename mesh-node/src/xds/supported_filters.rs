@@ -4,6 +4,14 @@ use super::support::Row;
 
 #[rustfmt::skip]
 pub(super) const ROWS: &[Row] = &[
+    ("extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetection", "error_matcher", ""),
+    ("config.common.matcher.v3.MatchPredicate",
+     "or_match and_match not_match any_match http_response_headers_match", ""),
+    ("config.common.matcher.v3.MatchPredicate.MatchSet", "rules", ""),
+    ("config.common.matcher.v3.HttpHeadersMatch", "headers", ""),
+    ("extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport",
+     "config transport_socket", ""),
+    ("config.core.v3.ProxyProtocolConfig", "version", ""),
     ("extensions.filters.network.tcp_proxy.v3.TcpProxy.TunnelingConfig",
      "hostname use_post post_path headers_to_add",
      "propagate_response_headers propagate_response_trailers"),

@@ -104,8 +104,8 @@ fn a_listener_that_cannot_be_honoured_is_refused_by_field_and_remedy() {
             format!("{MANAGER}.cluster: unknown cluster \"nope\"; add it to static_resources.clusters"),
         ),
         (
-            tcp("cluster: a, tunneling_config: {hostname: x}"),
-            format!("{MANAGER}.tunneling_config: this field is not supported by mesh-node; remove it"),
+            tcp("cluster: a, downstream_idle_timeout: 1s"),
+            format!("{MANAGER}.downstream_idle_timeout: this field is not supported by mesh-node; remove it"),
         ),
         (
             forward("request_mirror_policies: [{cluster: nope}]"),

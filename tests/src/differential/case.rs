@@ -116,7 +116,8 @@ pub struct Send {
     /// Sent to the admin interface; of its headers only the content type counts, and JSON in any order.
     #[serde(default)]
     pub admin: bool,
-    /// Sent after a 101, or the answer to CONNECT, and awaited back.
+    /// Sent after a 101, or the answer to CONNECT, and awaited back. `protocol: tcp`: what the answer ends with, awaited
+    /// before the write side is closed.
     #[serde(default)]
     pub after_upgrade: Option<String>,
     /// Goes away without an answer after that many milliseconds.

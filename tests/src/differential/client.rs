@@ -253,6 +253,9 @@ async fn send_tcp(mut stream: BoxStream, request: &Send) -> Result<Vec<Answer>> 
     let mut bytes = Vec::new();
     // A reset and an end are the same to a client that got nothing; which it is depends on timing.
     let read = async {
+        if let Some(wanted) = &request.after_upgrade {
+            while !bytes.ends_with(wanted.as_bytes()) && stream.read_buf(&mut bytes).await? > 0 {}
+        }
         stream.shutdown().await?;
         stream.read_to_end(&mut bytes).await
     };

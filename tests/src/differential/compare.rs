@@ -36,7 +36,10 @@ pub fn differences(case: &Case, envoy: &Outcome, mesh: &Outcome) -> Vec<String> 
     let any_order = !matches!(case.compare.choice, Choice::Exact);
     let (mut envoy, mut mesh) = (envoy.clone(), mesh.clone());
     for outcome in [&mut envoy, &mut mesh] {
-        outcome.answers.iter_mut().for_each(|answer| normalise(&mut answer.headers, case));
+        outcome.answers.iter_mut().for_each(|answer| {
+            normalise(&mut answer.headers, case);
+            normalise(&mut answer.trailers, case);
+        });
         outcome.seen.iter_mut().for_each(|record| normalise(&mut record.headers, case));
         if any_order {
             forget_backends(outcome);

@@ -114,6 +114,7 @@ pub(crate) fn cluster(name: &str, load_assignment: Vec<Locality>) -> Cluster {
         lb: LbPolicy::RoundRobin,
         balancing: Balancing::default(),
         outlier_detection: None,
+        error_matcher: None,
         health_check: None,
         panic_threshold_percent: 50.0,
         locality_weighted: false,

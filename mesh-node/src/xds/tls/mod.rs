@@ -13,7 +13,9 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use mesh_xds::pb::envoy::config::core::v3::TransportSocket;
+use mesh_xds::pb::envoy::config::core::v3::proxy_protocol_config::Version;
 use mesh_xds::pb::envoy::config::core::v3::transport_socket::ConfigType;
+use mesh_xds::pb::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use mesh_xds::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use mesh_xds::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
 use mesh_xds::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type as SecretType;
@@ -24,13 +26,13 @@ use mesh_xds::pb::envoy::extensions::transport_sockets::tls::v3::{
 use mesh_xds::prost::Message;
 use rustls::{ClientConfig, ServerConfig};
 
-use super::common::{boolean, data, non_empty};
+use super::common::{boolean, data, enumeration, non_empty};
 use super::config_source::need;
 use super::error::{At, XdsError};
 use super::listener::extension;
 use super::{Context, support};
 use crate::model::Str;
-use crate::model::cluster::Transport;
+use crate::model::cluster::{ProxyHeader, Transport};
 use crate::model::source::NeedKind;
 use crate::model::tls::{DownstreamTls, Secret, Template, TlsContext, UpstreamTls};
 
@@ -89,6 +91,20 @@ pub(super) fn upstream(
     let at = at.field("typed_config");
     if mesh_xds::unpack::<RawBuffer>(config).is_some() {
         return Ok(Transport::Raw);
+    }
+    if let Some(proto) = mesh_xds::unpack::<ProxyProtocolUpstreamTransport>(config) {
+        let proto = proto.map_err(|e| at.invalid(e.to_string()))?;
+        let version = proto.config.as_ref().map_or(0, |config| config.version);
+        let version = match enumeration(at.field("config.version"), version)? {
+            Version::V1 => ProxyHeader::V1,
+            Version::V2 => ProxyHeader::V2,
+        };
+        let at = at.field("transport_socket");
+        let inner = proto.transport_socket.as_ref().ok_or_else(|| at.invalid("is required"))?;
+        return match upstream(at, inner, auto_san, context, files)? {
+            Transport::Proxied(..) => Err(at.invalid("must not be of this type again")),
+            inner => Ok(Transport::Proxied(version, Box::new(inner))),
+        };
     }
     let Some(proto) = mesh_xds::unpack::<UpstreamTlsContext>(config) else {
         return Err(extension(at, config));

@@ -8,7 +8,7 @@ use http::StatusCode;
 use super::super::local_reply::LocalReply;
 use super::super::request::Request;
 use super::Decoding;
-use crate::model::cluster::{Discovery, DnsCache, Transport};
+use crate::model::cluster::{Discovery, DnsCache};
 use crate::model::http_filter::{ForwardTo, HttpFilter, Override};
 use crate::telemetry::stream_info::ResponseFlags;
 
@@ -34,10 +34,7 @@ pub(super) async fn decode(
         }
         _ => {}
     }
-    let default_port = match cluster.config.transport_socket {
-        Transport::Raw => 80,
-        Transport::Tls(_) => 443,
-    };
+    let default_port = if cluster.config.transport_socket.is_tls() { 443 } else { 80 };
     let (host, port) = host_and_port(request.authority(), default_port);
     match stream.manager.ctx.clusters.resolve(host, own).await {
         Some(ip) => {

@@ -19,7 +19,7 @@ use super::limits::{TryLimit, TryLimits};
 use super::{ATTEMPT_COUNT, EXPECTED_TIMEOUT, Forwarding, local, tunnel};
 use crate::cluster::{Host, LbContext, Outcome, Report, RetryGuard, Spread};
 use crate::http::body::Body;
-use crate::model::cluster::{Discovery, Transport, UpstreamProtocol};
+use crate::model::cluster::{Discovery, UpstreamProtocol};
 use crate::model::hash;
 use crate::model::http_filter::AlpnList;
 use crate::model::listener::Direction;
@@ -248,6 +248,10 @@ impl Forwarding<'_> {
 
     /// The status of a response as outlier detection sees it: of gRPC its own, if that came with the head.
     fn status(&self, response: &Response<Body>) -> u16 {
+        if let Some(errors) = &self.cluster.config.error_matcher {
+            let error = router::response_predicate(errors, response.status(), response.headers());
+            return if error { 500 } else { 200 };
+        }
         let grpc = response.headers().get("grpc-status").filter(|_| self.stream().grpc);
         match grpc.and_then(|status| status.to_str().ok()?.parse().ok()) {
             Some(status) => grpc_to_http(status),
@@ -258,7 +262,7 @@ impl Forwarding<'_> {
     /// What is offered to a host that is spoken to by TLS (`istio.alpn`).
     fn alpn(&self, host: &Host) -> Option<AlpnList> {
         let cluster = &self.cluster.config;
-        if cluster.istio.keep_alpn || matches!(host.transport, Transport::Raw) {
+        if cluster.istio.keep_alpn || !host.transport.is_tls() {
             return None;
         }
         let http2 = match cluster.protocol {
@@ -274,6 +278,7 @@ impl Forwarding<'_> {
         let stream = self.stream();
         let connection = &stream.manager.connection;
         Target {
+            client: None,
             workload: connection.workload.clone(),
             cluster: self.cluster.clone(),
             alpn: self.alpn(&host),

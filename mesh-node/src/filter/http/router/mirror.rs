@@ -63,6 +63,7 @@ fn one(forwarding: &Forwarding<'_>, mirror: &Mirror, request: &mut Request) {
     }
     let body = if request.body.is_end_stream() { Body::Empty } else { tap(request) };
     let target = Target {
+        client: None,
         workload: connection.workload.clone(),
         implied_alpn: implied_alpn(cluster.config.protocol, stream.version),
         cluster,

@@ -95,6 +95,7 @@ impl Forwarding<'_> {
         request.set_path(target.path_and_query().map_or("/", |path| path.as_str()).to_owned());
         let random = self.routing.random;
         let decision = super::super::route(stream, self.routing.table, request, random);
+        self.note_target(&decision, request);
         let Decision::Route(routed) = &decision else { return None };
         if !policy.predicates.iter().all(|predicate| self.accepts(predicate, routed, (from_tls, to_tls))) {
             return None;
@@ -112,15 +113,25 @@ impl Forwarding<'_> {
             request.parts.headers.insert(ORIGINAL_URL, before);
         }
         stream.redirects.set(stream.redirects.get() + 1);
-        let cluster = routed.cluster(&request.head());
-        let cluster = cluster.and_then(|name| stream.manager.ctx.clusters.get(&name));
-        let mut info = stream.info.borrow_mut();
-        info.route_name = Some(routed.route.name.clone()).filter(|name| !name.is_empty());
-        info.upstream.cluster = cluster.map(|cluster| cluster.name().clone());
-        info.upstream.attempts = 0;
-        drop(info);
+        stream.info.borrow_mut().upstream.attempts = 0;
         log(stream, request, response.status());
         Some(())
+    }
+
+    /// Access logs name the route and cluster that the redirect leads to, or none, whether it is followed or not.
+    fn note_target(&self, decision: &Decision<'_>, request: &Request) {
+        let stream = self.stream();
+        let routed = match decision {
+            Decision::Route(routed) => Some(routed),
+            Decision::NotFound(_) | Decision::TlsRedirect(_) => None,
+        };
+        let cluster = routed
+            .and_then(|routed| routed.cluster(&request.head()))
+            .and_then(|name| stream.manager.ctx.clusters.get(&name));
+        let mut info = stream.info.borrow_mut();
+        let name = routed.map(|routed| routed.route.name.clone());
+        info.route_name = name.filter(|name| !name.is_empty());
+        info.upstream.cluster = cluster.map(|cluster| cluster.name().clone());
     }
 
     fn accepts(

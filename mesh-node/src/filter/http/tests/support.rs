@@ -236,6 +236,7 @@ pub fn cluster(name: &str, endpoints: &[SocketAddr]) -> Cluster {
         lb: LbPolicy::RoundRobin,
         balancing: Balancing::default(),
         outlier_detection: None,
+        error_matcher: None,
         health_check: None,
         panic_threshold_percent: 50.0,
         locality_weighted: false,

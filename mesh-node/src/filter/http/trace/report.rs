@@ -150,6 +150,7 @@ impl Reporter {
         let Ok(host) = cluster.choose(&LbContext::default()) else { return Outcome::Failed };
         let version = if collector.grpc { Version::HTTP_2 } else { Version::HTTP_11 };
         let target = Target {
+            client: None,
             workload: workload.clone(),
             implied_alpn: implied_alpn(cluster.config.protocol, version),
             cluster,

@@ -85,6 +85,7 @@ pub(super) async fn call(lua: &Lua, exchange: &Rc<Exchange>, call: Call) -> mlua
     let made = async move {
         let host = cluster.choose(&LbContext::default()).ok()?;
         let target = Target {
+            client: None,
             workload: manager.connection.workload.clone(),
             implied_alpn: implied_alpn(cluster.config.protocol, Version::HTTP_11),
             cluster,

@@ -18,6 +18,7 @@ use mesh_node::xds;
 use mesh_tests::differential;
 use mesh_xds::pb::envoy::config::bootstrap::v3::Bootstrap;
 use mesh_xds::pb::envoy::config::listener::v3::Listener;
+use mesh_xds::pb::envoy::config::route::v3::RouteConfiguration;
 use mesh_xds::pb::envoy::service::runtime::v3::Runtime;
 use mesh_xds::{Node, from_node};
 use serde_json::{Map, Value};
@@ -229,11 +230,23 @@ fn compile_listeners(resources: &[Value]) -> Outcome {
         needs: Default::default(),
         ignored: xds::Ignored::default(),
     };
-    let (mut all, mut runtime) = (Vec::new(), Vec::new());
+    let (mut all, mut runtime, mut tables) = (Vec::new(), Vec::new(), Vec::new());
     for resource in resources {
         let mut resource = resource.clone();
         let kind = resource.as_object_mut().expect("a message").remove("@type");
-        if kind.as_ref().and_then(Value::as_str).is_some_and(|kind| kind.ends_with(".Runtime")) {
+        let is = |name: &str| kind.as_ref().and_then(Value::as_str).is_some_and(|kind| kind.ends_with(name));
+        if is(".RouteConfiguration") {
+            let text = resource.to_string();
+            let Ok(message) = from_node::<RouteConfiguration>(&Node::parse(&text).expect("JSON")) else {
+                return Outcome::Malformed;
+            };
+            match xds::table("route_config", &message, &mut context) {
+                Ok(table) => tables.push((table, context.needs.take())),
+                Err(error) => return Outcome::Refused(error.to_string()),
+            }
+            continue;
+        }
+        if is(".Runtime") {
             let Ok(message) = from_node::<Runtime>(&Node::parse(&resource.to_string()).expect("JSON")) else {
                 return Outcome::Malformed;
             };
@@ -251,7 +264,7 @@ fn compile_listeners(resources: &[Value]) -> Outcome {
             Err(error) => return Outcome::Refused(error.to_string()),
         }
     }
-    Outcome::Compiled(printed(&(all, runtime), &stats))
+    Outcome::Compiled(printed(&(all, runtime, tables), &stats))
 }
 
 fn printed(compiled: &impl Debug, stats: &Store) -> u64 {

@@ -17,6 +17,7 @@ use super::extensions::Template;
 use super::late::Late;
 use super::scopes::ScopeSet;
 use super::slot::{Item, Named, Slot, Slots, put_named};
+use super::virtual_hosts::{VirtualHosts, need_of};
 use crate::model::cluster::{Assignment, Cluster};
 use crate::model::listener::Listener;
 use crate::model::route::RouteTable;
@@ -66,6 +67,8 @@ pub struct Assembled {
 #[derive(Debug, Default)]
 pub(super) struct Routes {
     pub(super) handle: RouteHandle,
+    /// As it came, where virtual hosts come apart from it.
+    pub(super) base: Option<Arc<Compiled>>,
     pub(super) active: Option<Named>,
     pub(super) pending: Option<(Named, Instant)>,
 }
@@ -89,6 +92,7 @@ pub struct Assembly {
     pub(super) endpoints: BTreeMap<Str, Named>,
     pub(super) secrets: BTreeMap<Str, Named>,
     pub(super) routes: BTreeMap<Str, Routes>,
+    pub(super) virtual_hosts: VirtualHosts,
     /// Listeners as they came, of those with filters that come apart from them.
     pub(super) templates: BTreeMap<Str, Template>,
     pub(super) extensions: BTreeMap<Str, Named>,
@@ -130,6 +134,7 @@ impl Assembly {
             endpoints: BTreeMap::new(),
             secrets: BTreeMap::new(),
             routes: BTreeMap::new(),
+            virtual_hosts: VirtualHosts::default(),
             templates: BTreeMap::new(),
             extensions: BTreeMap::new(),
             name_table: None,
@@ -191,6 +196,10 @@ impl Assembly {
         let whole = match received.kind {
             ResourceType::Cluster => &mut self.whole_clusters,
             ResourceType::Listener => &mut self.whole_listeners,
+            ResourceType::VirtualHost => {
+                self.virtual_hosts.answered = true;
+                return rejected;
+            }
             _ => return rejected,
         };
         whole.answered = true;
@@ -231,16 +240,10 @@ impl Assembly {
                 }
             }
             Value::Scope(_) => self.scopes.put(name, compiled, version, now)?,
-            Value::Routes(_) => {
-                let routes = self.routes.entry(name.into()).or_default();
-                let named = Named::new(compiled, version);
-                match &mut routes.active {
-                    Some(active) if Arc::ptr_eq(&active.compiled, &named.compiled) => {
-                        *active = named;
-                        routes.pending = None;
-                    }
-                    _ => routes.pending = Some((named, now)),
-                }
+            Value::Routes(_) => return self.take_routes(name, compiled, version, now),
+            Value::VirtualHost => {
+                let held = &mut self.virtual_hosts;
+                held.changed |= put_named(&mut held.named, &shared(name), compiled, version);
             }
             Value::Template(..) => return self.take_template(name, compiled, version, now),
             Value::Extension(_) => return self.take_extension(name, compiled, version, now),
@@ -287,6 +290,9 @@ impl Assembly {
             // A table stays for as long as a listener names it, as in Envoy.
             // Scopes are removed before others are taken.
             ResourceType::ScopedRoute | ResourceType::Route => {}
+            ResourceType::VirtualHost => {
+                self.virtual_hosts.changed |= self.virtual_hosts.named.remove(name).is_some();
+            }
             ResourceType::ExtensionConfig => self.remove_extension(name, Instant::now()),
             ResourceType::NameTable => self.name_table = None,
             ResourceType::Runtime => {
@@ -312,6 +318,7 @@ impl Assembly {
 
     /// Puts into service what has all it needs. Says what is to be done.
     pub fn settle(&mut self, now: Instant) -> Vec<Step> {
+        self.join_virtual_hosts(now);
         self.fill_late(now);
         self.note_late(now);
         let mut steps = std::mem::take(&mut self.ready);
@@ -327,7 +334,9 @@ impl Assembly {
         let mut routes = std::mem::take(&mut self.routes);
         for table in routes.values_mut() {
             let Some((named, since)) = &table.pending else { continue };
-            if self.are_there(&named.compiled.clusters, *since, now) {
+            let has_hosts = need_of(&named.compiled)
+                .is_none_or(|need| self.has(need) || is_over(need.patience, *since, now));
+            if has_hosts && self.are_there(&named.compiled.clusters, *since, now) {
                 let Value::Routes(new) = &named.compiled.value else { continue };
                 if table.active.is_none() {
                     table.handle.store(new.clone());
@@ -382,6 +391,7 @@ impl Assembly {
             NeedKind::Extension => self.extensions.contains_key(&need.name),
             NeedKind::Scopes => self.scopes.serves,
             NeedKind::Runtime => self.runtime.contains_key(&need.name),
+            NeedKind::VirtualHosts => self.virtual_hosts.answered,
         }
     }
 
@@ -456,6 +466,10 @@ impl Assembly {
         of_slots(&self.clusters)
             .chain(of_slots(&self.listeners))
             .chain(self.routes.values().filter_map(|r| Some(r.pending.as_ref()?.1 + WAIT_FOR_CLUSTERS)))
+            .chain(self.routes.values().filter_map(|r| {
+                let (named, since) = r.pending.as_ref()?;
+                Some(*since + need_of(&named.compiled)?.patience?)
+            }))
             .chain(self.templates.values().flat_map(Template::deadlines))
             .chain(self.scopes.deadlines())
             .chain(self.dynamic.runtime.iter().filter_map(|need| Some(self.runtime_asked? + need.patience?)))
@@ -488,7 +502,7 @@ impl Assembly {
                 continue;
             }
             let kind = type_of(need.kind);
-            if need.kind == NeedKind::Scopes {
+            if matches!(need.kind, NeedKind::Scopes | NeedKind::VirtualHosts) {
                 wanted.insert((need.source.clone(), kind), Wanted::All);
             } else {
                 names.entry((&need.source, kind)).or_default().insert(need.name.clone());
@@ -511,6 +525,7 @@ impl Assembly {
             .chain(of_templates)
             .chain(&self.scopes.needs)
             .chain(&self.dynamic.runtime)
+            .chain(self.routes.values().filter_map(|routes| need_of(routes.base.as_deref()?)))
     }
 
     /// Drops what nothing names any more.
@@ -531,6 +546,8 @@ impl Assembly {
             keep
         });
         self.routes.retain(|name, _| routes.contains(name));
+        let of_table = |name: &Str| self.routes.keys().any(|table| name.starts_with(&**table));
+        self.virtual_hosts.named.retain(|name, _| of_table(name));
         self.secrets.retain(|name, _| {
             let keep = secrets.contains(name);
             if !keep {
@@ -604,5 +621,6 @@ pub(super) fn type_of(kind: NeedKind) -> ResourceType {
         NeedKind::Extension => ResourceType::ExtensionConfig,
         NeedKind::Scopes => ResourceType::ScopedRoute,
         NeedKind::Runtime => ResourceType::Runtime,
+        NeedKind::VirtualHosts => ResourceType::VirtualHost,
     }
 }

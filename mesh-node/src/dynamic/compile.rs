@@ -11,7 +11,7 @@ use mesh_xds::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
 use mesh_xds::pb::envoy::config::core::v3::TypedExtensionConfig;
 use mesh_xds::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use mesh_xds::pb::envoy::config::listener::v3::Listener as ListenerProto;
-use mesh_xds::pb::envoy::config::route::v3::{RouteConfiguration, ScopedRouteConfiguration};
+use mesh_xds::pb::envoy::config::route::v3::{RouteConfiguration, ScopedRouteConfiguration, VirtualHost};
 use mesh_xds::pb::envoy::extensions::transport_sockets::tls::v3::Secret as SecretProto;
 use mesh_xds::pb::envoy::service::runtime::v3::Runtime as RuntimeProto;
 use mesh_xds::prost::Message;
@@ -47,6 +47,8 @@ pub(super) enum Value {
     Endpoints(Arc<Assignment>),
     Listener(Arc<Listener>),
     Routes(Arc<RouteTable>),
+    /// One of a route table, which it is compiled with.
+    VirtualHost,
     Secret(Arc<Secret>),
     /// A listener with filters that come apart from it.
     Template(Arc<ListenerProto>, Arc<[xds::Discovered]>),
@@ -100,6 +102,19 @@ impl Compiler {
         self.compile(ResourceType::Listener, &proto.encode_to_vec())
     }
 
+    /// A route table with the virtual hosts that came apart from it.
+    pub(super) fn compile_routes(
+        &self,
+        table: &Compiled,
+        hosts: impl Iterator<Item = Arc<Compiled>>,
+    ) -> Result<Arc<Compiled>, String> {
+        let mut proto = decode::<RouteConfiguration>(&table.body)?;
+        for host in hosts {
+            proto.virtual_hosts.push(decode::<VirtualHost>(&host.body)?);
+        }
+        self.compile(ResourceType::Route, &proto.encode_to_vec())
+    }
+
     fn known(
         &self,
     ) -> std::sync::MutexGuard<'_, HashMap<(ResourceType, u64), Weak<Compiled>, ahash::RandomState>> {
@@ -142,6 +157,11 @@ impl Compiler {
                 let table = told(xds::table("route_config", &proto, &mut context))?;
                 table.for_each_cluster(&mut |name| clusters.push(name.clone()));
                 Value::Routes(Arc::new(table))
+            }
+            ResourceType::VirtualHost => {
+                let proto = decode::<VirtualHost>(body)?;
+                told(xds::virtual_host("virtual_host", &proto, &mut context))?;
+                Value::VirtualHost
             }
             ResourceType::ScopedRoute => {
                 let proto = decode::<ScopedRouteConfiguration>(body)?;

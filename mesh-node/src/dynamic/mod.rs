@@ -24,6 +24,7 @@ mod sources;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
+mod virtual_hosts;
 mod watch;
 
 pub use assembly::{Assembled, Assembly, Statics, Step};

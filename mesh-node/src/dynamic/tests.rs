@@ -213,6 +213,49 @@ fn what_is_sent_again_unchanged_changes_nothing() {
 }
 
 #[test]
+fn virtual_hosts_that_come_apart_join_their_table_and_leave_it() {
+    use super::compile::Value;
+    use mesh_xds::pb::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
+    let mut f = serving();
+    let host = |domain: &str| {
+        format!(
+            "{{name: {domain}, domains: [{domain}], routes: [{{match: {{prefix: /}}, route: {{cluster: a}}}}]}}"
+        )
+    };
+    let table =
+        format!("{{name: r, virtual_hosts: [{}], vhds: {{config_source: {{ads: {{}}}}}}}}", host("own.test"));
+    let domains = |f: &Fixture| -> Vec<String> {
+        let Value::Routes(table) = &f.assembly.routes["r"].active.as_ref().unwrap().compiled.value else {
+            panic!()
+        };
+        table.virtual_hosts.iter().map(|host| host.domains[0].to_string()).collect()
+    };
+    assert!(f.push::<RouteConfiguration>(ResourceType::Route, &[("r", table)], &[]).is_empty());
+    assert_eq!(f.settle(), [""; 0], "its virtual hosts are awaited");
+    assert_eq!(f.wanted(ResourceType::VirtualHost), Some(Wanted::All));
+    let push = |f: &mut Fixture, name: &str, yaml: String, removed: &[&str]| {
+        let given = [(name, yaml)];
+        let given = if name.is_empty() { &given[..0] } else { &given[..] };
+        f.push::<VirtualHost>(ResourceType::VirtualHost, given, removed)
+    };
+    assert!(push(&mut f, "r/one", host("one.test"), &[]).is_empty());
+    assert_eq!(f.settle(), ["routes r"]);
+    assert_eq!(domains(&f), ["own.test", "one.test"]);
+    assert!(push(&mut f, "elsewhere/two", host("two.test"), &[]).is_empty());
+    assert_eq!(f.settle(), [""; 0], "another table's");
+    let bad = push(&mut f, "r/bad", "{name: b, domains: ['a*b'], routes: []}".to_owned(), &[]);
+    assert!(bad[0].reason.contains("domains[0]"), "{bad:?}");
+    push(&mut f, "r/same", host("one.test"), &[]);
+    assert_eq!(f.settle(), [""; 0], "a domain that is there already");
+    push(&mut f, "", String::new(), &["r/one"]);
+    assert_eq!(f.settle(), [""; 0]);
+    assert_eq!(domains(&f), ["own.test", "one.test"], "the other one of that domain");
+    push(&mut f, "", String::new(), &["r/same"]);
+    assert_eq!(f.settle(), ["routes r"]);
+    assert_eq!(domains(&f), ["own.test"]);
+}
+
+#[test]
 fn routes_to_a_new_cluster_wait_for_its_endpoints() {
     let mut f = serving();
     f.clusters(&[eds("b")], &[]);

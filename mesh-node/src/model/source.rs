@@ -115,6 +115,8 @@ pub enum NeedKind {
     Scopes,
     /// A layer of the runtime (RTDS).
     Runtime,
+    /// More virtual hosts of a route table (VHDS): those whose names begin with the table's.
+    VirtualHosts,
 }
 
 /// A resource that another one names.

@@ -82,7 +82,7 @@ pub use discovery::{Discovered, allowed, discovered, extension, filled};
 pub use endpoint::assignment;
 pub use listener::convert as listener;
 pub use name_table::convert as name_table;
-pub use route::table;
+pub use route::{table, virtual_host_apart as virtual_host};
 pub use runtime::served as runtime;
 pub use scoped_routes::scope;
 pub use tls::secret;

@@ -12,6 +12,7 @@ use mesh_xds::pb::envoy::config::route::v3::{
 };
 
 use super::common::{boolean, enumeration, number, runtime_fraction};
+use super::config_source::need;
 use super::error::{At, XdsError};
 use super::headers::{lists, mutations};
 use super::http_filters::{overrides, rate_limits, with_cors};
@@ -20,6 +21,7 @@ use crate::model::domains::Domains;
 use crate::model::route::{
     Action, PathMatch, RequireTls, Route, RouteMatch, RouteTable, TlsMatch, VirtualHost,
 };
+use crate::model::source::{NeedKind, Source};
 use crate::model::tracing::Decorator;
 
 /// Envoy's `max_direct_response_body_size_bytes`.
@@ -40,14 +42,46 @@ pub fn table(
     context: &mut Context<'_>,
 ) -> Result<RouteTable, XdsError> {
     support::check(path, proto, &mut context.ignored)?;
-    convert(At::root(path), proto, context)
+    let at = At::root(path);
+    if let Some(vhds) = &proto.vhds {
+        let at = at.field("vhds.config_source");
+        let (name, scope) = (&proto.name, format!("vhds.{}", proto.name));
+        need(at, NeedKind::VirtualHosts, name, &scope, vhds.config_source.as_ref(), context)?;
+        let needs = context.needs.borrow();
+        if let Some(Source::Grpc(source)) = needs.last().map(|need| &need.source)
+            && !source.delta
+        {
+            // Envoy's own rule.
+            return Err(at.field("api_config_source.api_type").invalid("must be DELTA_GRPC"));
+        }
+    }
+    whole(at, proto, context)
 }
 
+/// Compiles a virtual host that comes apart from its table, to see whether it can be honoured.
+pub fn virtual_host_apart(
+    path: &str,
+    proto: &HostProto,
+    context: &mut Context<'_>,
+) -> Result<VirtualHost, XdsError> {
+    support::check(path, proto, &mut context.ignored)?;
+    let max_body_bytes = DIRECT_RESPONSE_BODY_BYTES as usize;
+    virtual_host(At::root(path), proto, &Table { context, validate_clusters: false, max_body_bytes })
+}
+
+/// A table within its listener, which has no parts that come apart from it.
 pub(super) fn convert(
     at: At<'_>,
     proto: &RouteConfiguration,
     context: &Context<'_>,
 ) -> Result<RouteTable, XdsError> {
+    if proto.vhds.is_some() {
+        return Err(at.field("vhds").invalid("is only for tables that come by rds"));
+    }
+    whole(at, proto, context)
+}
+
+fn whole(at: At<'_>, proto: &RouteConfiguration, context: &Context<'_>) -> Result<RouteTable, XdsError> {
     let max_body = number(proto.max_direct_response_body_size_bytes, DIRECT_RESPONSE_BODY_BYTES);
     let table = Table {
         context,

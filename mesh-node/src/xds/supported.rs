@@ -340,7 +340,7 @@ pub(super) const ROWS: &[Row] = &[
      "name virtual_hosts internal_only_headers request_headers_to_add request_headers_to_remove \
       response_headers_to_add response_headers_to_remove most_specific_header_mutations_wins \
       validate_clusters max_direct_response_body_size_bytes ignore_port_in_host_matching \
-      typed_per_filter_config",
+      typed_per_filter_config vhds",
      "metadata"),
     ("config.route.v3.VirtualHost",
      "name domains routes require_tls request_headers_to_add request_headers_to_remove \

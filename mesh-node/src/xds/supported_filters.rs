@@ -4,6 +4,7 @@ use super::support::Row;
 
 #[rustfmt::skip]
 pub(super) const ROWS: &[Row] = &[
+    ("config.route.v3.Vhds", "config_source", ""),
     ("extensions.upstreams.http.v3.HttpProtocolOptions.OutlierDetection", "error_matcher", ""),
     ("config.common.matcher.v3.MatchPredicate",
      "or_match and_match not_match any_match http_response_headers_match", ""),

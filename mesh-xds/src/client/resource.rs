@@ -19,6 +19,7 @@ pub enum ResourceType {
     Listener,
     ScopedRoute,
     Route,
+    VirtualHost,
     Secret,
     ExtensionConfig,
     NameTable,
@@ -26,12 +27,13 @@ pub enum ResourceType {
 }
 
 impl ResourceType {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Cluster,
         Self::Endpoint,
         Self::Listener,
         Self::ScopedRoute,
         Self::Route,
+        Self::VirtualHost,
         Self::Secret,
         Self::ExtensionConfig,
         Self::NameTable,
@@ -46,6 +48,7 @@ impl ResourceType {
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Self::ScopedRoute => "type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration",
             Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            Self::VirtualHost => "type.googleapis.com/envoy.config.route.v3.VirtualHost",
             Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
             Self::ExtensionConfig => "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
             Self::NameTable => "type.googleapis.com/istio.networking.nds.v1.NameTable",
@@ -66,6 +69,7 @@ impl ResourceType {
             Self::Listener => "LDS",
             Self::ScopedRoute => "SRDS",
             Self::Route => "RDS",
+            Self::VirtualHost => "VHDS",
             Self::Secret => "SDS",
             Self::ExtensionConfig => "ECDS",
             Self::NameTable => "NDS",

@@ -34,7 +34,8 @@ pub(super) fn path(kind: ResourceType) -> Option<&'static str> {
         ResourceType::Secret => "/v3/discovery:secrets",
         ResourceType::ExtensionConfig => "/v3/discovery:extension_configs",
         ResourceType::Runtime => "/v3/discovery:runtime",
-        ResourceType::NameTable => return None,
+        // Of virtual hosts only what changes is told.
+        ResourceType::NameTable | ResourceType::VirtualHost => return None,
     })
 }
 

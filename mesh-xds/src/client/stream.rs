@@ -79,6 +79,9 @@ impl Scope {
             }
             (Self::Only(T::Route), Delta) => "/envoy.service.route.v3.RouteDiscoveryService/DeltaRoutes",
             (Self::Only(T::Route), Whole) => "/envoy.service.route.v3.RouteDiscoveryService/StreamRoutes",
+            (Self::Only(T::VirtualHost), Delta) => {
+                "/envoy.service.route.v3.VirtualHostDiscoveryService/DeltaVirtualHosts"
+            }
             (Self::Only(T::Secret), Delta) => "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets",
             (Self::Only(T::Secret), Whole) => "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
             (Self::Only(T::ExtensionConfig), Delta) => {
@@ -93,7 +96,9 @@ impl Scope {
             (Self::Only(T::Runtime), Whole) => {
                 "/envoy.service.runtime.v3.RuntimeDiscoveryService/StreamRuntime"
             }
-            (Self::Only(T::NameTable), _) | (_, Protocol::Rest(_)) => return None,
+            (Self::Only(T::NameTable), _) | (Self::Only(T::VirtualHost), Whole) | (_, Protocol::Rest(_)) => {
+                return None;
+            }
         })
     }
 }

@@ -14,7 +14,8 @@ use mesh_node::cluster::ClusterManager;
 use mesh_node::filter::{WorkerContext, http as manager};
 use mesh_node::http::h1::chunk::{Decoded, Decoder};
 use mesh_node::http::h1::parse::{self, Asked, Framing, Limits, Progress};
-use mesh_node::model::listener::Direction;
+use mesh_node::listener::proxy_header::{self, Verdict};
+use mesh_node::model::listener::{Direction, ProxyProtocol};
 use mesh_node::model::network::{HttpConnectionManager, NetworkFilter};
 use mesh_node::model::{Published, Snapshot};
 use mesh_node::telemetry::log_file::LogFiles;
@@ -48,6 +49,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("http1", http1),
     ("http2", http2),
     ("mongo", mongo),
+    ("proxy_header", proxy_header),
 ];
 
 /// A converter neither panics nor changes its mind, and says in one line what it refuses.
@@ -234,6 +236,7 @@ fn serve(data: &[u8]) {
         let ctx = std::rc::Rc::new(WorkerContext::new(published, clusters, std::sync::Arc::default()));
         let connection = Arc::new(ConnectionInfo {
             id: 1,
+            peer: "192.0.2.9:4000".parse().expect("an address"),
             remote: "192.0.2.9:4000".parse().expect("an address"),
             local: "192.0.2.2:80".parse().expect("an address"),
             original_dst: None,
@@ -259,6 +262,15 @@ fn serve(data: &[u8]) {
         Ok(Ok(())) => {}
         Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
         Err(_) => panic!("the connection does not end"),
+    }
+}
+
+/// A header that is found is found whatever follows, and in none of its beginnings.
+fn proxy_header(data: &[u8]) {
+    let filter = ProxyProtocol { optional: false, versions: [true; 2] };
+    if let Verdict::Header { bytes, .. } = proxy_header::parse(data, &filter) {
+        assert_eq!(proxy_header::parse(&data[..bytes], &filter), proxy_header::parse(data, &filter));
+        (0..bytes).for_each(|end| assert_eq!(proxy_header::parse(&data[..end], &filter), Verdict::NeedMore));
     }
 }
 

@@ -49,6 +49,12 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
             "a;x=y\r\n0123456789\r\n00\r\nX-T: v\r\n\r\n",
             "ffffffffffffffff\r\nab",
         ]),
+        "proxy_header" => text(&[
+            "PROXY TCP4 192.0.2.1 192.0.2.2 4000 80\r\nGET /",
+            "PROXY TCP6 2001:db8::1 ::1 1 65535\r\n",
+            "\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0cabcdefghijkl",
+            "\r\n\r\n\0\r\nQUIT\n\x20\0\0\0x",
+        ]),
         "mongo" => vec![
             b"\x2f\0\0\0\x07\0\0\0\0\0\0\0\xd4\x07\0\0\0\0\0\0db.a\0\0\0\0\0\0\0\0\0\x0e\0\0\0\x10_id\0\x01\0\0\0\0".to_vec(),
             b"\x24\0\0\0\x09\0\0\0\x07\0\0\0\x01\0\0\0\x02\0\0\0\x05\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0".to_vec(),

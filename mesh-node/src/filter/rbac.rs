@@ -89,7 +89,7 @@ impl Matcher {
             Self::Authenticated(Some(of)) => {
                 connection.tls.as_deref().is_some_and(|tls| is_named(tls, |name| of.matches(name)))
             }
-            Self::DirectRemoteIp(of) => of.contains(connection.remote.ip()),
+            Self::DirectRemoteIp(of) => of.contains(connection.peer.ip()),
             Self::RemoteIp(of) => of.contains(subject.remote),
             Self::FilterState { key, value } => {
                 subject.filter_state.and_then(|state| state.get(key)).is_some_and(|text| value.matches(text))
@@ -122,6 +122,7 @@ mod tests {
     fn connection() -> ConnectionInfo {
         ConnectionInfo {
             id: 1,
+            peer: "10.1.2.3:4000".parse().unwrap(),
             remote: "10.1.2.3:4000".parse().unwrap(),
             local: "10.0.0.1:9080".parse().unwrap(),
             original_dst: None,

@@ -205,9 +205,7 @@ async fn attempt_once(
         cluster: cluster.clone(),
         host,
         path: match info.direction {
-            Direction::Inbound if info.workload.is_some() => {
-                UpstreamPath::Application { source: info.remote }
-            }
+            Direction::Inbound if info.workload.is_some() => UpstreamPath::Application { source: info.peer },
             _ => UpstreamPath::Network,
         },
         alpn: None,

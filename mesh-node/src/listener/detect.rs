@@ -28,18 +28,18 @@ pub(super) enum First<S> {
     Nobody,
 }
 
-/// Runs the listener filters. `server` returns when the server has spoken; it may never return.
+/// Runs the listener filters that look at what the client says, of which `bytes` were read. `server` returns when the server has spoken; it may never return.
 pub(super) async fn first_bytes<S>(
     io: &mut Stream,
+    mut bytes: BytesMut,
     listener: &Listener,
     port: u16,
     server: impl Future<Output = S>,
 ) -> First<S> {
     let (tls, http) = inspectors(listener, port);
     if !tls && !http {
-        return First::Client(FirstBytes::default());
+        return First::Client(FirstBytes { bytes: bytes.freeze(), detected: Detected::default() });
     }
-    let mut bytes = BytesMut::new();
     let limit = listener.listener_filters_timeout;
     let outcome = tokio::select! {
         biased;
@@ -92,6 +92,11 @@ async fn within(limit: Option<Duration>, reading: impl Future<Output = Outcome>)
 }
 
 async fn read_until_told(io: &mut Stream, bytes: &mut BytesMut, tls: bool, http: bool) -> Outcome {
+    if !bytes.is_empty()
+        && let Verdict::Done(detected) = inspect(bytes, tls, http)
+    {
+        return Outcome::Told(detected);
+    }
     loop {
         bytes.reserve(4096);
         match io.read_buf(bytes).await {

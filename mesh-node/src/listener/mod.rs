@@ -8,6 +8,7 @@ pub mod bind;
 mod chain_match;
 mod detect;
 pub mod inspect;
+pub mod proxy_header;
 mod replay;
 #[cfg(test)]
 mod simulation;
@@ -23,6 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::BytesMut;
 use tokio::net::TcpStream;
 
 use crate::budget::Purse;
@@ -39,6 +41,7 @@ use crate::telemetry::stream_info::{ConnectionInfo, ResponseFlags, StreamInfo, T
 use crate::upstream::Speaks;
 
 use detect::First;
+use proxy_header::Ends;
 pub use replay::Replay;
 
 impl Downstream for Replay<Stream> {
@@ -212,6 +215,12 @@ async fn serve_listener(
         tracing::debug!(%error, "connection ended before it was served");
         return None;
     }
+    let Some((bytes, named)) = named_by_a_proxy(&mut io, &listener, source, speaks).await else {
+        reset(&io);
+        return None;
+    };
+    // Who the client is, and where it wanted to go, as it says or a proxy in front of it.
+    let (remote, local) = named.unwrap_or((source, original_dst));
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     // Of a pod that has left already, the last few connections are served as those of a pod that stays: told to
     // end before they began, clients would come again and again.
@@ -222,8 +231,9 @@ async fn serve_listener(
     let connection = |tls: Option<TlsInfo>, requested_server_name: Option<String>, filter_chain: &Str| {
         Arc::new(ConnectionInfo {
             id,
-            remote: source,
-            local: original_dst,
+            peer: source,
+            remote,
+            local,
             original_dst: Some(original_dst),
             direction,
             workload: workload.clone(),
@@ -234,7 +244,7 @@ async fn serve_listener(
             listener_log: listener.access_log.clone(),
         })
     };
-    let chosen = |detected: &inspect::Detected| choose(&listener, source, original_dst, detected);
+    let chosen = |detected: &inspect::Detected| choose(&listener, source, (remote, local), detected);
     let server = || async {
         // Where the client says nothing, as raw bytes would go. Most clients do say something at once.
         tokio::time::sleep(CLIENT_FIRST).await;
@@ -247,9 +257,9 @@ async fn serve_listener(
     };
     let first = if speaks == Speaks::Anything {
         let server = Box::pin(server());
-        Box::pin(detect::first_bytes(&mut io, &listener, original_dst.port(), server)).await
+        Box::pin(detect::first_bytes(&mut io, bytes, &listener, local.port(), server)).await
     } else {
-        First::Client(detect::told(&listener, original_dst.port(), speaks))
+        First::Client(detect::told(&listener, local.port(), speaks))
     };
     let first = match first {
         First::Client(first) => first,
@@ -301,6 +311,44 @@ async fn serve_listener(
     }
 }
 
+/// What the PROXY protocol says of the client, where the listener speaks it, and what was read after that. `None`: it is not
+/// served.
+async fn named_by_a_proxy(
+    io: &mut Stream,
+    listener: &Listener,
+    source: SocketAddr,
+    speaks: Speaks,
+) -> Option<(BytesMut, Option<Ends>)> {
+    let mut bytes = BytesMut::new();
+    let Some(filter) = &listener.listener_filters.proxy_protocol else { return Some((bytes, None)) };
+    let named = match speaks {
+        Speaks::Anything => {
+            let taking = Box::pin(proxy_header::take(io, &mut bytes, filter));
+            match listener.listener_filters_timeout {
+                None => taking.await,
+                Some(limit) => match tokio::time::timeout(limit, taking).await {
+                    Ok(named) => named,
+                    Err(_) => {
+                        listener.stats.downstream_pre_cx_timeout.inc();
+                        let goes_on = listener.continue_on_listener_filters_timeout;
+                        if goes_on { Ok(None) } else { Err("it did not come in time") }
+                    }
+                },
+            }
+        }
+        // A client whose bytes are known has begun with other ones.
+        _ if filter.optional => Ok(None),
+        _ => Err("there is none"),
+    };
+    match named {
+        Ok(named) => Some((bytes, named)),
+        Err(why) => {
+            tracing::debug!(listener = %listener.name, %source, why, "no good header of the PROXY protocol");
+            None
+        }
+    }
+}
+
 /// Serves a connection, then writes the listener's log. Of a TCP proxy the filter writes it: it knows the rest.
 async fn log_served(
     chain: &FilterChain,
@@ -334,13 +382,13 @@ fn log_unserved(connection: Arc<ConnectionInfo>, details: Option<&'static str>) 
 
 fn choose(
     listener: &Listener,
-    source: SocketAddr,
-    destination: SocketAddr,
+    direct_source: SocketAddr,
+    (source, destination): (SocketAddr, SocketAddr),
     detected: &inspect::Detected,
 ) -> Option<Arc<FilterChain>> {
     let facts = chain_match::Facts {
         destination,
-        direct_source: source,
+        direct_source,
         source,
         server_name: detected.server_name.as_deref(),
         transport_protocol: if detected.tls { "tls" } else { "raw_buffer" },

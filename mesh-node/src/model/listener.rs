@@ -55,7 +55,16 @@ pub struct ListenerFilters {
     pub original_dst: bool,
     pub tls_inspector: Option<PortPredicate>,
     pub http_inspector: Option<PortPredicate>,
-    pub proxy_protocol: bool,
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// Connections begin with a header of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProxyProtocol {
+    /// Connections without a header are served, too (`allow_requests_without_proxy_protocol`).
+    pub optional: bool,
+    /// Versions 1 and 2: which are not disallowed.
+    pub versions: [bool; 2],
 }
 
 /// `ListenerFilterChainMatchPredicate`: true where the filter is disabled.

@@ -449,6 +449,7 @@ pub(super) mod tests {
     pub fn stream() -> StreamInfo {
         let connection = Arc::new(ConnectionInfo {
             id: 7,
+            peer: "10.0.0.1:4000".parse().unwrap(),
             remote: "10.0.0.1:4000".parse().unwrap(),
             local: "[::1]:80".parse().unwrap(),
             original_dst: None,

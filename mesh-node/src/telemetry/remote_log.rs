@@ -125,7 +125,7 @@ impl Entry {
             start: info.start_wall,
             duration: info.end,
             remote: info.remote,
-            direct_remote: info.connection.remote,
+            direct_remote: info.connection.peer,
             local: info.connection.local,
             server_name: info.connection.requested_server_name.clone(),
             flags: info.flags,

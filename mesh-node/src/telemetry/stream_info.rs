@@ -20,9 +20,12 @@ use crate::turn;
 #[derive(Debug)]
 pub struct ConnectionInfo {
     pub id: u64,
-    /// The peer, or who it says it speaks for (PROXY protocol).
+    /// Who the connection is from.
+    pub peer: SocketAddr,
+    /// The client: the peer, or whom it speaks for (PROXY protocol).
     pub remote: SocketAddr,
-    /// The original destination where there is one, else the local address.
+    /// Where the client wanted to go: the original destination where there is one, else the local address; or what the
+    /// peer says.
     pub local: SocketAddr,
     pub original_dst: Option<SocketAddr>,
     pub direction: Direction,

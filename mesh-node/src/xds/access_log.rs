@@ -25,7 +25,7 @@ use mesh_xds::pb::envoy::extensions::access_loggers::stream::v3::{
 use super::common::{boolean, enumeration, fraction};
 use super::error::{At, XdsError};
 use super::listener::extension;
-use super::{Context, format, grpc_service, matcher, rbac};
+use super::{Context, config_source, format, grpc_service, matcher, rbac};
 use crate::model::cel;
 use crate::model::source::GrpcTarget;
 use crate::runtime::Setting;
@@ -183,6 +183,7 @@ fn remote(
 ) -> Result<AccessLog, XdsError> {
     let at = at.field("common_config");
     let proto = proto.ok_or_else(|| at.invalid("is required"))?;
+    config_source::version(at.field("transport_api_version"), proto.transport_api_version)?;
     let at = at.field("grpc_service");
     let service = proto.grpc_service.as_ref().ok_or_else(|| at.invalid("is required"))?;
     let server = grpc_service::server(at, service)?;

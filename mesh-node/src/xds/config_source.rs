@@ -82,7 +82,7 @@ fn convert(at: At<'_>, proto: &ConfigSource) -> Result<(Source, Option<Duration>
 }
 
 /// There is only one version of the protocol left.
-fn version(at: At<'_>, version: i32) -> Result<(), XdsError> {
+pub(super) fn version(at: At<'_>, version: i32) -> Result<(), XdsError> {
     match enumeration(at, version)? {
         ApiVersion::V2 => Err(at.invalid("must be V3")),
         ApiVersion::Auto | ApiVersion::V3 => Ok(()),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_xds::pb::envoy::config::core::v3::TrafficDirection;
+use mesh_xds::pb::envoy::config::core::v3::proxy_protocol_config::Version;
 use mesh_xds::pb::envoy::config::listener::v3::filter_chain_match::ConnectionSourceType;
 use mesh_xds::pb::envoy::config::listener::v3::listener_filter::ConfigType as ListenerConfigType;
 use mesh_xds::pb::envoy::config::listener::v3::listener_filter_chain_match_predicate::Rule;
@@ -12,13 +13,15 @@ use mesh_xds::pb::envoy::config::listener::v3::{
     FilterChain as ChainProto, FilterChainMatch as MatchProto, Listener as Proto,
     ListenerFilterChainMatchPredicate as PredicateProto,
 };
+use mesh_xds::pb::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol as ProxyProtocolProto;
 use mesh_xds::pb::google::protobuf::Any;
 
 use super::common::{boolean, cidrs, content_hash, enumeration, number, socket_address, timeout};
 use super::error::{At, XdsError};
 use super::{Context, access_log, network_filters, support, tls};
 use crate::model::listener::{
-    Direction, FilterChain, FilterChainMatch, Listener, ListenerFilters, PortPredicate, SourceType,
+    Direction, FilterChain, FilterChainMatch, Listener, ListenerFilters, PortPredicate, ProxyProtocol,
+    SourceType,
 };
 
 /// Envoy's `listener_filters_timeout`.
@@ -110,12 +113,30 @@ fn listener_filters(at: At<'_>, proto: &Proto) -> Result<ListenerFilters, XdsErr
             "OriginalDst" => filters.original_dst = true,
             "TlsInspector" => filters.tls_inspector = Some(disabled),
             "HttpInspector" => filters.http_inspector = Some(disabled),
-            "ProxyProtocol" if matches!(disabled, PortPredicate::Never) => filters.proxy_protocol = true,
+            "ProxyProtocol" if matches!(disabled, PortPredicate::Never) => {
+                filters.proxy_protocol = Some(proxy_protocol(at.field("typed_config"), config)?);
+            }
             "ProxyProtocol" => return Err(at.field("filter_disabled").unsupported()),
             _ => return Err(extension(at.field("typed_config"), config)),
         }
     }
     Ok(filters)
+}
+
+fn proxy_protocol(at: At<'_>, config: &Any) -> Result<ProxyProtocol, XdsError> {
+    let proto = mesh_xds::unpack::<ProxyProtocolProto>(config).ok_or_else(|| extension(at, config))?;
+    let proto = proto.map_err(|error| at.invalid(error.to_string()))?;
+    let mut versions = [true; 2];
+    for (i, version) in proto.disallowed_versions.iter().enumerate() {
+        match enumeration(at.field("disallowed_versions").index(i), *version)? {
+            Version::V1 => versions[0] = false,
+            Version::V2 => versions[1] = false,
+        }
+    }
+    if versions == [false; 2] {
+        return Err(at.field("disallowed_versions").invalid("leaves no version"));
+    }
+    Ok(ProxyProtocol { optional: proto.allow_requests_without_proxy_protocol, versions })
 }
 
 /// The last part of a type's name. The table of supported fields has made sure of the whole.

@@ -80,7 +80,8 @@ pub(super) const ROWS: &[Row] = &[
     ("extensions.filters.listener.tls_inspector.v3.TlsInspector", "",
      "enable_ja3_fingerprinting enable_ja4_fingerprinting initial_read_buffer_size"),
     ("extensions.filters.listener.http_inspector.v3.HttpInspector", "", ""),
-    ("extensions.filters.listener.proxy_protocol.v3.ProxyProtocol", "", "stat_prefix"),
+    ("extensions.filters.listener.proxy_protocol.v3.ProxyProtocol",
+     "allow_requests_without_proxy_protocol disallowed_versions", "stat_prefix"),
 
     ("config.core.v3.Address", "socket_address", ""),
     ("config.core.v3.SocketAddress", "protocol address port_value", "ipv4_compat"),

@@ -286,7 +286,7 @@ impl Forwarding<'_> {
             host,
             path: match connection.direction {
                 Direction::Inbound if connection.workload.is_some() => {
-                    UpstreamPath::Application { source: connection.remote }
+                    UpstreamPath::Application { source: connection.peer }
                 }
                 _ => UpstreamPath::Network,
             },

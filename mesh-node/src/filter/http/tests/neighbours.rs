@@ -85,6 +85,7 @@ impl Inbound {
     fn info(&self, remote: SocketAddr, local: SocketAddr) -> Arc<ConnectionInfo> {
         Arc::new(ConnectionInfo {
             id: 7,
+            peer: remote,
             remote,
             local,
             original_dst: Some(local),

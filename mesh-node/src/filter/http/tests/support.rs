@@ -92,6 +92,7 @@ pub fn hcm() -> HttpConnectionManager {
 pub fn connection(remote: &str) -> ConnectionInfo {
     ConnectionInfo {
         id: 1,
+        peer: remote.parse().unwrap(),
         remote: remote.parse().unwrap(),
         local: "192.0.2.2:80".parse().unwrap(),
         original_dst: None,

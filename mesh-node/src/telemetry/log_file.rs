@@ -285,7 +285,7 @@ mod tests {
         std::fs::rename(&path, &rotated).unwrap();
         files.reopen();
         file.append(b"after\n");
-        drop(file);
+        files.flush();
         assert_eq!(std::fs::read_to_string(&rotated).unwrap(), "before\n");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "after\n");
         std::fs::remove_dir_all(folder).unwrap();
